@@ -1,0 +1,116 @@
+//! May this connection pass: AuthorizationPolicy at L4.
+//!
+//! Invariants: `Permit` is made only here; any DENY match denies; with ALLOW policies in scope one must
+//! match; an invalid or missing policy denies; an absent value never satisfies a positive match.
+
+use std::{net::{IpAddr, SocketAddr}, sync::Arc};
+
+use crate::{authn::Transport, mesh::{Mesh, Workload}, name::{PolicyName}, reason::Reason};
+
+/// A connection as seen where its destination decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conn {
+    /// How it arrived and who proved to be behind it.
+    pub transport: Transport,
+    /// The original client's address.
+    pub source_ip: IpAddr,
+    /// The destination workload.
+    pub workload: Arc<Workload>,
+    /// The destination address and port, as the workload sees them.
+    pub destination: SocketAddr,
+}
+
+/// Proof that a connection was authorized. Only this module makes one.
+#[derive(Clone, Debug)]
+pub struct Permit<T> {
+    subject: T,
+    by: Option<PolicyName>,
+}
+
+impl<T> Permit<T> {
+    /// What was permitted.
+    pub fn subject(&self) -> &T {
+        &self.subject
+    }
+
+    /// The ALLOW policy that permitted it; `None` when no ALLOW policy was in scope.
+    pub fn by(&self) -> Option<&PolicyName> {
+        self.by.as_ref()
+    }
+}
+
+/// A refusal: the reason, and the policy where one decided.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct Denial {
+    /// Why.
+    pub reason: Reason,
+    /// The policy that decided.
+    pub policy: Option<PolicyName>,
+}
+
+impl Denial {
+    /// A refusal that no policy is to blame for.
+    pub fn new(reason: Reason) -> Self {
+        Self { reason, policy: None }
+    }
+
+    fn text(&self) -> String {
+        match &self.policy {
+            Some(p) => format!("{} ({p})", self.reason.shown().text),
+            None => self.reason.shown().text.to_owned(),
+        }
+    }
+}
+
+/// A decision with what is to be reported beside it.
+#[derive(Clone, Debug)]
+pub struct Decision<T> {
+    /// The permit or the refusal.
+    pub outcome: Result<Permit<T>, Denial>,
+    /// AUDIT policies that matched.
+    pub audited: Vec<PolicyName>,
+    /// Dry-run policies that would have refused.
+    pub dry_run: Vec<PolicyName>,
+}
+
+/// Decides a connection at its destination: readiness, transport (PeerAuthentication), then policies.
+pub fn ingress(mesh: &Mesh, conn: Conn) -> Decision<Conn> {
+    let _ = mesh;
+    let _ = conn;
+    Decision { outcome: Err(Denial::new(Reason::NotReady)), audited: Vec::new(), dry_run: Vec::new() }
+}
+
+/// An outbound flow of an enrolled workload, before a destination endpoint is chosen.
+#[derive(Clone, Debug)]
+pub struct Egress {
+    /// The workload that dials.
+    pub source: Arc<Workload>,
+    /// What it dials.
+    pub target: Target,
+    /// The address and port it dialed.
+    pub original: SocketAddr,
+}
+
+/// What an outbound connection was found to be addressed to.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A port of a service.
+    Service(Arc<crate::mesh::Service>, u16),
+    /// A workload itself (pod IP, headless).
+    Workload(Arc<Workload>, u16),
+    /// Something outside the mesh.
+    External,
+}
+
+/// Identifies what an address is: service first, then workload, else external.
+pub fn target(mesh: &Mesh, source: &Workload, original: SocketAddr) -> Target {
+    let _ = (mesh, source, original);
+    Target::External
+}
+
+/// Decides whether an outbound flow may leave: readiness, REGISTRY_ONLY.
+pub fn egress(mesh: &Mesh, flow: Egress) -> Decision<Egress> {
+    let _ = (mesh, flow);
+    Decision { outcome: Err(Denial::new(Reason::NotReady)), audited: Vec::new(), dry_run: Vec::new() }
+}

@@ -1,0 +1,1 @@
+//! Which endpoint takes a connection: health, locality, weight, affinity.
