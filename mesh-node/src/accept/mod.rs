@@ -1,0 +1,10 @@
+//! Accepting: the listeners inside the pods, shared out to the data threads.
+//!
+//! Invariants: every data thread accepts on every listener (a duplicate of one descriptor); the thread
+//! that accepts a connection owns it until it ends; a full process backs off instead of spinning.
+
+mod listeners;
+mod pod;
+
+pub use listeners::{Kind, ListenError, ListenerEvent, Listeners};
+pub use pod::{Family, Pod, PodSockets, PodUid};

@@ -1,0 +1,3 @@
+//! Capture: what the kernel does for the data path, and which pods it does it for.
+
+pub mod datapath;

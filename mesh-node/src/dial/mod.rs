@@ -1,0 +1,1 @@
+//! Placeholder: declared early so that every part compiles against one module tree.
