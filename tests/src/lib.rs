@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What the tests share: the sample applications and the lab.
+
+pub mod apps;

@@ -1,0 +1,97 @@
+//! One program for all sample applications: `warren-sample <app>`.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use mesh_tests::apps::{book, bookinfo, grpc_echo, httpbin, tcp_echo};
+
+/// Sample applications for the lab and the tests. They know nothing of the mesh.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    app: App,
+}
+
+#[derive(Subcommand)]
+enum App {
+    /// The page of the bookstore; asks details and reviews.
+    Productpage(Port),
+    /// Facts about a book.
+    Details(Port),
+    /// Reviews of a book; v2 and v3 ask ratings.
+    Reviews(Versioned),
+    /// Stars by reviewer.
+    Ratings(Versioned),
+    /// A book with its rating; asks rating.
+    Book(Port),
+    /// A rating that can be told to misbehave.
+    Rating(Versioned),
+    /// HTTP echo: /headers /status/N /delay/S /bytes/N /stream/N /ws /anything.
+    Httpbin(Versioned),
+    /// gRPC echo, all four kinds of call.
+    GrpcEcho(Versioned),
+    /// TCP echo, banner, sink or source.
+    TcpEcho(Tcp),
+}
+
+#[derive(clap::Args)]
+struct Port {
+    /// Port to listen on; the app's usual one unless given.
+    #[arg(long, env = "PORT")]
+    port: Option<u16>,
+}
+
+#[derive(clap::Args)]
+struct Versioned {
+    /// Port to listen on; the app's usual one unless given.
+    #[arg(long, env = "PORT")]
+    port: Option<u16>,
+    /// Version to show and to behave like.
+    #[arg(long, env = "SERVICE_VERSION", default_value = "v1")]
+    version: String,
+}
+
+#[derive(clap::Args)]
+struct Tcp {
+    /// Ports to listen on.
+    #[arg(long, env = "PORT", value_delimiter = ',', default_values_t = [tcp_echo::PORT])]
+    port: Vec<u16>,
+    /// Text to send before anything is read.
+    #[arg(long, conflicts_with_all = ["sink", "source"])]
+    banner: Option<String>,
+    /// Read and discard; answer the count at the end.
+    #[arg(long, conflicts_with = "source")]
+    sink: bool,
+    /// Send as much as the client takes.
+    #[arg(long)]
+    source: bool,
+    /// Ignored extra arguments, so that an image's own arguments do no harm.
+    #[arg(hide = true, trailing_var_arg = true)]
+    _rest: Vec<String>,
+}
+
+impl Tcp {
+    fn manner(&self) -> tcp_echo::Manner {
+        match (&self.banner, self.sink, self.source) {
+            (Some(text), _, _) => tcp_echo::Manner::Banner(format!("{text}\r\n")),
+            (None, true, _) => tcp_echo::Manner::Sink,
+            (None, false, true) => tcp_echo::Manner::Source,
+            (None, false, false) => tcp_echo::Manner::Echo,
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    match Cli::parse().app {
+        App::Productpage(a) => bookinfo::productpage(a.port.unwrap_or(bookinfo::PORT)).await,
+        App::Details(a) => bookinfo::details(a.port.unwrap_or(bookinfo::PORT)).await,
+        App::Reviews(a) => bookinfo::reviews(a.port.unwrap_or(bookinfo::PORT), a.version).await,
+        App::Ratings(a) => bookinfo::ratings(a.port.unwrap_or(bookinfo::PORT), a.version).await,
+        App::Book(a) => book::book(a.port.unwrap_or(book::PORT)).await,
+        App::Rating(a) => book::rating(a.port.unwrap_or(book::PORT), a.version).await,
+        App::Httpbin(a) => httpbin::httpbin(a.port.unwrap_or(httpbin::PORT), a.version).await,
+        App::GrpcEcho(a) => grpc_echo::grpc_echo(a.port.unwrap_or(grpc_echo::PORT), a.version).await,
+        App::TcpEcho(a) => tcp_echo::tcp_echo(&a.port, a.manner()).await,
+    }
+}
