@@ -1,0 +1,269 @@
+//! The decisions of the socket hooks, as functions over plain values.
+//!
+//! Invariants: total and pure; what is missing or stale never widens what a pod may do; used as they are
+//! by the kernel programs, so a host test of them tests the kernel's behaviour.
+
+use crate::addr::Addr;
+use crate::layout::*;
+use crate::ports;
+use crate::reason;
+
+/// What the hooks have to do with a destination at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Not ours: loopback, the pod itself, other protocols, no address of that family.
+    Leave,
+    /// TCP that is to be decided.
+    Tcp,
+    /// DNS that goes to the proxy's port.
+    Dns,
+}
+
+/// Linux's numbers of the protocols that matter.
+pub mod proto {
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// TCP.
+    pub const TCP: u32 = 6;
+    /// UDP.
+    pub const UDP: u32 = 17;
+    /// Multipath TCP, as a socket's protocol.
+    pub const MPTCP: u32 = 262;
+    /// A stream socket.
+    pub const STREAM: u32 = 1;
+    /// A datagram socket.
+    pub const DGRAM: u32 = 2;
+}
+
+/// Whether `connect` or `sendmsg` of an enrolled pod concerns us.
+#[inline(always)]
+pub fn scope(pod: &Pod, kind: u32, protocol: u32, dst: &Addr, port: u16) -> Scope {
+    let own = pod.addr_like(dst);
+    if own.is_none() || same(&own, dst) || dst.is_this_host() || dst.is_many() {
+        return Scope::Leave;
+    }
+    let dns = port == ports::DNS_ASKED && pod.flags() & POD_DNS != 0;
+    if kind == proto::STREAM
+        && (protocol == proto::TCP || protocol == proto::MPTCP)
+        && pod.flags() & POD_CAPTURE != 0
+    {
+        return if dns { Scope::Dns } else { Scope::Tcp };
+    }
+    if kind == proto::DGRAM && protocol == proto::UDP && dns {
+        return Scope::Dns;
+    }
+    Scope::Leave
+}
+
+/// Whether the programs may take new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Yes.
+    Serve,
+    /// No: programs of a newer layout do.
+    Retired,
+    /// No: the proxy shows no sign of life.
+    Stale,
+}
+
+/// Reads the state.
+#[inline(always)]
+pub fn gate(state: &State, now_ns: u64) -> Gate {
+    if state.retired() != 0 {
+        return Gate::Retired;
+    }
+    let stale = state.stale_ns();
+    if stale != 0 && now_ns > state.heartbeat_ns().saturating_add(stale) {
+        return Gate::Stale;
+    }
+    Gate::Serve
+}
+
+/// What a verdict says now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// Nothing, or nothing any more.
+    Unknown,
+    /// Native TCP.
+    Direct,
+    /// Through the proxy.
+    Proxy,
+    /// Refuse, with this reason.
+    Refuse(u16),
+}
+
+/// Compares a verdict with the present.
+#[inline(always)]
+pub fn judge(verdict: Option<&Verdict>, epoch: u64, generation: u64, now_ns: u64) -> Judged {
+    let Some(v) = verdict else {
+        return Judged::Unknown;
+    };
+    if v.epoch() != epoch
+        || v.generation() != generation
+        || (v.until_ns() != 0 && now_ns >= v.until_ns())
+    {
+        return Judged::Unknown;
+    }
+    match v.action() {
+        VERDICT_DIRECT => Judged::Direct,
+        VERDICT_REFUSE => Judged::Refuse(v.reason()),
+        _ => Judged::Proxy,
+    }
+}
+
+/// Which endpoint of a VIP to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pick {
+    /// The proxy chooses.
+    Proxy,
+    /// This slot, a pod of this node.
+    Slot(u32),
+    /// None: refuse with this reason.
+    Refuse(u16),
+}
+
+/// Picks by a random number.
+#[inline(always)]
+pub fn pick(vip: &Vip, random: u32) -> Pick {
+    if vip.refuse() != 0 {
+        return Pick::Refuse(vip.refuse() as u16);
+    }
+    let count = vip.count();
+    if count == 0 || count > MAX_SLOTS as u32 {
+        return Pick::Proxy;
+    }
+    let i = random % count;
+    if vip.slot(i as usize).local() != 0 {
+        Pick::Slot(i)
+    } else {
+        Pick::Proxy
+    }
+}
+
+/// The end of `connect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connect {
+    /// Native TCP to the destination pod.
+    Direct,
+    /// To the proxy.
+    Proxy,
+    /// The call fails, with this reason.
+    Refuse(u16),
+}
+
+/// Decides a TCP `connect` of an enrolled pod. `able`: the source may go direct, its protocol can, and the
+/// destination is an enrolled pod of this node.
+#[inline(always)]
+pub fn connect(judged: Judged, able: bool, used: &Use) -> Connect {
+    match judged {
+        Judged::Refuse(reason) => return Connect::Refuse(reason),
+        Judged::Direct if able && used.direct() < crate::maps::size::DIRECT_QUOTA as u64 => {
+            return Connect::Direct;
+        }
+        Judged::Direct | Judged::Proxy | Judged::Unknown => {}
+    }
+    if used.originals() >= crate::maps::size::ORIGINALS_QUOTA as u64 {
+        return Connect::Refuse(reason::OVERLOADED);
+    }
+    Connect::Proxy
+}
+
+/// The outbound listener for a destination.
+#[inline(always)]
+pub fn outbound_port(pod: &Pod, dst: &Addr, port: u16) -> u16 {
+    let n = pod.outbound();
+    if n <= 1 || n > ports::OUTBOUND_PORTS as u32 {
+        return ports::OUTBOUND;
+    }
+    ports::OUTBOUND + (dst.hash(port as u32) % n) as u16
+}
+
+/// What `lookup` can say before it looks anything up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Early {
+    /// The pod's own traffic.
+    Local,
+    /// To the HBONE listener.
+    Tunnel,
+    /// Not TCP, and not one of our ports.
+    Other,
+    /// Drop, with this reason.
+    Drop(u16),
+    /// Look further.
+    Ask,
+}
+
+/// The first half of an inbound decision.
+#[inline(always)]
+pub fn lookup_early(tcp: bool, remote: &Addr, local: &Addr, local_port: u16) -> Early {
+    if same(remote, local) || local.is_this_host() {
+        return Early::Local;
+    }
+    if ports::is_private(local_port) {
+        return Early::Drop(reason::BYPASS);
+    }
+    if !tcp {
+        return Early::Other;
+    }
+    if local_port == ports::HBONE {
+        Early::Tunnel
+    } else {
+        Early::Ask
+    }
+}
+
+/// The second half of an inbound decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inbound {
+    /// An authorised direct connection.
+    Direct,
+    /// Kubelet, to a port declared as a probe.
+    Probe,
+    /// To the proxy.
+    Steer,
+}
+
+/// Decides what is left. `server`: the pod that owns the local address; `authorised`: the entry of exactly
+/// this tuple; `probe`: the tuple is kubelet's.
+#[inline(always)]
+pub fn lookup(
+    server: u32,
+    authorised: Option<&Authorised>,
+    probe: bool,
+    declared: bool,
+) -> Inbound {
+    if let Some(a) = authorised
+        && a.server() == server
+    {
+        return Inbound::Direct;
+    }
+    if probe && declared {
+        Inbound::Probe
+    } else {
+        Inbound::Steer
+    }
+}
+
+/// Whether kubelet probes this port.
+#[inline(always)]
+pub fn is_probe_port(probes: &Probes, port: u16) -> bool {
+    let ports = probes.ports();
+    let mut found = false;
+    let mut i = 0;
+    while i < MAX_PROBES {
+        found |= (i as u32) < probes.count() && ports[i] == port;
+        i += 1;
+    }
+    found
+}
+
+/// Equality in four compares, which the verifier follows more easily than a loop over bytes.
+#[inline(always)]
+pub fn same(a: &Addr, b: &Addr) -> bool {
+    let (a, b) = (a.words(), b.words());
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

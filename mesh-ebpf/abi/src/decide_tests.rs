@@ -1,0 +1,287 @@
+//! Host tests of the socket decisions and of the bytes that cross the border.
+
+use super::*;
+extern crate std;
+use std::net::IpAddr;
+
+fn ip(s: &str) -> Addr {
+    s.parse::<IpAddr>().unwrap().into()
+}
+
+fn pod() -> Pod {
+    Pod::new(
+        3,
+        POD_CAPTURE | POD_DNS | POD_DIRECT,
+        ip("10.1.1.5"),
+        ip("fd00::5"),
+        5,
+    )
+}
+
+#[test]
+fn an_address_is_its_sixteen_bytes() {
+    assert_eq!(
+        ip("10.1.1.5").octets(),
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 1, 5]
+    );
+    assert_eq!(ip("fd00::5").octets()[15], 5);
+    assert_eq!(ip("::ffff:10.1.1.5"), ip("10.1.1.5"));
+    assert_eq!(
+        IpAddr::from(ip("10.1.1.5")),
+        "10.1.1.5".parse::<IpAddr>().unwrap()
+    );
+    for (s, here, many) in [
+        ("127.0.0.1", true, false),
+        ("127.9.9.9", true, false),
+        ("0.0.0.0", true, false),
+        ("::1", true, false),
+        ("::", true, false),
+        ("128.0.0.1", false, false),
+        ("10.0.0.1", false, false),
+        ("fe80::1", false, false),
+        ("::2", false, false),
+        ("224.0.0.1", false, true),
+        ("255.255.255.255", false, true),
+        ("ff02::1", false, true),
+        ("223.1.1.1", false, false),
+    ] {
+        assert_eq!((ip(s).is_this_host(), ip(s).is_many()), (here, many), "{s}");
+    }
+}
+
+#[test]
+fn scope_takes_tcp_and_dns_and_nothing_else() {
+    use proto::*;
+    for (kind, protocol, dst, port, expect) in [
+        (STREAM, TCP, "10.1.1.9", 80, Scope::Tcp),
+        (STREAM, MPTCP, "10.1.1.9", 80, Scope::Tcp),
+        (STREAM, TCP, "fd00::9", 80, Scope::Tcp),
+        (STREAM, TCP, "127.0.0.1", 80, Scope::Leave),
+        (STREAM, TCP, "10.1.1.5", 80, Scope::Leave),
+        (STREAM, TCP, "fd00::5", 80, Scope::Leave),
+        (STREAM, TCP, "10.1.1.9", 53, Scope::Dns),
+        (DGRAM, UDP, "10.1.1.9", 53, Scope::Dns),
+        (DGRAM, UDP, "10.1.1.9", 54, Scope::Leave),
+        (STREAM, 132, "10.1.1.9", 80, Scope::Leave),
+        (DGRAM, UDP, "127.0.0.53", 53, Scope::Leave),
+        (DGRAM, UDP, "224.0.0.251", 53, Scope::Leave),
+    ] {
+        assert_eq!(
+            scope(&pod(), kind, protocol, &ip(dst), port),
+            expect,
+            "{kind} {protocol} {dst}:{port}"
+        );
+    }
+    let v4_only = Pod::new(3, POD_CAPTURE, ip("10.1.1.5"), Addr::NONE, 1);
+    assert_eq!(
+        scope(&v4_only, STREAM, TCP, &ip("fd00::9"), 80),
+        Scope::Leave,
+        "no address of that family: the guard has the last word"
+    );
+    assert_eq!(
+        scope(&v4_only, STREAM, TCP, &ip("10.1.1.9"), 53),
+        Scope::Tcp,
+        "without DNS capture port 53 is an ordinary port"
+    );
+    let off = Pod::new(3, 0, ip("10.1.1.5"), Addr::NONE, 1);
+    assert_eq!(scope(&off, STREAM, TCP, &ip("10.1.1.9"), 80), Scope::Leave);
+}
+
+#[test]
+fn the_gate_closes_when_the_agent_is_silent() {
+    let state = |retired, beat, stale| State::new(retired, 0, beat, stale, 0, 0);
+    assert_eq!(gate(&state(0, 100, 50), 150), Gate::Serve);
+    assert_eq!(gate(&state(0, 100, 50), 151), Gate::Stale);
+    assert_eq!(gate(&state(0, 100, 0), 9_999), Gate::Serve);
+    assert_eq!(
+        gate(&state(0, 0, 50), 9_999),
+        Gate::Stale,
+        "an agent that never showed life is stale"
+    );
+    assert_eq!(
+        gate(&state(1, 100, 50), 9_999),
+        Gate::Retired,
+        "the newer programs refuse, not these"
+    );
+}
+
+#[test]
+fn a_verdict_holds_only_for_its_epoch_and_time() {
+    let v = Verdict::new(7, 1, 1_000, VERDICT_DIRECT, 0);
+    assert_eq!(judge(Some(&v), 7, 1, 999), Judged::Direct);
+    assert_eq!(judge(Some(&v), 8, 1, 999), Judged::Unknown, "epoch bumped");
+    assert_eq!(
+        judge(Some(&v), 7, 2, 999),
+        Judged::Unknown,
+        "generation raised"
+    );
+    assert_eq!(judge(Some(&v), 7, 1, 1_000), Judged::Unknown, "expired");
+    assert_eq!(judge(None, 7, 1, 0), Judged::Unknown);
+    assert_eq!(
+        judge(
+            Some(&Verdict::new(7, 1, 0, VERDICT_REFUSE, 2)),
+            7,
+            1,
+            u64::MAX
+        ),
+        Judged::Refuse(2)
+    );
+    assert_eq!(
+        judge(Some(&Verdict::new(7, 1, 0, 77, 2)), 7, 1, 5),
+        Judged::Proxy,
+        "an unknown action never goes direct"
+    );
+}
+
+#[test]
+fn connect_goes_direct_only_when_all_agree() {
+    let idle = Use::new(0, 0, 0);
+    assert_eq!(connect(Judged::Direct, true, &idle), Connect::Direct);
+    assert_eq!(connect(Judged::Direct, false, &idle), Connect::Proxy);
+    assert_eq!(connect(Judged::Proxy, true, &idle), Connect::Proxy);
+    assert_eq!(connect(Judged::Unknown, true, &idle), Connect::Proxy);
+    assert_eq!(connect(Judged::Refuse(7), true, &idle), Connect::Refuse(7));
+    let full = Use::new(
+        crate::maps::size::ORIGINALS_QUOTA as u64,
+        crate::maps::size::DIRECT_QUOTA as u64,
+        0,
+    );
+    assert_eq!(
+        connect(Judged::Direct, true, &full),
+        Connect::Refuse(reason::OVERLOADED)
+    );
+    assert_eq!(
+        connect(Judged::Unknown, true, &Use::new(0, u64::MAX, 0)),
+        Connect::Proxy
+    );
+}
+
+#[test]
+fn a_vip_is_picked_within_its_slots() {
+    let mut slots = [Slot::new(Addr::NONE, 0, 0); MAX_SLOTS];
+    slots[0] = Slot::new(ip("10.1.1.7"), 80, 1);
+    let vip = Vip::new(2, 0, slots);
+    assert_eq!(pick(&vip, 0), Pick::Slot(0));
+    assert_eq!(
+        pick(&vip, 1),
+        Pick::Proxy,
+        "a remote endpoint: the proxy chooses"
+    );
+    assert_eq!(pick(&Vip::new(0, 0, slots), 0), Pick::Proxy);
+    assert_eq!(pick(&Vip::new(0, 7, slots), 0), Pick::Refuse(7));
+    assert_eq!(
+        pick(&Vip::new(99, 0, slots), 40),
+        Pick::Proxy,
+        "a count past the table is not believed"
+    );
+}
+
+#[test]
+fn inbound_is_steered_unless_it_is_known() {
+    let (client, server) = (ip("10.1.1.9"), ip("10.1.1.5"));
+    assert_eq!(lookup_early(true, &server, &server, 8080), Early::Local);
+    assert_eq!(
+        lookup_early(true, &ip("127.0.0.1"), &ip("127.0.0.1"), 8080),
+        Early::Local
+    );
+    assert_eq!(lookup_early(true, &client, &server, 8080), Early::Ask);
+    assert_eq!(
+        lookup_early(true, &client, &server, ports::HBONE),
+        Early::Tunnel
+    );
+    assert_eq!(lookup_early(false, &client, &server, 8080), Early::Other);
+    for port in [15001, 15002, 15003, 15004, 15005, 15006, 15053] {
+        assert_eq!(
+            lookup_early(true, &client, &server, port),
+            Early::Drop(reason::BYPASS),
+            "{port}"
+        );
+        assert_eq!(
+            lookup_early(false, &client, &server, port),
+            Early::Drop(reason::BYPASS),
+            "{port}"
+        );
+        assert_eq!(
+            lookup_early(true, &server, &server, port),
+            Early::Local,
+            "{port}"
+        );
+    }
+    let a = Authorised::new(1, 3, 5, 6, server, 80, 0);
+    assert_eq!(lookup(3, Some(&a), false, false), Inbound::Direct);
+    assert_eq!(
+        lookup(4, Some(&a), false, false),
+        Inbound::Steer,
+        "another pod has the address now"
+    );
+    assert_eq!(lookup(3, None, true, true), Inbound::Probe);
+    assert_eq!(lookup(3, None, true, false), Inbound::Steer);
+    assert_eq!(lookup(3, None, false, true), Inbound::Steer);
+}
+
+#[test]
+fn probe_ports_beyond_the_count_do_not_match() {
+    let mut ports = [0u16; MAX_PROBES];
+    ports[0] = 8080;
+    ports[1] = 9090;
+    let probes = Probes::new(1, ports);
+    assert!(
+        is_probe_port(&probes, 8080) && !is_probe_port(&probes, 9090) && !is_probe_port(&probes, 0)
+    );
+}
+
+#[test]
+fn destinations_spread_over_the_outbound_ports() {
+    let mut seen = std::collections::BTreeMap::new();
+    for i in 0..250u8 {
+        for j in 0..8u8 {
+            *seen
+                .entry(outbound_port(&pod(), &Addr::v4([10, 0, j, i]), 80))
+                .or_insert(0) += 1;
+        }
+    }
+    assert_eq!(
+        seen.keys().copied().collect::<std::vec::Vec<_>>(),
+        [15001, 15002, 15003, 15004, 15005]
+    );
+    assert!(seen.values().all(|&n| n > 250), "{seen:?}");
+    assert_eq!(
+        outbound_port(
+            &Pod::new(1, 1, Addr::NONE, Addr::NONE, 0),
+            &ip("10.0.0.1"),
+            80
+        ),
+        15001
+    );
+    let same_v6: std::collections::BTreeSet<u16> = (0..200u8)
+        .map(|i| outbound_port(&pod(), &ip(&std::format!("fd00::{i:x}")), 80))
+        .collect();
+    assert_eq!(same_v6.len(), 5);
+}
+
+#[test]
+fn the_bytes_of_keys_are_what_the_programs_write() {
+    let t = Tuple::new(ip("10.1.1.5"), ip("10.1.1.9"), 40000, 80);
+    // SAFETY: Tuple is Plain: initialised, without padding.
+    let bytes: [u8; 36] = unsafe { core::mem::transmute(t) };
+    assert_eq!(&bytes[..16], &ip("10.1.1.5").octets());
+    assert_eq!(&bytes[16..32], &ip("10.1.1.9").octets());
+    assert_eq!(
+        bytes[32..],
+        [40000u16.to_ne_bytes(), 80u16.to_ne_bytes()].concat()[..]
+    );
+    assert_eq!(t.reversed().reversed(), t);
+    // SAFETY: as above.
+    let key: [u8; 32] = unsafe { core::mem::transmute(VerdictKey::new(1, ip("10.1.1.9"), 80)) };
+    assert_eq!(&key[24..26], &80u16.to_ne_bytes());
+    assert_eq!(&key[26..], [0; 6]);
+}
+
+#[test]
+fn map_names_are_unique_and_fit_the_kernel() {
+    let names: std::collections::BTreeSet<_> = crate::MAPS.iter().map(|r| r.name).collect();
+    assert_eq!(names.len(), crate::MAPS.len());
+    assert!(names.iter().all(|n| n.len() <= 15));
+    assert_eq!(crate::layout_hash(), crate::layout_hash());
+    assert!(crate::MAPS.iter().all(|r| r.quota <= r.capacity));
+}
