@@ -1,1 +1,106 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! The node proxy's configuration: flags, then environment, then file, then defaults, into one validated value.
+//!
+//! Invariants: read once at start, through an injected [`Source`]; every setting has one row in
+//! [`settings::SETTINGS`]; an unknown name in the file is an error, never ignored.
+
+mod parse;
+pub mod settings;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use parse::{ConfigError, Invocation, parse};
+pub use source::{Process, Source};
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use mesh_model::name::{ClusterId, NodeName};
+
+/// Everything that can be configured from outside, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The node's name in the cluster.
+    pub node_name: NodeName,
+    /// The node's address: metrics listen there, probes come from there.
+    pub node_ip: IpAddr,
+    /// The name of this agent among those sharing the kernel.
+    pub instance: String,
+    /// The cluster that the node belongs to.
+    pub cluster_id: ClusterId,
+    /// The controller's URL.
+    pub controller: String,
+    /// PEM roots that the controller's certificate must chain to.
+    pub controller_ca: PathBuf,
+    /// The join token or projected token.
+    pub token_file: PathBuf,
+    /// The cgroup that holds the pods; found when absent.
+    pub pods_cgroup: Option<PathBuf>,
+    /// Data threads.
+    pub threads: usize,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Which log lines are written.
+    pub log: String,
+    /// Whether flows are written to the access log.
+    pub access_log: bool,
+    /// How long live flows may go on after SIGTERM or a hand-over.
+    pub drain: Duration,
+    /// Whether to take over from a running instance.
+    pub takeover: Takeover,
+    /// Sockets and keys: `<run root>/<instance>`.
+    pub run_dir: PathBuf,
+    /// What outlives a reboot: `<state root>/<instance>`.
+    pub state_dir: PathBuf,
+    /// Bounds of the data path.
+    pub limits: Limits,
+    /// Bounds of the control path.
+    pub control: Control,
+}
+
+/// Bounds of the data path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long all attempts to reach a destination may take together.
+    pub connect_timeout: Duration,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// Handshakes under way at once.
+    pub handshakes: usize,
+    /// Handshakes under way at once from one address.
+    pub handshakes_per_source: usize,
+    /// Flows at once.
+    pub flows: usize,
+    /// How long a tunnel without flows stays open.
+    pub tunnel_idle: Duration,
+}
+
+/// Bounds of the control path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// How long connecting to the controller may take.
+    pub xds_timeout: Duration,
+    /// The longest pause between attempts to reach the controller.
+    pub xds_backoff: Duration,
+    /// How long a certificate is asked to be valid.
+    pub certificate_lifetime: Duration,
+    /// The port of metrics and readiness on the node's address.
+    pub metrics_port: u16,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Whether to take over from a running instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takeover {
+    /// When there is one.
+    Auto,
+    /// Never: what a running instance holds is not touched, and this one fails if it is in the way.
+    Never,
+}

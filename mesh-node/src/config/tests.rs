@@ -1,0 +1,84 @@
+//! Configuration: precedence, validation and messages, without touching the process's own state.
+
+use std::{collections::HashMap, io, net::IpAddr, path::Path};
+
+use super::*;
+use crate::role::Role;
+
+struct Fake {
+    env: HashMap<&'static str, &'static str>,
+    file: &'static str,
+    address: Option<IpAddr>,
+}
+
+impl Source for Fake {
+    fn env(&self, name: &str) -> Option<String> {
+        self.env.get(name).map(|v| v.to_string())
+    }
+    fn read(&self, path: &Path) -> io::Result<String> {
+        if path == Path::new("node.yaml") { Ok(self.file.into()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+    fn host_name(&self) -> Option<String> {
+        Some("host-1".into())
+    }
+    fn default_address(&self) -> Option<IpAddr> {
+        self.address
+    }
+    fn cpus(&self) -> usize {
+        64
+    }
+}
+
+fn run(args: &[&str], env: &[(&'static str, &'static str)], file: &'static str) -> Result<Invocation, String> {
+    let source = Fake { env: env.iter().copied().collect(), file, address: "10.0.0.7".parse().ok() };
+    let args = std::iter::once("mesh-node").chain(args.iter().copied()).map(str::to_owned);
+    parse(args, &source).map_err(|e| e.to_string())
+}
+
+#[test]
+fn defaults_need_no_flag() {
+    let Invocation { role, config } = run(&[], &[], "").expect("defaults are valid");
+    assert_eq!(role, Role::Node);
+    assert_eq!(config.node_name.as_str(), "host-1");
+    assert_eq!(config.instance, "host-1");
+    assert_eq!(config.node_ip.to_string(), "10.0.0.7");
+    assert_eq!(config.threads, 16);
+    assert_eq!(config.run_dir, Path::new("/run/warren/host-1"));
+    assert_eq!(config.drain, Duration::from_secs(30));
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let env = [("WARREN_CONFIG", "node.yaml"), ("WARREN_THREADS", "3"), ("WARREN_DRAIN", "7s")];
+    let file = "threads: 2\ndrain: 1s\naccessLog: off\nlog: debug\n";
+    let config = run(&["node", "--threads", "4"], &env, file).expect("valid").config;
+    assert_eq!(config.threads, 4);
+    assert_eq!(config.drain, Duration::from_secs(7));
+    assert!(!config.access_log);
+    assert_eq!(config.log, "debug");
+}
+
+#[test]
+fn what_is_wrong_is_named_with_its_origin() {
+    let check = |args: &[&str], env: &[(&'static str, &'static str)], file: &'static str, expect: &str| {
+        let error = run(args, env, file).expect_err("must be refused");
+        assert!(error.contains(expect), "{error:?} does not contain {expect:?}");
+    };
+    check(&["--threads", "0"], &[], "", "--threads = \"0\" (flag): expected a number from 1 to 256");
+    check(&[], &[("WARREN_DRAIN", "soon")], "", "WARREN_DRAIN");
+    check(&["--config", "node.yaml"], &[], "thread: 2", "unknown setting \"thread\"");
+    check(&["--config", "node.yaml"], &[], "threads: [1]", "node.yaml");
+    check(&["--config", "none.yaml"], &[], "", "none.yaml");
+    check(&["--controller", "http://ctl:15010"], &[], "", "https://HOST:PORT");
+    check(&["--instance", "../x"], &[], "", "--instance");
+    check(&["--takeover", "maybe"], &[], "", "auto, never");
+    check(&["--no-such-flag"], &[], "", "--no-such-flag");
+}
+
+#[test]
+fn every_setting_is_in_the_help() {
+    let help = run(&["--help"], &[], "").expect_err("help is not an invocation");
+    for s in settings::SETTINGS {
+        assert!(help.contains(&format!("--{}", s.flag)), "{} is missing", s.flag);
+    }
+}
