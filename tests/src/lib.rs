@@ -1,3 +1,4 @@
 //! What the tests share: the sample applications and the lab.
 
 pub mod apps;
+pub mod load;
