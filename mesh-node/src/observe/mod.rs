@@ -1,1 +1,18 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! Observing: one access-log line and one set of counters per flow, metrics, and the log itself.
+//!
+//! Invariants: nothing here blocks a data thread: log lines go through a bounded queue and are counted
+//! when it is full; counters are resolved once per flow; the number of label sets is bounded.
+
+mod access;
+mod flow;
+mod http;
+mod log;
+mod node;
+mod traffic;
+
+pub use access::AccessFormat;
+pub use flow::{Direction, FlowGuard, FlowRecord, Observer, Party, Path, Verdict};
+pub use http::{MetricsServer, ReadyCheck};
+pub use log::{LogControl, LogError, LogFormat, LogSink, init_logging};
+pub use node::{KernelCounters, Metrics, NodeMetrics};
+pub use traffic::{Reporter, Traffic, TrafficCounters};

@@ -1,0 +1,326 @@
+//! The record of one flow, and the guard that reports it however the flow ends.
+//!
+//! Invariants: a guard that is dropped writes exactly one access-log line and closes exactly what it
+//! opened in the metrics; bytes are counted from the client's view and added to shared counters only
+//! when `progress` is called and at the end.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_model::{
+    authz::Denial,
+    mesh::Workload,
+    name::{Identity, PolicyName, ServiceName},
+    reason::Reason,
+};
+
+use super::{
+    AccessFormat, LogSink, Metrics, access,
+    traffic::{FlowLabels, Reporter, TrafficCounters},
+};
+
+/// Which side of a flow this node saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// A connection that arrived for a pod of this node.
+    Inbound,
+    /// A connection that a pod of this node dialed.
+    Outbound,
+    /// A connection between two pods of this node that the kernel decided.
+    Direct,
+}
+
+impl Direction {
+    /// The word in the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
+            Direction::Direct => "direct",
+        }
+    }
+}
+
+/// How the bytes of a flow travelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// In a mutually authenticated tunnel.
+    Hbone,
+    /// Natively between two pods of one node, permitted by the kernel.
+    Direct,
+    /// As plain TCP.
+    Plain,
+}
+
+impl Path {
+    /// The word in the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Path::Hbone => "hbone",
+            Path::Direct => "direct",
+            Path::Plain => "plain",
+        }
+    }
+}
+
+/// What policy said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Permitted.
+    Allow,
+    /// Refused.
+    Deny,
+    /// Permitted, and an AUDIT policy matched.
+    Audit,
+}
+
+impl Verdict {
+    /// The word in the access log.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Allow => "allow",
+            Verdict::Deny => "deny",
+            Verdict::Audit => "audit",
+        }
+    }
+}
+
+/// One end of a flow, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Party {
+    /// Its address.
+    pub addr: Option<SocketAddr>,
+    /// The workload, when the mesh knows it.
+    pub workload: Option<Arc<Workload>>,
+    /// Who it proved to be (or, for our own pods, whom we act for).
+    pub identity: Option<Identity>,
+}
+
+/// Everything that is reported about a flow. What is unknown stays `None` and is left out.
+#[derive(Clone, Debug)]
+pub struct FlowRecord {
+    /// Which side this node saw.
+    pub direction: Direction,
+    /// The client.
+    pub source: Party,
+    /// The server. `addr` is where the application's bytes end.
+    pub destination: Party,
+    /// Where the tunnel went (or what CONNECT asked for).
+    pub hbone_addr: Option<SocketAddr>,
+    /// The service that was addressed.
+    pub service: Option<ServiceName>,
+    /// How the bytes travelled.
+    pub path: Option<Path>,
+    /// What policy said.
+    pub policy: Option<Verdict>,
+    /// The policy that decided.
+    pub policy_name: Option<PolicyName>,
+    /// Why it was refused or failed; `None` when all went well.
+    pub reason: Option<Reason>,
+    /// The failure in words.
+    pub error: Option<String>,
+}
+
+impl FlowRecord {
+    /// A record of which only the client's address is known.
+    pub fn new(direction: Direction, source: Option<SocketAddr>) -> Self {
+        Self {
+            direction,
+            source: Party { addr: source, ..Party::default() },
+            destination: Party::default(),
+            hbone_addr: None,
+            service: None,
+            path: None,
+            policy: None,
+            policy_name: None,
+            reason: None,
+            error: None,
+        }
+    }
+
+    /// Whether the flow is protected by mutual TLS; a direct flow never is.
+    pub fn mtls(&self) -> bool {
+        self.path == Some(Path::Hbone)
+    }
+}
+
+/// What a part needs to report flows. Cloning is cheap; one clone per data thread is usual.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    metrics: Metrics,
+    sink: LogSink,
+    format: AccessFormat,
+    access: Arc<AtomicBool>,
+}
+
+impl Observer {
+    /// An observer that counts in `metrics` and writes access-log lines to `sink`.
+    pub fn new(metrics: Metrics, sink: LogSink, format: AccessFormat, access_log: bool) -> Self {
+        Self { metrics, sink, format, access: Arc::new(AtomicBool::new(access_log)) }
+    }
+
+    /// An observer that writes no lines: for tests and tools.
+    pub fn silent() -> Self {
+        Self::new(Metrics::new(), LogSink::discard(), AccessFormat::Text, false)
+    }
+
+    /// The metrics it counts in.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Turns the access log on or off, for every clone.
+    pub fn set_access_log(&self, on: bool) {
+        self.access.store(on, Relaxed);
+    }
+
+    /// Begins to observe a flow.
+    pub fn flow(&self, direction: Direction, source: Option<SocketAddr>) -> FlowGuard {
+        FlowGuard {
+            observer: self.clone(),
+            record: FlowRecord::new(direction, source),
+            started: Instant::now(),
+            lasted: None,
+            counters: None,
+            mirror: None,
+            from_client: 0,
+            to_client: 0,
+            counted: (0, 0),
+        }
+    }
+}
+
+/// Reports a flow when it is dropped.
+#[derive(Debug)]
+pub struct FlowGuard {
+    observer: Observer,
+    record: FlowRecord,
+    started: Instant,
+    lasted: Option<Duration>,
+    counters: Option<Arc<TrafficCounters>>,
+    /// The destination's view of a direct flow, of which this node is both ends.
+    mirror: Option<Arc<TrafficCounters>>,
+    from_client: u64,
+    to_client: u64,
+    counted: (u64, u64),
+}
+
+impl FlowGuard {
+    /// What is known so far.
+    pub fn record(&self) -> &FlowRecord {
+        &self.record
+    }
+
+    /// To fill in what has become known.
+    pub fn record_mut(&mut self) -> &mut FlowRecord {
+        &mut self.record
+    }
+
+    /// The flow is established: its labels are final as far as counters go, and it counts as opened.
+    /// Calling it again changes nothing.
+    pub fn opened(&mut self) {
+        if self.counters.is_some() {
+            return;
+        }
+        let counters = self.resolve("-", self.reporter());
+        counters.opened.fetch_add(1, Relaxed);
+        self.counters = Some(counters);
+        if self.record.direction == Direction::Direct {
+            let mirror = self.resolve("-", Reporter::Destination);
+            mirror.opened.fetch_add(1, Relaxed);
+            self.mirror = Some(mirror);
+        }
+    }
+
+    /// Bytes that were carried since the last call; costs two additions.
+    pub fn carried(&mut self, from_client: u64, to_client: u64) {
+        self.from_client += from_client;
+        self.to_client += to_client;
+    }
+
+    /// Bytes carried so far: from the client, to the client.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.from_client, self.to_client)
+    }
+
+    /// Makes the bytes so far visible in the metrics; for long flows, every few seconds.
+    pub fn progress(&mut self) {
+        let (from, to) = (self.from_client - self.counted.0, self.to_client - self.counted.1);
+        self.counted = (self.from_client, self.to_client);
+        for counters in self.counters.iter().chain(&self.mirror) {
+            counters.received.fetch_add(from, Relaxed);
+            counters.sent.fetch_add(to, Relaxed);
+        }
+    }
+
+    /// Policy (or a check before it) refused the flow.
+    pub fn refuse(&mut self, denial: &Denial) {
+        self.record.policy = Some(Verdict::Deny);
+        self.record.policy_name = denial.policy.clone();
+        self.fail(denial.reason, denial.to_string());
+    }
+
+    /// The flow failed. The first reason wins: what follows is its consequence.
+    pub fn fail(&mut self, reason: Reason, error: impl Into<String>) {
+        if self.record.reason.is_none() {
+            self.record.reason = Some(reason);
+            self.record.error = Some(error.into());
+        }
+    }
+
+    /// How long the flow lasted, where that is known better than by this guard's own life (kernel events).
+    pub fn lasted(&mut self, duration: Duration) {
+        self.lasted = Some(duration);
+    }
+
+    fn reporter(&self) -> Reporter {
+        match self.record.direction {
+            Direction::Inbound => Reporter::Destination,
+            Direction::Outbound | Direction::Direct => Reporter::Source,
+        }
+    }
+
+    fn resolve(&self, flag: &'static str, reporter: Reporter) -> Arc<TrafficCounters> {
+        self.observer.metrics.traffic().resolve(FlowLabels { record: &self.record, reporter, flag })
+    }
+
+    fn count_end(&mut self) {
+        self.progress();
+        for counters in self.counters.iter().chain(&self.mirror) {
+            counters.closed.fetch_add(1, Relaxed);
+        }
+        let Some(reason) = self.record.reason else { return };
+        let flag = reason.shown().flag;
+        if self.counters.is_none() || flag != "-" {
+            self.resolve(flag, self.reporter()).failed.fetch_add(1, Relaxed);
+            self.observer.metrics.node().flow_failures.get_or_create(&super::node::ReasonLabel::from(reason)).inc();
+        }
+    }
+}
+
+impl Drop for FlowGuard {
+    fn drop(&mut self) {
+        self.count_end();
+        if !self.observer.access.load(Relaxed) {
+            return;
+        }
+        let ended = access::Ended {
+            record: &self.record,
+            opened: self.counters.is_some(),
+            from_client: self.from_client,
+            to_client: self.to_client,
+            duration: self.lasted.unwrap_or_else(|| self.started.elapsed()),
+        };
+        self.observer.sink.line(access::line(self.observer.format, &ended));
+    }
+}
+
+#[cfg(test)]
+#[path = "flow_tests.rs"]
+mod tests;
