@@ -1,0 +1,149 @@
+//! Every object that the controller reads, as one value; what it cannot read keeps its name.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    apps::{DaemonSet, Deployment},
+    core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
+    meta::ObjectMeta,
+    networking::{ServiceEntry, WorkloadEntry},
+    security::{AuthorizationPolicy, PeerAuthentication},
+    warren::MeshConfig,
+};
+
+/// A kind of object that has a type here.
+pub trait Kind: DeserializeOwned + Into<Object> {
+    /// The kind's name.
+    const KIND: &'static str;
+    /// The API group; empty for the core group.
+    const GROUP: &'static str;
+    /// The versions of the group that are known to have this shape.
+    const VERSIONS: &'static [&'static str];
+    /// Whether objects of this kind live in a namespace.
+    const NAMESPACED: bool = true;
+    /// Fields that exist and are deliberately not read; whatever lies below them is no surprise.
+    const UNREAD: &'static [&'static str];
+
+    /// The object's metadata.
+    fn metadata(&self) -> &ObjectMeta;
+}
+
+/// The name of one object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct ObjectRef {
+    /// Its kind, such as `AuthorizationPolicy`.
+    pub kind: Arc<str>,
+    /// Its namespace; empty when the kind has none.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl ObjectRef {
+    /// The name of an object of `kind`.
+    pub fn new(kind: &str, namespace: &str, name: &str) -> Self {
+        Self {
+            kind: kind.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// The name of an object whose metadata is at hand.
+    pub fn of<K: Kind>(meta: &ObjectMeta) -> Self {
+        Self::new(K::KIND, &meta.namespace, &meta.name)
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.namespace {
+            "" => write!(f, "{} {}", self.kind, self.name),
+            namespace => write!(f, "{} {}/{}", self.kind, namespace, self.name),
+        }
+    }
+}
+
+/// An object of a kind that has no type here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// Its API version as written.
+    pub api_version: String,
+    /// Its kind as written.
+    pub kind: String,
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+}
+
+impl Other {
+    /// Whether the object would configure a mesh, so that not honouring it must be said aloud.
+    pub fn is_mesh_api(&self) -> bool {
+        let group = self
+            .api_version
+            .split_once('/')
+            .map_or("", |(group, _)| group);
+        group == "warren.dev"
+            || group.ends_with(".istio.io")
+            || group.starts_with("gateway.networking.")
+    }
+}
+
+macro_rules! objects {
+    ($($kind:ident),+ $(,)?) => {
+        /// Any object.
+        #[derive(Clone, Debug)]
+        pub enum Object {
+            $(#[doc = concat!("A ", stringify!($kind), ".")] $kind(Arc<$kind>),)+
+            /// Something else.
+            Other(Arc<Other>),
+        }
+
+        impl Object {
+            /// The object's metadata.
+            pub fn metadata(&self) -> &ObjectMeta {
+                match self {
+                    $(Self::$kind(object) => Kind::metadata(&**object),)+
+                    Self::Other(object) => &object.metadata,
+                }
+            }
+
+            /// The object's kind.
+            pub fn kind(&self) -> &str {
+                match self {
+                    $(Self::$kind(_) => $kind::KIND,)+
+                    Self::Other(object) => &object.kind,
+                }
+            }
+
+            /// Reads an object of a kind that has a type; `None` when it has none.
+            pub(crate) fn typed(group: &str, kind: &str) -> Option<&'static dyn crate::read::Reader> {
+                match (group, kind) {
+                    $(($kind::GROUP, $kind::KIND) => Some(&crate::read::Typed::<$kind>(std::marker::PhantomData)),)+
+                    _ => None,
+                }
+            }
+        }
+
+        $(impl From<$kind> for Object {
+            fn from(object: $kind) -> Self {
+                Self::$kind(Arc::new(object))
+            }
+        })+
+    };
+}
+
+objects! {
+    Namespace, Node, Pod, Service, EndpointSlice, ServiceAccount, Deployment, DaemonSet,
+    AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry, MeshConfig,
+}
+
+impl Object {
+    /// The object's name.
+    pub fn reference(&self) -> ObjectRef {
+        let meta = self.metadata();
+        ObjectRef::new(self.kind(), &meta.namespace, &meta.name)
+    }
+}

@@ -1,0 +1,5 @@
+//! Our own kinds.
+
+mod mesh_config;
+
+pub use mesh_config::{HonourIstioLabels, MeshConfig, MeshConfigSpec};
