@@ -13,3 +13,5 @@ pub mod mesh;
 pub mod name;
 pub mod reason;
 pub mod route;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -1,6 +1,10 @@
 //! Who is asking, and may they ask this way: transport security demanded by PeerAuthentication.
 
-use crate::{mesh::{MtlsMode, WorkloadExtra}, name::Identity, reason::Reason};
+use crate::{
+    mesh::{MtlsMode, WorkloadExtra},
+    name::Identity,
+    reason::Reason,
+};
 
 /// How a connection reached the place that decides.
 #[derive(Clone, Debug, PartialEq, Eq)]

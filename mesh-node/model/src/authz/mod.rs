@@ -3,9 +3,19 @@
 //! Invariants: `Permit` is made only here; any DENY match denies; with ALLOW policies in scope one must
 //! match; an invalid or missing policy denies; an absent value never satisfies a positive match.
 
-use std::{net::{IpAddr, SocketAddr}, sync::Arc};
+mod inbound;
+pub(crate) mod matches;
+mod outbound;
 
-use crate::{authn::Transport, mesh::{Mesh, Workload}, name::{PolicyName}, reason::Reason};
+pub use inbound::ingress;
+pub use outbound::{egress, target};
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use crate::{authn::Transport, mesh::Workload, name::PolicyName, reason::Reason};
 
 /// A connection as seen where its destination decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +38,10 @@ pub struct Permit<T> {
 }
 
 impl<T> Permit<T> {
+    fn new(subject: T, by: Option<PolicyName>) -> Self {
+        Self { subject, by }
+    }
+
     /// What was permitted.
     pub fn subject(&self) -> &T {
         &self.subject
@@ -52,7 +66,10 @@ pub struct Denial {
 impl Denial {
     /// A refusal that no policy is to blame for.
     pub fn new(reason: Reason) -> Self {
-        Self { reason, policy: None }
+        Self {
+            reason,
+            policy: None,
+        }
     }
 
     fn text(&self) -> String {
@@ -72,13 +89,6 @@ pub struct Decision<T> {
     pub audited: Vec<PolicyName>,
     /// Dry-run policies that would have refused.
     pub dry_run: Vec<PolicyName>,
-}
-
-/// Decides a connection at its destination: readiness, transport (PeerAuthentication), then policies.
-pub fn ingress(mesh: &Mesh, conn: Conn) -> Decision<Conn> {
-    let _ = mesh;
-    let _ = conn;
-    Decision { outcome: Err(Denial::new(Reason::NotReady)), audited: Vec::new(), dry_run: Vec::new() }
 }
 
 /// An outbound flow of an enrolled workload, before a destination endpoint is chosen.
@@ -101,16 +111,4 @@ pub enum Target {
     Workload(Arc<Workload>, u16),
     /// Something outside the mesh.
     External,
-}
-
-/// Identifies what an address is: service first, then workload, else external.
-pub fn target(mesh: &Mesh, source: &Workload, original: SocketAddr) -> Target {
-    let _ = (mesh, source, original);
-    Target::External
-}
-
-/// Decides whether an outbound flow may leave: readiness, REGISTRY_ONLY.
-pub fn egress(mesh: &Mesh, flow: Egress) -> Decision<Egress> {
-    let _ = (mesh, flow);
-    Decision { outcome: Err(Denial::new(Reason::NotReady)), audited: Vec::new(), dry_run: Vec::new() }
 }

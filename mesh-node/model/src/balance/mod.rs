@@ -1,1 +1,118 @@
 //! Which endpoint takes a connection: health, locality, weight, affinity.
+//!
+//! Invariants: pure and deterministic in its seed; a better locality always comes before a worse one;
+//! an endpoint without weight is never chosen.
+
+use std::net::IpAddr;
+
+use crate::{
+    mesh::{
+        Workload,
+        service::{Balancing, Mode, Scope},
+        workload::Locality,
+    },
+    name::{ClusterId, NetworkId, NodeName},
+};
+
+/// From where an endpoint is chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Viewpoint<'a> {
+    /// The node of the client.
+    pub node: &'a NodeName,
+    /// Its region, zone and subzone.
+    pub locality: &'a Locality,
+    /// Its cluster.
+    pub cluster: &'a ClusterId,
+    /// Its network.
+    pub network: &'a NetworkId,
+}
+
+/// How well an endpoint fits a preference: the number of leading scopes in which it equals the client.
+/// `None` when it must not be used at all.
+pub fn rank(balancing: &Balancing, from: &Viewpoint<'_>, endpoint: &Workload) -> Option<usize> {
+    if endpoint.capacity == 0 || !(endpoint.healthy || balancing.allow_unhealthy) {
+        return None;
+    }
+    let fits = balancing
+        .preference
+        .iter()
+        .take_while(|scope| equal(**scope, from, endpoint))
+        .count();
+    match balancing.mode {
+        Mode::Unspecified | Mode::Passthrough => Some(0),
+        Mode::Failover => Some(fits),
+        Mode::Strict => (fits == balancing.preference.len()).then_some(fits),
+    }
+}
+
+/// Whether client and endpoint are known to be in the same place. A subzone counts only within its zone, a zone
+/// only within its region.
+fn equal(scope: Scope, from: &Viewpoint<'_>, to: &Workload) -> bool {
+    let same = |a: &str, b: &str| !a.is_empty() && a == b;
+    let region = || same(&from.locality.region, &to.locality.region);
+    let zone = || region() && same(&from.locality.zone, &to.locality.zone);
+    match scope {
+        Scope::Region => region(),
+        Scope::Zone => zone(),
+        Scope::Subzone => zone() && same(&from.locality.subzone, &to.locality.subzone),
+        Scope::Node => same(from.node.as_str(), to.node.as_str()),
+        Scope::Cluster => *from.cluster == to.cluster,
+        Scope::Network => *from.network == to.network,
+    }
+}
+
+/// How to order endpoints that fit equally well.
+#[derive(Clone, Copy, Debug)]
+pub enum Draw {
+    /// At random by weight.
+    Random(u64),
+    /// The same client always gets the same endpoint, and few clients move when endpoints come and go.
+    Sticky(IpAddr),
+}
+
+/// Orders the best `count` items: by rank, then by the draw. Each item is (rank, weight, stable name, value).
+pub fn order<T>(items: Vec<(usize, u32, &str, T)>, draw: Draw, count: usize) -> Vec<T> {
+    let seed = match draw {
+        Draw::Random(seed) => seed,
+        Draw::Sticky(client) => hash_ip(client.to_canonical()),
+    };
+    // Weighted sampling without replacement (Efraimidis and Spirakis): the smallest -ln(u)/w wins. With u from a
+    // hash of client and endpoint the same rule is weighted rendezvous hashing.
+    let mut scored: Vec<(usize, f64, T)> = items
+        .into_iter()
+        .map(|(rank, weight, name, value)| {
+            let uniform = ((mix(seed ^ hash_bytes(name.as_bytes())) >> 11) as f64 + 1.0)
+                / (1u64 << 53) as f64;
+            (rank, -uniform.ln() / f64::from(weight.max(1)), value)
+        })
+        .collect();
+    let better = |a: &(usize, f64, T), b: &(usize, f64, T)| b.0.cmp(&a.0).then(a.1.total_cmp(&b.1));
+    if scored.len() > count && count > 0 {
+        scored.select_nth_unstable_by(count - 1, better);
+        scored.truncate(count);
+    }
+    scored.sort_unstable_by(better);
+    scored.into_iter().map(|(.., value)| value).collect()
+}
+
+fn hash_ip(ip: IpAddr) -> u64 {
+    match ip {
+        IpAddr::V4(ip) => hash_bytes(&ip.octets()),
+        IpAddr::V6(ip) => hash_bytes(&ip.octets()),
+    }
+}
+
+/// FNV-1a: the same on every node and in every version, so that affinity survives an upgrade.
+fn hash_bytes(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+/// The finalizer of SplitMix64.
+fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -3,8 +3,13 @@
 //! Invariants: a `Mesh` never changes; `apply` makes a new one that shares what did not change.
 //! A reference to something that has not been received stays a name and is answered with "not ready".
 
+mod apply;
+mod claims;
+mod known;
 pub mod policy;
+pub(crate) mod rules;
 pub mod service;
+mod shard;
 pub mod snapshot;
 pub mod workload;
 
@@ -58,4 +63,13 @@ pub enum GatewayDestination {
     Hostname(crate::name::ServiceName),
     /// By address.
     Address(NetworkAddress),
+}
+
+/// Features beyond the first version that this build understands. A configuration that names another one
+/// is refused (`Reason::PolicyInvalid`): it was written for a newer build.
+pub const FEATURES: &[&str] = &["l4"];
+
+/// Whether this build understands all of them.
+pub fn knows_features(needed: &[std::sync::Arc<str>]) -> bool {
+    needed.iter().all(|f| FEATURES.contains(&&**f))
 }

@@ -1,9 +1,22 @@
-//! The snapshot itself: sharded, shared maps, and how a change makes the next one.
+//! The snapshot itself: sharded, shared maps, and the questions that are asked of it.
+//!
+//! Invariants: a `Mesh` never changes; an address that several claim resolves to none of them.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
-use super::{MeshConfig, Policy, Service, ServiceExtra, Workload, WorkloadExtra};
-use crate::name::{NetworkId, PolicyName, ServiceName, WorkloadUid};
+use super::{
+    MeshConfig, Policy, Service, ServiceExtra, Workload, WorkloadExtra,
+    apply::Builder,
+    claims::Network,
+    known::{Extra, Known, Shared},
+    rules::Rules,
+    shard::Sharded,
+};
+use crate::name::{Hostname, NetworkId, NodeName, PolicyName, ServiceName, WorkloadUid};
 
 /// One change to the snapshot.
 #[derive(Clone, Debug)]
@@ -45,23 +58,68 @@ pub struct Diff {
     pub policies: Vec<PolicyName>,
     /// Whether the mesh configuration changed or completeness was reached.
     pub config: bool,
+    /// Whether one of the policies governs, or governed, the whole mesh.
+    pub everyone: bool,
 }
 
 /// One immutable view of the mesh. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Mesh {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Inner {
-    config: Option<Arc<MeshConfig>>,
-    complete: bool,
-    workloads: HashMap<WorkloadUid, Arc<Workload>>,
-    extras: HashMap<WorkloadUid, Arc<WorkloadExtra>>,
-    services: HashMap<ServiceName, Arc<Service>>,
-    service_extras: HashMap<ServiceName, Arc<ServiceExtra>>,
-    policies: HashMap<PolicyName, Arc<Policy>>,
+pub(super) struct Inner {
+    pub config: Option<Arc<MeshConfig>>,
+    pub complete: bool,
+    pub workloads: Sharded<WorkloadUid, Arc<Known>>,
+    pub extras: Sharded<WorkloadUid, Arc<Extra>>,
+    pub services: Sharded<ServiceName, Arc<Service>>,
+    pub service_extras: Sharded<ServiceName, Arc<ServiceExtra>>,
+    pub policies: Sharded<PolicyName, Arc<Policy>>,
+    pub networks: Arc<BTreeMap<NetworkId, Network>>,
+    pub hostnames: Sharded<Hostname, Vec<ServiceName>>,
+    pub endpoints: Sharded<ServiceName, Arc<Members>>,
+    pub nodes: Sharded<NodeName, Arc<Members>>,
+    pub rules: Rules,
+    pub shared: Arc<Shared>,
+}
+
+impl Inner {
+    pub fn members(&self, service: &ServiceName) -> &[Arc<Known>] {
+        self.endpoints.get(service).map_or(&[], |m| &m.list)
+    }
+}
+
+/// Workloads in the order of their names; the whole forms are made when they are first asked for.
+#[derive(Default)]
+pub(super) struct Members {
+    pub list: Vec<Arc<Known>>,
+    pub whole: OnceLock<Box<[Arc<Workload>]>>,
+}
+
+impl Clone for Members {
+    fn clone(&self) -> Self {
+        Self {
+            list: self.list.clone(),
+            whole: OnceLock::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Members {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.list.iter().map(|k| k.uid()))
+            .finish()
+    }
+}
+
+impl Members {
+    fn workloads(&self) -> &[Arc<Workload>] {
+        self.whole
+            .get_or_init(|| self.list.iter().map(|k| Arc::clone(k.workload())).collect())
+    }
 }
 
 impl Mesh {
@@ -72,8 +130,10 @@ impl Mesh {
 
     /// The next snapshot and what changed. Duplicate addresses are kept apart: an address claimed by two
     /// workloads resolves to neither.
-    pub fn apply(&self, _changes: impl IntoIterator<Item = Change>) -> (Mesh, Diff) {
-        (self.clone(), Diff::default())
+    pub fn apply(&self, changes: impl IntoIterator<Item = Change>) -> (Mesh, Diff) {
+        let mut builder = Builder::new(&self.inner);
+        changes.into_iter().for_each(|c| builder.change(c));
+        builder.finish(self)
     }
 
     /// Whether every kind has been received completely at least once.
@@ -88,17 +148,39 @@ impl Mesh {
 
     /// A workload by its unique name.
     pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
-        self.inner.workloads.get(uid)
+        self.inner.workloads.get(uid).map(|k| k.workload())
     }
 
     /// What belongs to a workload beyond Istio's type; `None` until it has been received.
     pub fn extra(&self, uid: &WorkloadUid) -> Option<&Arc<WorkloadExtra>> {
-        self.inner.extras.get(uid)
+        self.inner.extras.get(uid).map(|e| &e.0)
     }
 
     /// The workload that owns an address. IPv4-mapped addresses are unwrapped first.
-    pub fn workload_at(&self, _network: &NetworkId, _ip: IpAddr) -> Option<&Arc<Workload>> {
-        None
+    /// A workload on the node's network owns its node's address only while it is alone there.
+    pub fn workload_at(&self, network: &NetworkId, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.inner
+            .networks
+            .get(network)?
+            .workload(ip.to_canonical())
+            .map(|k| k.workload())
+    }
+
+    /// Whether several claim an address, so that nobody can be trusted to own it. Workloads that share
+    /// their node's network share its address rightfully.
+    pub fn is_contested(&self, network: &NetworkId, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.inner.networks.get(network).is_some_and(|n| {
+            n.services(ip).len() > 1 || n.rivals(ip).iter().any(|k| !k.shape().host_network)
+        })
+    }
+
+    /// Whether the address belongs to anything the mesh knows.
+    pub fn is_known(&self, network: &NetworkId, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.inner.networks.get(network).is_some_and(|n| {
+            n.workload(ip).is_some() || !n.rivals(ip).is_empty() || !n.services(ip).is_empty()
+        })
     }
 
     /// A service by its name.
@@ -111,19 +193,43 @@ impl Mesh {
         self.inner.service_extras.get(name)
     }
 
-    /// The service that owns a virtual address (exact, then longest range).
-    pub fn service_at(&self, _network: &NetworkId, _ip: IpAddr) -> Option<&Arc<Service>> {
-        None
+    /// The service that owns a virtual address (exact, then longest range); none while several claim it.
+    pub fn service_at(&self, network: &NetworkId, ip: IpAddr) -> Option<&Arc<Service>> {
+        match self
+            .inner
+            .networks
+            .get(network)?
+            .services(ip.to_canonical())
+        {
+            [only] => Some(only),
+            _ => None,
+        }
     }
 
     /// The services with a host name, in any namespace (DNS).
-    pub fn services_named(&self, _hostname: &str) -> &[ServiceName] {
-        &[]
+    pub fn services_named(&self, hostname: &str) -> &[ServiceName] {
+        self.inner
+            .hostnames
+            .get(hostname)
+            .map_or(&[], Vec::as_slice)
     }
 
     /// The workloads of a service, in a stable order.
-    pub fn endpoints(&self, _service: &ServiceName) -> &[Arc<Workload>] {
-        &[]
+    pub fn endpoints(&self, service: &ServiceName) -> &[Arc<Workload>] {
+        self.inner
+            .endpoints
+            .get(service)
+            .map_or(&[], |m| m.workloads())
+    }
+
+    /// The workloads of a node, in a stable order.
+    pub fn workloads_on(&self, node: &NodeName) -> &[Arc<Workload>] {
+        self.inner.nodes.get(node).map_or(&[], |m| m.workloads())
+    }
+
+    /// Whether a service has an endpoint on a node, without touching the others.
+    pub fn serves_on(&self, service: &ServiceName, node: &NodeName) -> bool {
+        self.inner.members(service).iter().any(|k| k.node() == node)
     }
 
     /// A policy by its name.
@@ -131,9 +237,15 @@ impl Mesh {
         self.inner.policies.get(name)
     }
 
-    /// All workloads, for dumps and reconciliation.
+    /// All workloads, for dumps and reconciliation. Makes the whole form of each, which stays: to look at the
+    /// pods of one node, `workloads_on` is the cheap way.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.inner.workloads.values()
+        self.inner.workloads.values().map(|k| k.workload())
+    }
+
+    /// How many workloads are known.
+    pub fn workload_count(&self) -> usize {
+        self.inner.workloads.len()
     }
 
     /// All services.
@@ -144,5 +256,10 @@ impl Mesh {
     /// All policies.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.inner.policies.values()
+    }
+
+    /// The policies by whom they govern.
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.inner.rules
     }
 }

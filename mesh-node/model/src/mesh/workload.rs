@@ -3,7 +3,10 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::GatewayAddress;
-use crate::name::{ClusterId, Hostname, Identity, Namespace, NetworkId, NodeName, PolicyName, ServiceName, WorkloadUid};
+use crate::name::{
+    ClusterId, Hostname, Identity, Namespace, NetworkId, NodeName, PolicyName, ServiceName,
+    WorkloadUid,
+};
 
 /// A workload of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +137,9 @@ pub enum MtlsMode {
 impl WorkloadExtra {
     /// The mode that holds for a port.
     pub fn mtls_for(&self, port: u16) -> MtlsMode {
-        self.mtls_ports.iter().find(|(p, _)| *p == port).map_or(self.mtls, |(_, m)| *m)
+        self.mtls_ports
+            .iter()
+            .find(|(p, _)| *p == port)
+            .map_or(self.mtls, |(_, m)| *m)
     }
 }

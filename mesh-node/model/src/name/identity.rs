@@ -19,7 +19,9 @@ pub struct Identity {
 
 /// Why a text is not a workload identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a workload identity: expected spiffe://<trust domain>/ns/<namespace>/sa/<service account>")]
+#[error(
+    "{text:?} is not a workload identity: expected spiffe://<trust domain>/ns/<namespace>/sa/<service account>"
+)]
 pub struct IdentityError {
     text: String,
 }
@@ -36,21 +38,32 @@ impl FromStr for Identity {
             (parts.next()? == "sa").then_some(())?;
             let sa = part(parts.next()?)?;
             parts.next().is_none().then_some(())?;
-            Some(Self { trust_domain: td.into(), namespace: ns.into(), service_account: sa.into() })
+            Some(Self {
+                trust_domain: td.into(),
+                namespace: ns.into(),
+                service_account: sa.into(),
+            })
         };
-        parse().ok_or_else(|| IdentityError { text: text.escape_debug().to_string() })
+        parse().ok_or_else(|| IdentityError {
+            text: text.escape_debug().to_string(),
+        })
     }
 }
 
 /// One path segment as the SPIFFE specification allows it (section 2.2): letters, digits, `.`, `-`, `_`.
 fn part(text: &str) -> Option<&str> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-    (!text.is_empty() && text.len() <= 253 && text != "." && text != ".." && text.bytes().all(ok)).then_some(text)
+    (!text.is_empty() && text.len() <= 253 && text != "." && text != ".." && text.bytes().all(ok))
+        .then_some(text)
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 

@@ -2,9 +2,23 @@
 //!
 //! Invariant: a plan is made only from a permit.
 
-use std::{net::{IpAddr, SocketAddr}, sync::Arc};
+mod endpoint;
+mod short;
+pub(crate) mod waypoint;
 
-use crate::{authz::{Conn, Egress, Permit}, mesh::{Mesh, Workload}, name::{Identity, NodeName, ServiceName}, reason::Reason};
+pub use short::{Short, Shortcut, short, shortcut};
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use crate::{
+    authz::{Conn, Egress, Permit, Target},
+    mesh::{Mesh, Service, Workload, service::Mode},
+    name::{Identity, NodeName, ServiceName},
+    reason::Reason,
+};
 
 /// How a flow goes on.
 #[derive(Clone, Debug)]
@@ -61,31 +75,81 @@ pub struct Chooser<'a> {
 }
 
 /// Plans an outbound flow.
-pub fn outbound(mesh: &Mesh, permit: &Permit<Egress>, chooser: Chooser<'_>) -> Result<Plan, Reason> {
-    let _ = (mesh, permit, chooser);
-    Err(Reason::NotReady)
+pub fn outbound(
+    mesh: &Mesh,
+    permit: &Permit<Egress>,
+    chooser: Chooser<'_>,
+) -> Result<Plan, Reason> {
+    let flow = permit.subject();
+    match &flow.target {
+        Target::Service(service, port) => to_service(mesh, flow, service, *port, chooser),
+        Target::Workload(workload, port) => match &workload.waypoint {
+            Some(waypoint) if !waypoint::is_own(mesh, &flow.source, waypoint) => {
+                waypoint::plan(mesh, flow, None, waypoint, chooser)
+            }
+            Some(_) | None => {
+                let address = SocketAddr::new(flow.original.ip().to_canonical(), *port);
+                Ok(Plan {
+                    service: None,
+                    candidates: vec![endpoint::candidate(mesh, workload, address, &[])],
+                })
+            }
+        },
+        Target::External => Ok(Plan {
+            service: None,
+            candidates: vec![as_dialed(flow)],
+        }),
+    }
+}
+
+fn to_service(
+    mesh: &Mesh,
+    flow: &Egress,
+    service: &Service,
+    port: u16,
+    chooser: Chooser<'_>,
+) -> Result<Plan, Reason> {
+    let name = Some(service.name.clone());
+    if let Some(waypoint) = service
+        .waypoint
+        .as_ref()
+        .filter(|w| !waypoint::is_own(mesh, &flow.source, w))
+    {
+        endpoint::declared(service, port)?;
+        return waypoint::plan(mesh, flow, name, waypoint, chooser);
+    }
+    let names: Vec<Identity> = endpoint::alternative_names(service).collect();
+    if service.balancing.mode == Mode::Passthrough {
+        let original = SocketAddr::new(flow.original.ip().to_canonical(), flow.original.port());
+        let candidate = match mesh.workload_at(&flow.source.network, original.ip()) {
+            Some(workload) => endpoint::candidate(mesh, workload, original, &names),
+            None => as_dialed(flow),
+        };
+        return Ok(Plan {
+            service: name,
+            candidates: vec![candidate],
+        });
+    }
+    let picked = endpoint::pick(mesh, service, port, flow, chooser)?;
+    let candidates = picked
+        .iter()
+        .map(|e| endpoint::candidate(mesh, &e.workload, e.address, &names))
+        .collect();
+    Ok(Plan {
+        service: name,
+        candidates,
+    })
+}
+
+/// The destination as the application dialed it, without the mesh.
+fn as_dialed(flow: &Egress) -> Candidate {
+    Candidate {
+        workload: None,
+        via: Via::Plain(flow.original),
+    }
 }
 
 /// Plans an inbound flow: straight to the application.
 pub fn inbound(permit: &Permit<Conn>) -> SocketAddr {
     permit.subject().destination
-}
-
-/// What the kernel may do by itself with a connection between two pods of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Shortcut {
-    /// Connect natively; policy allows it.
-    Direct,
-    /// Send it to the proxy.
-    Proxy,
-    /// Refuse it in `connect()`.
-    Refuse(Reason),
-}
-
-/// Decides the short path between a local source and a local destination workload.
-/// `Direct` only if policy allows it with the kernel-proven identity, the mode of the mesh and of the
-/// destination's port permit it, and no waypoint is wanted.
-pub fn shortcut(mesh: &Mesh, source: &Arc<Workload>, destination: &Arc<Workload>, address: SocketAddr) -> Shortcut {
-    let _ = (mesh, source, destination, address);
-    Shortcut::Proxy
 }

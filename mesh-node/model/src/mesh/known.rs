@@ -1,0 +1,288 @@
+//! How the snapshot keeps a workload: what differs from pod to pod, and a share in what does not.
+//!
+//! Invariants: `workload()` gives back exactly what `new` was given; the whole form is made when it is first
+//! asked for, so that a pod nobody talks to stays small.
+
+use std::{
+    collections::HashSet,
+    hash::{Hash, Hasher},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use super::{Workload, WorkloadExtra, workload::Locality};
+use crate::name::{NodeName, WorkloadUid};
+
+/// A workload in its compact form.
+pub(crate) struct Known {
+    uid: WorkloadUid,
+    name: Name,
+    addresses: Addresses,
+    place: Arc<Place>,
+    shape: Arc<Shape>,
+    healthy: bool,
+    whole: OnceLock<Arc<Workload>>,
+}
+
+impl Known {
+    pub fn new(mut whole: Workload, shared: &Shared) -> Self {
+        let place = Place {
+            node: std::mem::replace(&mut whole.node, "".into()),
+            locality: std::mem::take(&mut whole.locality),
+        };
+        let name = Name::new(&whole.uid, std::mem::replace(&mut whole.name, "".into()));
+        let addresses = Addresses::new(std::mem::take(&mut whole.addresses));
+        let uid = std::mem::replace(&mut whole.uid, "".into());
+        let healthy = std::mem::replace(&mut whole.healthy, true);
+        Self {
+            uid,
+            name,
+            addresses,
+            place: shared.places.share(place),
+            shape: shared.shapes.share(Shape(whole)),
+            healthy,
+            whole: OnceLock::new(),
+        }
+    }
+
+    pub fn uid(&self) -> &WorkloadUid {
+        &self.uid
+    }
+
+    pub fn node(&self) -> &NodeName {
+        &self.place.node
+    }
+
+    /// What all pods of the same kind have in common; the fields that differ are blank in it.
+    pub fn shape(&self) -> &Workload {
+        &self.shape.0
+    }
+
+    /// The addresses, IPv4-mapped ones unwrapped, none twice.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let mut list = self.addresses.list();
+        list.iter_mut().for_each(|ip| *ip = ip.to_canonical());
+        list.sort_unstable();
+        list.dedup();
+        list
+    }
+
+    /// The whole workload.
+    pub fn workload(&self) -> &Arc<Workload> {
+        self.whole.get_or_init(|| {
+            Arc::new(Workload {
+                uid: self.uid.clone(),
+                name: self.name.text(&self.uid),
+                addresses: self.addresses.list().into(),
+                node: self.place.node.clone(),
+                locality: self.place.locality.clone(),
+                healthy: self.healthy,
+                ..self.shape.0.clone()
+            })
+        })
+    }
+}
+
+impl std::fmt::Debug for Known {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.uid)
+    }
+}
+
+// `Eq` lets `Arc` compare by pointer first.
+impl Eq for Known {}
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        self.uid == other.uid
+            && self.name == other.name
+            && self.addresses == other.addresses
+            && self.healthy == other.healthy
+            && (Arc::ptr_eq(&self.place, &other.place) || self.place == other.place)
+            && (Arc::ptr_eq(&self.shape, &other.shape) || self.shape == other.shape)
+    }
+}
+
+/// The name is mostly the last part of the uid.
+#[derive(PartialEq)]
+enum Name {
+    Suffix(u32),
+    Own(Arc<str>),
+}
+
+impl Name {
+    fn new(uid: &WorkloadUid, name: Arc<str>) -> Self {
+        match u32::try_from(name.len()) {
+            Ok(len) if uid.as_str().ends_with(&*name) => Self::Suffix(len),
+            Ok(_) | Err(_) => Self::Own(name),
+        }
+    }
+
+    fn text(&self, uid: &WorkloadUid) -> Arc<str> {
+        match self {
+            Name::Suffix(len) => uid.as_str()[uid.as_str().len() - *len as usize..].into(),
+            Name::Own(name) => Arc::clone(name),
+        }
+    }
+}
+
+/// Nearly every pod has one address, or one of each family.
+#[derive(PartialEq)]
+enum Addresses {
+    V4(Ipv4Addr),
+    V6(Ipv6Addr),
+    Both(Ipv4Addr, Ipv6Addr),
+    List(Box<[IpAddr]>),
+}
+
+impl Addresses {
+    fn new(list: Box<[IpAddr]>) -> Self {
+        match *list {
+            [IpAddr::V4(a)] => Self::V4(a),
+            [IpAddr::V6(a)] => Self::V6(a),
+            [IpAddr::V4(a), IpAddr::V6(b)] => Self::Both(a, b),
+            _ => Self::List(list),
+        }
+    }
+
+    fn list(&self) -> Vec<IpAddr> {
+        match self {
+            Addresses::V4(a) => vec![IpAddr::V4(*a)],
+            Addresses::V6(a) => vec![IpAddr::V6(*a)],
+            Addresses::Both(a, b) => vec![IpAddr::V4(*a), IpAddr::V6(*b)],
+            Addresses::List(list) => list.to_vec(),
+        }
+    }
+}
+
+/// Where a workload is.
+#[derive(PartialEq, Eq, Hash)]
+struct Place {
+    node: NodeName,
+    locality: Locality,
+}
+
+/// What pods of one Deployment share.
+#[derive(PartialEq, Eq)]
+struct Shape(Workload);
+
+impl Hash for Shape {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Shape(w) = self;
+        (
+            &w.namespace,
+            &w.identity,
+            &w.canonical.name,
+            &w.canonical.revision,
+            &w.canonical.workload_name,
+        )
+            .hash(state);
+        w.policies.hash(state);
+        for membership in &w.services {
+            membership.service.hash(state);
+        }
+    }
+}
+
+/// What many workloads have in common, kept once. A cache: it changes no decision.
+#[derive(Default)]
+pub(crate) struct Shared {
+    places: Interner<Place>,
+    shapes: Interner<Shape>,
+    extras: Interner<Extra>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+impl Shared {
+    pub fn extra(&self, extra: WorkloadExtra) -> Arc<Extra> {
+        self.extras.share(Extra(Arc::new(extra)))
+    }
+}
+
+/// A shared `WorkloadExtra`.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Extra(pub Arc<WorkloadExtra>);
+
+impl Hash for Extra {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let WorkloadExtra {
+            probe_ports,
+            cut_existing,
+            allow_forwarded,
+            guarded,
+            features,
+            ..
+        } = &*self.0;
+        (
+            probe_ports,
+            cut_existing,
+            allow_forwarded,
+            guarded,
+            features,
+        )
+            .hash(state);
+    }
+}
+
+/// Keeps equal values once for as long as somebody uses them.
+struct Interner<T> {
+    held: Mutex<Held<T>>,
+}
+
+struct Held<T> {
+    set: HashSet<Arc<T>>,
+    sweep_at: usize,
+}
+
+impl<T> Default for Interner<T> {
+    fn default() -> Self {
+        Self {
+            held: Mutex::new(Held {
+                set: HashSet::new(),
+                sweep_at: 1024,
+            }),
+        }
+    }
+}
+
+impl<T: Hash + Eq> Interner<T> {
+    fn share(&self, value: T) -> Arc<T> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = held.set.get(&value) {
+            return Arc::clone(known);
+        }
+        if held.set.len() >= held.sweep_at {
+            held.set.retain(|v| Arc::strong_count(v) > 1);
+            held.sweep_at = (held.set.len() * 2).max(1024);
+        }
+        let value = Arc::new(value);
+        held.set.insert(Arc::clone(&value));
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_shared_and_forgotten() {
+        let interner: Interner<String> = Interner::default();
+        let (a, b) = (interner.share("x".into()), interner.share("x".into()));
+        assert!(Arc::ptr_eq(&a, &b));
+        for i in 0..5_000 {
+            interner.share(i.to_string());
+        }
+        let held = interner.held.lock().expect("not poisoned");
+        assert!(
+            held.set.len() <= 1_100 && held.set.contains(&"x".to_owned()),
+            "{}",
+            held.set.len()
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! The endpoints of a service that can take a connection, and how each is reached.
+//!
+//! Invariants: only healthy endpoints (unless the service says otherwise) that serve the port and share the
+//! client's network; mutual TLS unless the endpoint's port is known to refuse it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{Authority, Candidate, Chooser, Via};
+use crate::{
+    authz::Egress,
+    balance::{self, Draw, Viewpoint},
+    mesh::{Mesh, MtlsMode, Service, Workload, service::ServicePort, workload::TunnelProtocol},
+    name::Identity,
+    reason::Reason,
+};
+
+/// HBONE's port at every workload (CONTRACTS.md, "Ports").
+pub(super) const HBONE_PORT: u16 = 15008;
+
+/// The first choice and up to three more for a failed dial.
+const CANDIDATES: usize = 4;
+
+/// A chosen endpoint.
+pub(super) struct Endpoint {
+    pub workload: Arc<Workload>,
+    /// Its address and its own port.
+    pub address: SocketAddr,
+}
+
+/// Chooses endpoints for a port of a service, best first; never empty.
+pub(super) fn pick(
+    mesh: &Mesh,
+    service: &Service,
+    port: u16,
+    flow: &Egress,
+    chooser: Chooser<'_>,
+) -> Result<Vec<Endpoint>, Reason> {
+    let declared = declared(service, port)?;
+    let source = &flow.source;
+    let from = Viewpoint {
+        node: chooser.node,
+        locality: &source.locality,
+        cluster: &source.cluster,
+        network: &source.network,
+    };
+    let v6 = flow.original.ip().to_canonical().is_ipv6();
+    let usable = mesh.endpoints(&service.name).iter().filter_map(|w| {
+        let rank = balance::rank(&service.balancing, &from, w)?;
+        let address = SocketAddr::new(address(mesh, w, v6)?, target_port(w, service, declared)?);
+        (w.network == source.network).then(|| {
+            (
+                rank,
+                w.capacity,
+                w.uid.as_str(),
+                Endpoint {
+                    workload: Arc::clone(w),
+                    address,
+                },
+            )
+        })
+    });
+    let draw = match mesh.service_extra(&service.name).and_then(|e| e.affinity) {
+        Some(_) => Draw::Sticky(chooser.client),
+        None => Draw::Random(chooser.seed),
+    };
+    let picked = balance::order(usable.collect(), draw, CANDIDATES);
+    if picked.is_empty() {
+        Err(Reason::NoEndpoints)
+    } else {
+        Ok(picked)
+    }
+}
+
+/// The declaration of a service's port.
+pub(super) fn declared(service: &Service, port: u16) -> Result<&ServicePort, Reason> {
+    service
+        .ports
+        .iter()
+        .find(|p| p.port == port)
+        .ok_or(Reason::NoSuchPort)
+}
+
+/// The endpoint's own port: what its membership names, else the service's target port unless that is 0.
+pub(super) fn target_port(
+    workload: &Workload,
+    service: &Service,
+    declared: &ServicePort,
+) -> Option<u16> {
+    let membership = workload
+        .services
+        .iter()
+        .find(|m| m.service == service.name)?;
+    let named = membership
+        .ports
+        .iter()
+        .find(|(p, _)| *p == declared.port)
+        .map(|(_, target)| *target);
+    named.or(Some(declared.target_port)).filter(|p| *p != 0)
+}
+
+/// The endpoint's address in the client's family where it has one, else another. An address that others
+/// claim too is none.
+pub(super) fn address(mesh: &Mesh, workload: &Workload, v6: bool) -> Option<IpAddr> {
+    let own = || {
+        workload
+            .addresses
+            .iter()
+            .map(IpAddr::to_canonical)
+            .filter(|ip| !ip.is_unspecified() && !mesh.is_contested(&workload.network, *ip))
+    };
+    own().find(|ip| ip.is_ipv6() == v6).or_else(|| own().next())
+}
+
+/// A workload as a place to go.
+pub(super) fn candidate(
+    mesh: &Mesh,
+    workload: &Arc<Workload>,
+    address: SocketAddr,
+    names: &[Identity],
+) -> Candidate {
+    Candidate {
+        workload: Some(Arc::clone(workload)),
+        via: via(mesh, workload, address, names),
+    }
+}
+
+fn via(mesh: &Mesh, workload: &Workload, address: SocketAddr, names: &[Identity]) -> Via {
+    // Until a workload's extra part came, mutual TLS is assumed: the tunnel then fails rather than leaks.
+    let plain = mesh
+        .extra(&workload.uid)
+        .is_some_and(|e| e.mtls_for(address.port()) == MtlsMode::Disable);
+    if workload.protocol == TunnelProtocol::None || workload.host_network || plain {
+        return Via::Plain(address);
+    }
+    Via::Hbone {
+        tunnel: SocketAddr::new(address.ip(), HBONE_PORT),
+        authority: Authority::Address(address),
+        identities: identities(workload, names),
+    }
+}
+
+/// Who may answer for a workload: itself, and the names its service allows.
+pub(super) fn identities(workload: &Workload, names: &[Identity]) -> Box<[Identity]> {
+    let mut list = vec![workload.identity.clone()];
+    list.extend(names.iter().filter(|n| **n != workload.identity).cloned());
+    list.into()
+}
+
+/// The identities among a service's alternative names; others cannot be proven on HBONE.
+pub(super) fn alternative_names(service: &Service) -> impl Iterator<Item = Identity> + '_ {
+    service
+        .subject_alt_names
+        .iter()
+        .filter_map(|san| san.parse().ok())
+}

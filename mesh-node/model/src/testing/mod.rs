@@ -1,0 +1,5 @@
+//! Builders for tests, a generator of random cases, and a naive oracle to compare with.
+//!
+//! Invariant: nothing here is used by a decision; the oracle shares no code with `authz`.
+
+pub mod cast;
