@@ -1,0 +1,165 @@
+//! A data path without a kernel, for tests: it remembers what it was told and answers what it was taught.
+//!
+//! Invariant: it never pretends to capture anything; a test teaches it original destinations itself.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{BorrowedFd, RawFd},
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use mesh_model::reason::Reason;
+
+use super::{
+    datapath::{Datapath, Verdict, VipSlot},
+    kernel::{Kernel, KernelEvent, KnownPod, PodEntry},
+};
+
+/// The fake. Share it by `Arc`.
+#[derive(Debug, Default)]
+pub struct FakeDatapath {
+    told: Mutex<Told>,
+}
+
+/// What the fake was told and taught.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Original destinations by (local, peer) of the accepted socket.
+    pub originals: HashMap<(SocketAddr, SocketAddr), SocketAddr>,
+    /// Connections that count as probes, by (local, peer).
+    pub probes: Vec<(SocketAddr, SocketAddr)>,
+    /// Resolvers by the source of a query.
+    pub resolvers: HashMap<SocketAddr, SocketAddr>,
+    /// Failed dials that were noted.
+    pub failed: Vec<(u64, SocketAddr, Reason)>,
+    /// Epochs by destination.
+    pub epochs: HashMap<IpAddr, u32>,
+    /// Verdicts that were installed.
+    pub verdicts: Vec<Verdict>,
+    /// Slots by virtual address.
+    pub slots: HashMap<SocketAddr, Vec<VipSlot>>,
+    /// Pods that are enrolled, with their veth and listeners' ports.
+    pub pods: BTreeMap<String, (KnownPod, u32, Vec<u16>)>,
+    /// Interfaces that are anchored.
+    pub anchored: Vec<u32>,
+    /// Clients shown, in the order of marking.
+    pub marked: Vec<Option<SocketAddr>>,
+    /// Heartbeats.
+    pub beats: u64,
+    /// Events that wait.
+    pub events: VecDeque<KernelEvent>,
+    /// The next enrolment fails with this.
+    pub fail_enrolment: Option<String>,
+}
+
+impl FakeDatapath {
+    /// What it was told so far, and what tests may change.
+    pub fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().expect("no code panics while it holds the fake's lock")
+    }
+}
+
+impl Datapath for FakeDatapath {
+    fn take_original(&self, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr> {
+        self.told().originals.remove(&(local, peer))
+    }
+
+    fn is_probe(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+        self.told().probes.contains(&(local, peer))
+    }
+
+    fn note_failed_dial(&self, source: u64, original: SocketAddr, reason: Reason, _: Duration) {
+        self.told().failed.push((source, original, reason));
+    }
+
+    fn epoch(&self, destination: IpAddr) -> u32 {
+        self.told().epochs.get(&destination).copied().unwrap_or(0)
+    }
+
+    fn bump_epoch(&self, destination: IpAddr) -> io::Result<()> {
+        *self.told().epochs.entry(destination).or_default() += 1;
+        Ok(())
+    }
+
+    fn install(&self, verdict: Verdict) -> io::Result<()> {
+        self.told().verdicts.push(verdict);
+        Ok(())
+    }
+
+    fn set_slots(&self, vip: SocketAddr, slots: &[VipSlot]) -> io::Result<()> {
+        let mut told = self.told();
+        match slots {
+            [] => drop(told.slots.remove(&vip)),
+            slots => drop(told.slots.insert(vip, slots.to_vec())),
+        }
+        Ok(())
+    }
+}
+
+impl Kernel for FakeDatapath {
+    fn enrol(&self, pod: &PodEntry<'_>) -> io::Result<()> {
+        let mut told = self.told();
+        if let Some(why) = told.fail_enrolment.take() {
+            return Err(io::Error::other(why));
+        }
+        let known = KnownPod {
+            uid: pod.uid.to_owned(),
+            cookie: pod.cookie,
+            inode: pod.inode,
+            addresses: pod.addresses.to_vec(),
+        };
+        let ports = pod.listeners.iter().map(|l| l.port).collect();
+        told.pods.insert(known.uid.clone(), (known, pod.veth, ports));
+        Ok(())
+    }
+
+    fn remove(&self, uid: &str) -> io::Result<()> {
+        self.told().pods.remove(uid);
+        Ok(())
+    }
+
+    fn anchor(&self, veth: u32) -> io::Result<()> {
+        self.told().anchored.push(veth);
+        Ok(())
+    }
+
+    fn known(&self) -> io::Result<Vec<KnownPod>> {
+        Ok(self.told().pods.values().map(|(known, ..)| known.clone()).collect())
+    }
+
+    fn mark(&self, _: BorrowedFd<'_>, _: u64, client: Option<SocketAddr>) -> io::Result<()> {
+        self.told().marked.push(client);
+        Ok(())
+    }
+
+    fn beat(&self) -> io::Result<()> {
+        self.told().beats += 1;
+        Ok(())
+    }
+
+    fn resolver(&self, client: SocketAddr) -> Option<SocketAddr> {
+        self.told().resolvers.get(&client).copied()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, Option<Reason>, u64)> {
+        vec![("connect_captured", None, 0)]
+    }
+
+    fn events_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn take_events(&self, limit: usize, each: &mut dyn FnMut(KernelEvent)) -> usize {
+        let events: Vec<_> = {
+            let mut told = self.told();
+            let count = told.events.len().min(limit);
+            told.events.drain(..count).collect()
+        };
+        let count = events.len();
+        events.into_iter().for_each(each);
+        count
+    }
+}
