@@ -1,0 +1,1 @@
+//! Delta xDS as two state machines without I/O.

@@ -1,0 +1,135 @@
+//! Resources as they are published and held: a kind, a name, a content-hash version and shared bytes.
+//!
+//! Invariant: equal content has an equal version, and the version of a resource never says anything else.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+/// The name of the resource that says that a kind has been sent completely.
+pub const COMPLETE: &str = "warren.dev/complete";
+
+/// The type of the marker's content.
+pub const COMPLETE_TYPE: &str = "type.googleapis.com/warren.v1.Complete";
+
+/// The kinds of resources that are published, in the order in which they are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// What Istio's types cannot carry. First, so that the mesh's settings are there before what they govern.
+    Companion,
+    /// Policies. Before addresses, so that a workload finds the policies it names.
+    Authorization,
+    /// Workloads and services.
+    Address,
+}
+
+impl Kind {
+    /// All kinds, in the order in which they are sent.
+    pub const ALL: [Kind; 3] = [Kind::Companion, Kind::Authorization, Kind::Address];
+
+    /// The kind's type URL.
+    pub const fn url(self) -> &'static str {
+        match self {
+            Kind::Companion => "type.googleapis.com/warren.v1.Companion",
+            Kind::Authorization => "type.googleapis.com/istio.security.Authorization",
+            Kind::Address => "type.googleapis.com/istio.workload.Address",
+        }
+    }
+
+    /// The kind with this type URL.
+    pub fn from_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.url() == url)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Companion => "Companion",
+            Kind::Authorization => "Authorization",
+            Kind::Address => "Address",
+        })
+    }
+}
+
+/// The version of a resource: the first eight bytes of SHA-256 of its encoding, written as 16 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Version(u64);
+
+impl Version {
+    /// The version of this content.
+    pub fn of(body: &[u8]) -> Self {
+        let hash = Sha256::digest(body);
+        Self(u64::from_be_bytes(hash[..8].try_into().expect("SHA-256 has 32 bytes")))
+    }
+
+    /// The version as a number, for digests.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Version {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// A resource, encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name within the kind.
+    pub name: Arc<str>,
+    /// Its version.
+    pub version: Version,
+    /// The encoded message, the content of the `Any` on the wire.
+    pub body: Bytes,
+    /// Other names under which it can be asked for (`network/address`).
+    pub aliases: Box<[Arc<str>]>,
+    /// The node that alone needs it; `None` when all do.
+    pub node: Option<Arc<str>>,
+}
+
+impl Resource {
+    /// A resource for everybody, known by its name only.
+    pub fn new(kind: Kind, name: impl Into<Arc<str>>, body: impl Into<Bytes>) -> Self {
+        let body = body.into();
+        Self { kind, name: name.into(), version: Version::of(&body), body, aliases: Box::default(), node: None }
+    }
+}
+
+/// What a change does to the published resources.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// Adds or replaces one.
+    Set(Resource),
+    /// Removes one, if it is there.
+    Remove(Kind, Arc<str>),
+}
+
+impl Update {
+    /// The resource's kind and name.
+    pub fn key(&self) -> (Kind, &Arc<str>) {
+        match self {
+            Update::Set(r) => (r.kind, &r.name),
+            Update::Remove(kind, name) => (*kind, name),
+        }
+    }
+}
