@@ -1,0 +1,3 @@
+//! Foreign programs that the tests talk to or compare with.
+
+pub mod envoy;
