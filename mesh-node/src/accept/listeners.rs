@@ -40,6 +40,10 @@ pub enum ListenerEvent {
         /// The pod.
         uid: PodUid,
     },
+    /// Stop accepting everywhere and keep the flows: another process accepts on the same listeners now.
+    Pause,
+    /// Accept again, after a hand-over that did not come about.
+    Resume,
 }
 
 /// The data threads, as seen by who makes listeners.
@@ -80,6 +84,22 @@ impl Listeners {
     pub async fn remove(&self, uid: &PodUid) -> Result<(), ListenError> {
         for thread in self.threads.iter() {
             thread.send(ListenerEvent::Remove { uid: uid.clone() }).await.map_err(|_| ListenError::Gone)?;
+        }
+        Ok(())
+    }
+
+    /// Stops accepting on every listener; flows go on and listeners stay open.
+    pub async fn pause(&self) -> Result<(), ListenError> {
+        for thread in self.threads.iter() {
+            thread.send(ListenerEvent::Pause).await.map_err(|_| ListenError::Gone)?;
+        }
+        Ok(())
+    }
+
+    /// Accepts again.
+    pub async fn resume(&self) -> Result<(), ListenError> {
+        for thread in self.threads.iter() {
+            thread.send(ListenerEvent::Resume).await.map_err(|_| ListenError::Gone)?;
         }
         Ok(())
     }
