@@ -94,14 +94,11 @@ pub enum Judged {
 
 /// Compares a verdict with the present.
 #[inline(always)]
-pub fn judge(verdict: Option<&Verdict>, epoch: u64, generation: u64, now_ns: u64) -> Judged {
+pub fn judge(verdict: Option<&Verdict>, epoch: u32, now_ns: u64) -> Judged {
     let Some(v) = verdict else {
         return Judged::Unknown;
     };
-    if v.epoch() != epoch
-        || v.generation() != generation
-        || (v.until_ns() != 0 && now_ns >= v.until_ns())
-    {
+    if v.epoch() != epoch || (v.until_ns() != 0 && now_ns >= v.until_ns()) {
         return Judged::Unknown;
     }
     match v.action() {

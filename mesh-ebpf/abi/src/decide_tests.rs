@@ -107,30 +107,20 @@ fn the_gate_closes_when_the_agent_is_silent() {
 
 #[test]
 fn a_verdict_holds_only_for_its_epoch_and_time() {
-    let v = Verdict::new(7, 1, 1_000, VERDICT_DIRECT, 0);
-    assert_eq!(judge(Some(&v), 7, 1, 999), Judged::Direct);
-    assert_eq!(judge(Some(&v), 8, 1, 999), Judged::Unknown, "epoch bumped");
+    let v = Verdict::new(1_000, 7, VERDICT_DIRECT, 0);
+    assert_eq!(judge(Some(&v), 7, 999), Judged::Direct);
+    assert_eq!(judge(Some(&v), 8, 999), Judged::Unknown, "epoch bumped");
+    assert_eq!(judge(Some(&v), 7, 1_000), Judged::Unknown, "expired");
+    assert_eq!(judge(None, 7, 0), Judged::Unknown);
+    let refuse = Verdict::new(0, 7, VERDICT_REFUSE, 2);
+    assert_eq!(judge(Some(&refuse), 7, u64::MAX), Judged::Refuse(2));
+    let odd = Verdict::new(0, 7, 77, 2);
     assert_eq!(
-        judge(Some(&v), 7, 2, 999),
-        Judged::Unknown,
-        "generation raised"
-    );
-    assert_eq!(judge(Some(&v), 7, 1, 1_000), Judged::Unknown, "expired");
-    assert_eq!(judge(None, 7, 1, 0), Judged::Unknown);
-    assert_eq!(
-        judge(
-            Some(&Verdict::new(7, 1, 0, VERDICT_REFUSE, 2)),
-            7,
-            1,
-            u64::MAX
-        ),
-        Judged::Refuse(2)
-    );
-    assert_eq!(
-        judge(Some(&Verdict::new(7, 1, 0, 77, 2)), 7, 1, 5),
+        judge(Some(&odd), 7, 5),
         Judged::Proxy,
         "an unknown action never goes direct"
     );
+    assert_ne!(Endpoint::epoch(4, 0), Endpoint::epoch(4, 1));
 }
 
 #[test]

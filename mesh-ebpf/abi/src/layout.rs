@@ -72,7 +72,7 @@ plain! {
         heartbeat_ns: u64,
         /// How old it may be; 0: it is not looked at.
         stale_ns: u64,
-        /// Raised when everything decided before is void.
+        /// Raised when everything decided before is void; part of every epoch.
         generation: u64,
         /// Which program set wrote this (hash of the object), for people.
         object: u64,
@@ -239,18 +239,16 @@ plain! {
 
 plain! {
     /// A decision of the proxy's, good while nothing changed.
-    Verdict[32] {
-        /// The destination's epoch when it was decided.
-        epoch: u64,
-        /// The generation when it was decided.
-        generation: u64,
+    Verdict[16] {
         /// 0, or when it ends, CLOCK_MONOTONIC.
         until_ns: u64,
+        /// The destination's epoch when it was decided.
+        epoch: u32,
         /// `VERDICT_*`.
         action: u16,
         /// Why, when refused.
         reason: u16,
-    } zero { spare: u32 = 0, }
+    } zero {}
 }
 
 plain! {
@@ -374,6 +372,12 @@ impl Endpoint {
     #[inline(always)]
     pub const fn epoch_bucket(addr: &Addr) -> u32 {
         addr.hash(0) & (EPOCH_BUCKETS - 1)
+    }
+
+    /// The epoch of a destination. Both parts only grow, so equal sums mean that neither has changed.
+    #[inline(always)]
+    pub const fn epoch(bucket: u64, generation: u64) -> u32 {
+        bucket.wrapping_add(generation) as u32
     }
 }
 

@@ -124,7 +124,7 @@ pub const MAPS: &[MapRow] = &[
         size::VERDICTS_QUOTA,
     ),
     row::<Endpoint, Vip>("VIPS", MapKind::Hash, size::VIPS, 0),
-    row::<ListenerKey, u64>("LISTENERS", MapKind::SockHash, size::LISTENERS, 0),
+    row::<ListenerKey, u32>("LISTENERS", MapKind::SockHash, size::LISTENERS, 0),
     row::<u32, u64>("COUNTERS", MapKind::PerCpuArray, crate::counters::SLOTS, 0),
     row::<u32, Limit>("LIMITS", MapKind::PerCpuArray, 1, 0),
     row::<u32, Event>("EVENTS", MapKind::Ring, RING_BYTES, 0),

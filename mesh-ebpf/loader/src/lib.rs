@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The user side of the kernel programs: loads, attaches and pins them, and offers their maps as typed calls.
+//!
+//! Invariants: the only user of aya and of the bpf system call; no call waits for the network; what is
+//! pinned outlives the process, so that a dead proxy means refused connections and never plaintext; an
+//! agent that starts over adopts what is pinned.
+#![allow(unsafe_code)] // the bpf system call, setns and a few shared pages: sys.rs, maps.rs, netns.rs
+
+mod datapath;
+mod diag;
+mod error;
+mod events;
+mod links;
+mod maps;
+mod netns;
+mod object;
+mod pods;
+mod sys;
+mod verdicts;
+
+pub use datapath::{Config, Datapath, Flow, Original};
+pub use error::LoadError;
+pub use events::{Event, EventKind, Events};
+pub use mesh_abi::{self as abi, ports};
+pub use netns::{cookie as netns_cookie, inside as in_netns};
+pub use object::embedded;
+pub use pods::{Family, PodId, PodInfo, PodSpec};
+pub use verdicts::{Outcome, VipSlot};

@@ -1,0 +1,508 @@
+//! One instance of the kernel side: opened or adopted, with the calls that the proxy makes per connection.
+//!
+//! Invariants: everything that the proxy calls per connection is one or two system calls, or none; two
+//! processes may hold one instance during a hand-over; what the kernel cannot say is `None`, never a guess.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::{fs, io};
+
+use aya::maps::{MapData, RingBuf};
+use aya_obj::generated::bpf_attach_type;
+use mesh_abi::{
+    self as abi, Addr, Asked, Authorised, Endpoint, Iface, ListenerKey, Meta, Owner, Pod, Probes,
+    Sock, State, Tuple, Use, Verdict, VerdictKey, Vip, counters,
+};
+
+use crate::events::{Events, socket_addr};
+use crate::links::{Links, remove_tree};
+use crate::maps::{Map, Shared, pages, subtract};
+use crate::object::{self, Loaded};
+use crate::pods::{Known, PodId};
+use crate::verdicts::{Ledger, endpoint};
+use crate::{LoadError, sys};
+
+/// Offsets of words in `State`.
+const HEARTBEAT: usize = 8;
+const STALE: usize = 16;
+pub(crate) const GENERATION: usize = 24;
+/// Offsets of words in `Use`.
+const USED_ORIGINALS: usize = 0;
+pub(crate) const USED_DIRECT: usize = 8;
+
+/// Where an instance lives and what it attaches to.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the instance; its pins are below `<bpffs>/warren/<instance>/`.
+    pub instance: String,
+    /// The BPF file system.
+    pub bpffs: PathBuf,
+    /// The cgroup (version 2) that all pods are below, and the proxy is not.
+    pub pods_cgroup: PathBuf,
+    /// A cgroup that the proxy is in; on a node the agent's own.
+    pub node_cgroup: PathBuf,
+    /// The cgroup that kubelet is in, if its probes are to be recognised.
+    pub kubelet_cgroup: Option<PathBuf>,
+    /// How long the proxy may be silent before new connections are refused; zero: for ever.
+    pub stale_after: Duration,
+    /// The compiled programs.
+    pub object: Cow<'static, [u8]>,
+    /// Where a verifier's log is written.
+    pub logs: PathBuf,
+}
+
+impl Config {
+    /// The programs that were compiled in, the usual places, and ten seconds of patience.
+    pub fn new(
+        instance: impl Into<String>,
+        pods_cgroup: impl Into<PathBuf>,
+        node_cgroup: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            instance: instance.into(),
+            bpffs: PathBuf::from("/sys/fs/bpf"),
+            pods_cgroup: pods_cgroup.into(),
+            node_cgroup: node_cgroup.into(),
+            kubelet_cgroup: None,
+            stale_after: Duration::from_secs(10),
+            object: Cow::Borrowed(object::embedded()),
+            logs: std::env::temp_dir(),
+        }
+    }
+
+    fn folder(&self) -> Result<PathBuf, LoadError> {
+        instance_folder(&self.bpffs, &self.instance)
+    }
+}
+
+/// Where a captured connection wanted to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Original {
+    /// What the application dialed.
+    pub destination: SocketAddr,
+    /// The pod that it is in.
+    pub pod: PodId,
+    /// That pod's namespace cookie.
+    pub cookie: u64,
+}
+
+/// A direct flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The client.
+    pub client: SocketAddr,
+    /// The pod that it reached.
+    pub server: SocketAddr,
+    /// What it dialed.
+    pub dialed: SocketAddr,
+    /// The client's pod.
+    pub client_pod: PodId,
+    /// The server's pod.
+    pub server_pod: PodId,
+    /// When it began, CLOCK_MONOTONIC.
+    pub since: Duration,
+}
+
+/// The programs that are attached per pod or per interface.
+pub(crate) struct Programs {
+    pub(crate) lookup: OwnedFd,
+    pub(crate) guard: OwnedFd,
+    pub(crate) anchor: OwnedFd,
+}
+
+/// The kernel side of one node. Shared by reference; every call may be made from any thread.
+pub struct Datapath {
+    pub(crate) folder: PathBuf,
+    pub(crate) links: Links,
+    pub(crate) programs: Programs,
+    pub(crate) pods: Mutex<BTreeMap<String, Known>>,
+    pub(crate) ledger: Ledger,
+    pub(crate) state: Shared<State>,
+    pub(crate) uses: Shared<Use>,
+    pub(crate) epochs: Shared<u64>,
+    pub(crate) pod_map: Map<u64, Pod>,
+    pub(crate) metas: Map<u32, Meta>,
+    pub(crate) addrs: Map<Addr, Owner>,
+    pub(crate) ifaces: Map<u32, Iface>,
+    pub(crate) probe_ports: Map<u32, Probes>,
+    pub(crate) listeners: Map<ListenerKey, u32>,
+    pub(crate) originals: Map<Tuple, abi::Original>,
+    pub(crate) direct: Map<Tuple, Authorised>,
+    pub(crate) asked: Map<Endpoint, Asked>,
+    pub(crate) verdicts: Map<VerdictKey, Verdict>,
+    pub(crate) vips: Map<Endpoint, Vip>,
+    socks: Map<i32, Sock>,
+    clients: Map<Tuple, Endpoint>,
+    probes: Map<Tuple, u64>,
+    counters: Map<u32, u64>,
+    cpus: usize,
+}
+
+impl std::fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Datapath").field(&self.folder).finish()
+    }
+}
+
+impl Datapath {
+    /// Loads the programs and attaches them, or puts them behind the links that an earlier process pinned.
+    /// Whatever that process had decided is void; the pods that it had enrolled stay enrolled (`pods`).
+    pub fn open(config: &Config) -> Result<Datapath, LoadError> {
+        if config.object.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        check_bpffs(&config.bpffs)?;
+        let folder = config.folder()?.join(format!("{:08x}", abi::layout_hash()));
+        let (maps, links) = (folder.join("maps"), folder.join("links"));
+        for path in [&maps, &links] {
+            let made = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path);
+            made.map_err(LoadError::io(format!("create {}", path.display())))?;
+        }
+        let loaded = object::load(&config.object, &maps, &config.logs)?;
+        let links = Links::new(links);
+        attach(config, &links, &loaded)?;
+        let this = Self::with_maps(folder, &maps, links, &loaded)?;
+        this.adopt()?;
+        this.bump_all();
+        this.state
+            .word(0, STALE)
+            .store(config.stale_after.as_nanos() as u64, Ordering::Relaxed);
+        Ok(this)
+    }
+
+    fn with_maps(
+        folder: PathBuf,
+        maps: &Path,
+        links: Links,
+        loaded: &Loaded,
+    ) -> Result<Datapath, LoadError> {
+        let program = |name: &str| {
+            program(loaded, name)?
+                .try_clone_to_owned()
+                .map_err(LoadError::io("duplicate a descriptor"))
+        };
+        Ok(Datapath {
+            links,
+            programs: Programs {
+                lookup: program("lookup")?,
+                guard: program("guard")?,
+                anchor: program("anchor")?,
+            },
+            pods: Mutex::default(),
+            ledger: Ledger::default(),
+            state: Shared::open(maps, "STATE")?,
+            uses: Shared::open(maps, "USES")?,
+            epochs: Shared::open(maps, "EPOCHS")?,
+            pod_map: Map::open(maps, "PODS")?,
+            metas: Map::open(maps, "METAS")?,
+            addrs: Map::open(maps, "ADDRS")?,
+            ifaces: Map::open(maps, "IFACES")?,
+            probe_ports: Map::open(maps, "PROBE_PORTS")?,
+            listeners: Map::open(maps, "LISTENERS")?,
+            originals: Map::open(maps, "ORIGINALS")?,
+            direct: Map::open(maps, "DIRECT")?,
+            asked: Map::open(maps, "ASKED")?,
+            verdicts: Map::open(maps, "VERDICTS")?,
+            vips: Map::open(maps, "VIPS")?,
+            socks: Map::open(maps, "SOCKS")?,
+            clients: Map::open(maps, "CLIENTS")?,
+            probes: Map::open(maps, "PROBES")?,
+            counters: Map::open(maps, "COUNTERS")?,
+            cpus: aya::util::nr_cpus().map_err(|(path, error)| LoadError::Io {
+                what: format!("read {path}"),
+                error,
+            })?,
+            folder,
+        })
+    }
+
+    /// The proxy's sign of life. Without it, new connections are refused.
+    pub fn heartbeat(&self) {
+        self.state
+            .word(0, HEARTBEAT)
+            .store(sys::now_ns(), Ordering::Relaxed);
+    }
+
+    /// Exempts a socket of the proxy's from capture and guard. To be called before `connect`. `client`: whom
+    /// an application that accepts this connection is to see as its peer.
+    pub fn mark_own(
+        &self,
+        socket: BorrowedFd<'_>,
+        client: Option<SocketAddr>,
+    ) -> Result<(), LoadError> {
+        let (addr, port) = client.map_or((Addr::NONE, 0), |c| (c.ip().into(), c.port()));
+        self.socks.set_socket(
+            socket,
+            &Sock::new(abi::SOCK_OWN, port, 0, addr, Addr::NONE, 0),
+        )
+    }
+
+    /// Where a captured connection wanted to go, by the accepted socket's peer and local address. The entry
+    /// is taken away. `None`: it was not captured, and is to be reset.
+    pub fn take_original(
+        &self,
+        client: SocketAddr,
+        local: SocketAddr,
+    ) -> Result<Option<Original>, LoadError> {
+        let Some(o) = self.originals.take(&tuple(client, local))? else {
+            return Ok(None);
+        };
+        subtract(self.uses.word(o.index(), USED_ORIGINALS));
+        Ok(Some(Original {
+            destination: socket_addr(o.addr(), o.port()),
+            pod: PodId(o.index()),
+            cookie: o.cookie(),
+        }))
+    }
+
+    /// The resolver that a UDP socket of a pod asked last, by the datagram's source.
+    pub fn dns_resolver(&self, source: SocketAddr) -> Result<Option<SocketAddr>, LoadError> {
+        let asked = self.asked.get(&endpoint(source))?;
+        Ok(asked.map(|a| socket_addr(a.resolver().addr(), a.resolver().port())))
+    }
+
+    /// Whether a connection into a pod comes from kubelet.
+    pub fn is_probe(&self, client: SocketAddr, server: SocketAddr) -> Result<bool, LoadError> {
+        Ok(self.probes.get(&tuple(client, server))?.is_some())
+    }
+
+    /// All direct flows, those of one pod (on either end) if given.
+    pub fn flows(&self, pod: Option<PodId>) -> Result<Vec<Flow>, LoadError> {
+        let all = self
+            .direct
+            .entries()?
+            .into_iter()
+            .map(|(t, a)| flow(&t, &a));
+        Ok(all
+            .filter(|f| pod.is_none_or(|p| f.client_pod == p || f.server_pod == p))
+            .collect())
+    }
+
+    /// What was counted: (`decision`, name), (`refused`, reason) and (`dropped`, reason).
+    pub fn counters(&self) -> Result<Vec<(&'static str, &'static str, u64)>, LoadError> {
+        let mut all = Vec::new();
+        for (slot, name) in counters::NAMES {
+            all.push(("decision", *name, self.counters.sum(*slot, self.cpus)?));
+        }
+        for (number, key) in abi::reason::ALL {
+            all.push((
+                "refused",
+                *key,
+                self.counters.sum(counters::refused(*number), self.cpus)?,
+            ));
+            all.push((
+                "dropped",
+                *key,
+                self.counters.sum(counters::dropped(*number), self.cpus)?,
+            ));
+        }
+        Ok(all)
+    }
+
+    /// One counter, for tests and status.
+    pub fn counter(&self, kind: &str, name: &str) -> Result<u64, LoadError> {
+        Ok(self
+            .counters()?
+            .iter()
+            .find(|c| c.0 == kind && c.1 == name)
+            .map_or(0, |c| c.2))
+    }
+
+    /// Entries in maps that are filled per connection: (map, entries). For leak checks and status.
+    pub fn occupancy(&self) -> Result<Vec<(&'static str, usize)>, LoadError> {
+        Ok(vec![
+            ("originals", self.originals.keys()?.len()),
+            ("direct", self.direct.keys()?.len()),
+            ("clients", self.clients.keys()?.len()),
+            ("probes", self.probes.keys()?.len()),
+            ("asked", self.asked.keys()?.len()),
+            ("verdicts", self.verdicts.keys()?.len()),
+        ])
+    }
+
+    /// The ring of events. It has one reader: during a hand-over the old process stops reading first.
+    pub fn events(&self) -> Result<Events, LoadError> {
+        let fail = |what| LoadError::io(format!("events: {what}"));
+        let data = MapData::from_pin(self.folder.join("maps/EVENTS"));
+        let data = data.map_err(|e| fail("open")(io::Error::other(e)))?;
+        let map =
+            aya::maps::Map::from_map_data(data).map_err(|e| fail("ask")(io::Error::other(e)))?;
+        let ring = RingBuf::try_from(map).map_err(|e| fail("share")(io::Error::other(e)))?;
+        Ok(Events { ring })
+    }
+
+    /// Whether the guard only counts (`true`) or drops.
+    pub fn set_audit(&self, audit: bool) {
+        let bit = u64::from(abi::STATE_AUDIT) << 32;
+        let word = self.state.word(0, 0);
+        if audit {
+            word.fetch_or(bit, Ordering::Relaxed)
+        } else {
+            word.fetch_and(!bit, Ordering::Relaxed)
+        };
+    }
+
+    /// The layouts of earlier versions that are still pinned beside this one.
+    pub fn previous(&self) -> Result<Vec<PathBuf>, LoadError> {
+        let instance = self
+            .folder
+            .parent()
+            .expect("the folder is below the instance's");
+        let mut all = Vec::new();
+        for entry in fs::read_dir(instance).map_err(LoadError::io("list layouts"))? {
+            let path = entry.map_err(LoadError::io("list layouts"))?.path();
+            if path != self.folder {
+                all.push(path);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Tells the programs of earlier layouts to take no new flows. To be called when every pod is enrolled
+    /// here: until then the earlier programs are what keeps the pods captured.
+    pub fn retire_previous(&self) -> Result<usize, LoadError> {
+        let previous = self.previous()?;
+        for folder in &previous {
+            retire(folder).map_err(LoadError::io(format!("retire {}", folder.display())))?;
+        }
+        Ok(previous.len())
+    }
+
+    /// Removes what earlier layouts left. Their flows lose their peer addresses; call it when they are gone.
+    pub fn purge_previous(&self) -> Result<(), LoadError> {
+        for folder in self.previous()? {
+            remove_tree(&folder).map_err(LoadError::io(format!("remove {}", folder.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything of an instance from the kernel. Pods are then no longer captured.
+    pub fn purge(bpffs: &Path, instance: &str) -> Result<(), LoadError> {
+        let folder = instance_folder(bpffs, instance)?;
+        remove_tree(&folder).map_err(LoadError::io(format!("remove {}", folder.display())))
+    }
+}
+
+/// The first word of `STATE` is the retired flag in every layout.
+fn retire(folder: &Path) -> io::Result<()> {
+    let map = sys::get(&folder.join("maps/STATE"))?;
+    let at = pages(map.as_fd(), 8)?;
+    // SAFETY: the mapping is at least one page, aligned, and shared with the kernel; the programs are little-endian.
+    let word = unsafe { std::sync::atomic::AtomicU32::from_ptr(at.as_ptr().cast()) };
+    word.store(1, Ordering::Release);
+    // SAFETY: the mapping was made above and `word` is not used any more.
+    unsafe { libc::munmap(at.as_ptr().cast(), 8) };
+    Ok(())
+}
+
+fn instance_folder(bpffs: &Path, instance: &str) -> Result<PathBuf, LoadError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if instance.is_empty()
+        || instance.len() > 128
+        || !instance.chars().all(|c| good(c) || c == '.')
+        || instance.starts_with('.')
+    {
+        let error = io::Error::from(io::ErrorKind::InvalidInput);
+        return Err(LoadError::Io {
+            what: format!("instance name {instance:?}: use letters, digits, '-', '_' and '.'"),
+            error,
+        });
+    }
+    // bpffs refuses names with dots.
+    Ok(bpffs.join("warren").join(instance.replace('.', "_")))
+}
+
+fn check_bpffs(path: &Path) -> Result<(), LoadError> {
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    match nix::sys::statfs::statfs(path) {
+        Ok(s) if s.filesystem_type().0 as i64 == BPF_FS_MAGIC => Ok(()),
+        _ => Err(LoadError::NoBpffs(path.to_owned())),
+    }
+}
+
+fn program<'a>(loaded: &'a Loaded, name: &str) -> Result<BorrowedFd<'a>, LoadError> {
+    let fd = loaded.programs.get(name).map(AsFd::as_fd);
+    fd.ok_or_else(|| LoadError::Layout(format!("there is no program `{name}`")))
+}
+
+/// Programs on the pods' cgroup.
+const PODS: &[(&str, bpf_attach_type)] = &[
+    ("connect4", bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
+    ("connect6", bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
+    (
+        "getpeername4",
+        bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
+    ),
+    (
+        "getpeername6",
+        bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
+    ),
+    ("sendmsg4", bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
+    ("sendmsg6", bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG),
+    ("recvmsg4", bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG),
+    ("recvmsg6", bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG),
+    ("release", bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE),
+    ("sockops", bpf_attach_type::BPF_CGROUP_SOCK_OPS),
+];
+
+/// What reports comes before what captures, so that nothing captured goes unreported; the reverse on paper
+/// would reset the first connections.
+fn attach(config: &Config, links: &Links, loaded: &Loaded) -> Result<(), LoadError> {
+    let mut jobs: Vec<(&'static str, bpf_attach_type, &Path)> = vec![(
+        "node",
+        bpf_attach_type::BPF_CGROUP_SOCK_OPS,
+        &config.node_cgroup,
+    )];
+    if let Some(kubelet) = &config.kubelet_cgroup {
+        jobs.push(("probe", bpf_attach_type::BPF_CGROUP_SOCK_OPS, kubelet));
+    }
+    jobs.extend(
+        PODS.iter()
+            .rev()
+            .map(|(name, kind)| (*name, *kind, config.pods_cgroup.as_path())),
+    );
+    for (name, kind, cgroup) in jobs {
+        let fail = |error| LoadError::Attach {
+            program: name,
+            target: cgroup.display().to_string(),
+            error,
+        };
+        let folder = fs::File::open(cgroup).map_err(fail)?;
+        let id = folder.metadata().map_err(fail)?.ino();
+        let prog = program(loaded, name)?;
+        links
+            .ensure(name, prog, id, || sys::link_fd(prog, folder.as_fd(), kind))
+            .map_err(fail)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn tuple(client: SocketAddr, server: SocketAddr) -> Tuple {
+    Tuple::new(
+        client.ip().into(),
+        server.ip().into(),
+        client.port(),
+        server.port(),
+    )
+}
+
+fn flow(t: &Tuple, a: &Authorised) -> Flow {
+    Flow {
+        client: socket_addr(t.client(), t.client_port()),
+        server: socket_addr(t.server(), t.server_port()),
+        dialed: socket_addr(a.dialed(), a.dialed_port()),
+        client_pod: PodId(a.client()),
+        server_pod: PodId(a.server()),
+        since: Duration::from_nanos(a.opened_ns()),
+    }
+}

@@ -1,0 +1,87 @@
+//! The compiled kernel programs: where they come from, and how they get into the kernel.
+//!
+//! Invariant: every program of the object is loaded or the whole load fails; maps are opened from their pins
+//! or created and pinned, so two loads of one layout share them.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{Program, ProgramError};
+use aya::EbpfLoader;
+use mesh_abi::MAPS;
+
+use crate::LoadError;
+
+static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
+
+/// The programs that were compiled in; empty when there are none.
+pub fn embedded() -> &'static [u8] {
+    EMBEDDED
+}
+
+/// Programs in the kernel, by name.
+pub struct Loaded {
+    /// Every program.
+    pub programs: HashMap<String, OwnedFd>,
+}
+
+/// Loads the object; its maps are those pinned in `maps`. `logs`: where a verifier's log goes.
+pub fn load(object: &[u8], maps: &Path, logs: &Path) -> Result<Loaded, LoadError> {
+    if object.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    let mut loader = EbpfLoader::new();
+    for row in MAPS {
+        loader.map_pin_path(row.name, maps.join(row.name));
+    }
+    let mut object = loader.load(object).map_err(LoadError::Object)?;
+    let mut programs = HashMap::new();
+    for (name, program) in object.programs_mut() {
+        let fd = into_kernel(program).map_err(|e| explain(name, e, logs))?;
+        programs.insert(name.to_owned(), fd);
+    }
+    crate::maps::check_all(maps)?;
+    Ok(Loaded { programs })
+}
+
+fn into_kernel(program: &mut Program) -> Result<OwnedFd, ProgramError> {
+    let fd = match program {
+        Program::CgroupSockAddr(p) => p.load().and_then(|()| p.fd())?,
+        Program::CgroupSock(p) => p.load().and_then(|()| p.fd())?,
+        Program::SockOps(p) => p.load().and_then(|()| p.fd())?,
+        Program::SkLookup(p) => p.load().and_then(|()| p.fd())?,
+        Program::SchedClassifier(p) => p.load().and_then(|()| p.fd())?,
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    };
+    Ok(fd.as_fd().try_clone_to_owned()?)
+}
+
+/// Lines of the verifier's log that are shown in the error.
+const TAIL: usize = 25;
+
+fn explain(name: &str, error: ProgramError, logs: &Path) -> LoadError {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return LoadError::Program {
+            program: name.to_owned(),
+            error,
+        };
+    };
+    let text = verifier_log.to_string();
+    let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+    let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+    let mut log: PathBuf = logs.join(format!("warren-verifier-{name}.log"));
+    if std::fs::write(&log, &text).is_err() {
+        log = PathBuf::from("could not be written");
+    }
+    LoadError::Verifier {
+        program: name.to_owned(),
+        error: io_error.to_string(),
+        tail,
+        log,
+    }
+}
