@@ -1,1 +1,25 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! Who is who: certificates of this node's pods, and what a peer proved to be.
+//!
+//! Invariants: an identity is taken from exactly one URI SAN, parsed strictly; a certificate that cannot be
+//! understood proves nothing; without a valid certificate of our own nothing is dialed or accepted.
+
+mod handshakes;
+mod issued;
+mod keys;
+mod renew;
+mod signer;
+mod store;
+mod tls;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use handshakes::{HandshakeSlot, Handshakes};
+pub use issued::{Issued, IssuedError, NodeCertificate};
+pub use keys::KeyDir;
+pub use renew::Renewer;
+pub use signer::{CaClient, Controller, Credential, SignError, Signer};
+pub use store::{Certificates, CertificateStatus, Held};
+pub use tls::reason as tls_reason;
+pub use verify::{PeerError, Trust, peer};

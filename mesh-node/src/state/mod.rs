@@ -1,1 +1,19 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! The node's view of the mesh: the snapshot, what changed, where it comes from, and its copy on disk.
+//!
+//! Invariants: one writer; a snapshot is published before its diff is announced; a partial list never
+//! removes anything; what is on disk is checksummed and used whole or not at all.
+
+mod announce;
+mod disk;
+mod enrolled;
+mod snapshot;
+mod xds;
+
+#[cfg(test)]
+mod tests;
+
+pub use announce::{Diffs, Announcements};
+pub use disk::{DiskError, Saved, load, save};
+pub use enrolled::EnrolledNamespaces;
+pub use snapshot::{MeshState, Snapshot};
+pub use xds::{XdsClient, XdsStatus};

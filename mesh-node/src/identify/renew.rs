@@ -1,0 +1,219 @@
+//! Keeping certificates fresh: the node's own first, then one for each identity that pods here have.
+//!
+//! Invariants: renewal begins at half of a certificate's life, give or take a tenth of it; a failed renewal
+//! leaves the old certificate in use and is tried again with growing, jittered pauses; a bounded number of
+//! requests is under way at once.
+
+use std::{collections::HashMap, sync::Arc, time::{Duration, SystemTime}};
+
+use futures_util::{StreamExt, stream};
+use mesh_model::name::{Identity, NodeName};
+
+use super::{Certificates, Credential, Issued, KeyDir, NodeCertificate, Signer, issued::{IssuedError, Request}, signer::SignError};
+
+/// Requests under way at once.
+const CONCURRENT: usize = 8;
+/// The first pause after a failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause after failures.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long to sleep when nothing is due.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// The task that renews certificates.
+#[derive(Debug)]
+pub struct Renewer<S> {
+    certificates: Certificates,
+    keys: KeyDir,
+    signer: S,
+    node: NodeName,
+    pauses: HashMap<Option<Identity>, Pause>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    failures: u32,
+    until: SystemTime,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error(transparent)]
+    Issued(#[from] IssuedError),
+}
+
+impl<S: Signer> Renewer<S> {
+    /// A task that has taken up what the key directory still holds.
+    pub fn new(certificates: Certificates, keys: KeyDir, signer: S, node: NodeName) -> Self {
+        restore(&certificates, &keys);
+        Self { certificates, keys, signer, node, pauses: HashMap::new() }
+    }
+
+    /// Renews for ever.
+    pub async fn run(mut self) {
+        let mut changes = self.certificates.changes();
+        loop {
+            changes.mark_unchanged();
+            self.renew_due().await;
+            for identity in self.certificates.prune() {
+                if let Err(error) = self.keys.forget(&identity) {
+                    tracing::warn!(%identity, %error, "the key file of an expired certificate could not be removed");
+                }
+            }
+            let sleep = self.until_next_due();
+            tokio::select! {
+                () = tokio::time::sleep(sleep) => {}
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn renew_due(&mut self) {
+        let now = self.certificates.now();
+        if self.node_due() <= now {
+            let outcome = self.renew_node().await;
+            self.settle(None, outcome);
+        }
+        let Some(node) = self.certificates.node() else { return };
+        let due: Vec<Identity> = self.due_workloads().into_iter().filter(|(_, at)| *at <= now).map(|(i, _)| i).collect();
+        let credential = Credential::Certificate(node);
+        let requests: Vec<_> = due.into_iter().map(|identity| self.renew(identity, credential.clone())).collect();
+        let outcomes: Vec<_> = stream::iter(requests).buffer_unordered(CONCURRENT).collect().await;
+        for (identity, outcome) in outcomes {
+            self.settle(Some(identity), outcome);
+        }
+    }
+
+    async fn renew_node(&self) -> Result<(), RenewError> {
+        let credential = self.certificates.node().map_or(Credential::Token, Credential::Certificate);
+        // The CA names the node by what it proved; this URI only fills the request.
+        let request = Request::new(&format!("spiffe://mesh/warren/node/{}", self.node))?;
+        let chain = match self.signer.sign(&request.csr_pem, None, &credential).await {
+            // A certificate that the controller no longer honours must not lock the node out while its token would do.
+            Err(error) if matches!(credential, Credential::Certificate(_)) => {
+                self.signer.sign(&request.csr_pem, None, &Credential::Token).await.map_err(|_| error)?
+            }
+            other => other?,
+        };
+        let certificate = NodeCertificate::from_bundle(request.bundle(&chain), self.certificates.now())?;
+        if let Err(error) = self.keys.keep_node(&certificate.bundle) {
+            tracing::warn!(%error, "the node's certificate could not be kept; a restart will need the controller");
+        }
+        tracing::info!(node = %self.node, "the node has a certificate");
+        self.certificates.put_node(certificate);
+        Ok(())
+    }
+
+    fn renew(&self, identity: Identity, credential: Credential) -> impl Future<Output = (Identity, Result<(), RenewError>)> {
+        let this = self;
+        async move {
+            let outcome = async {
+                let request = Request::new(&identity.to_string())?;
+                let chain = this.signer.sign(&request.csr_pem, Some(&identity), &credential).await?;
+                let bundle = request.bundle(&chain);
+                let issued = Issued::from_bundle(&bundle, &identity, this.certificates.now())?;
+                if let Err(error) = this.keys.keep(&identity, &bundle) {
+                    tracing::warn!(%identity, %error, "a certificate could not be kept; a restart will need the controller");
+                }
+                tracing::info!(%identity, "certificate issued");
+                this.certificates.put(issued);
+                Ok(())
+            };
+            let outcome = outcome.await;
+            (identity, outcome)
+        }
+    }
+
+    fn settle(&mut self, whose: Option<Identity>, outcome: Result<(), RenewError>) {
+        let Err(error) = outcome else {
+            self.pauses.remove(&whose);
+            return;
+        };
+        let failures = self.pauses.get(&whose).map_or(1, |p| p.failures.saturating_add(1));
+        let pause = pause(failures, fastrand::f64());
+        match &whose {
+            None => tracing::warn!(node = %self.node, %error, again_in = ?pause, "the node's certificate could not be renewed"),
+            Some(identity) => {
+                tracing::warn!(%identity, %error, again_in = ?pause, "a certificate could not be renewed");
+                self.certificates.failed(identity, error.to_string());
+            }
+        }
+        self.pauses.insert(whose, Pause { failures, until: self.certificates.now() + pause });
+    }
+
+    fn node_due(&self) -> SystemTime {
+        let by_life = self.certificates.node().map(|n| half_life(n.not_before, n.not_after, 0.5));
+        self.not_before_pause(&None, by_life)
+    }
+
+    fn due_workloads(&self) -> Vec<(Identity, SystemTime)> {
+        let due = |(identity, current): (Identity, Option<Arc<Issued>>)| {
+            let by_life = current.filter(|c| c.not_after > self.certificates.now()).map(|c| half_life(c.not_before, c.not_after, jitter(&identity)));
+            let whose = Some(identity);
+            let at = self.not_before_pause(&whose, by_life);
+            (whose.expect("set above"), at)
+        };
+        self.certificates.wanted().into_iter().map(due).collect()
+    }
+
+    fn not_before_pause(&self, whose: &Option<Identity>, by_life: Option<SystemTime>) -> SystemTime {
+        let by_life = by_life.unwrap_or(SystemTime::UNIX_EPOCH);
+        self.pauses.get(whose).map_or(by_life, |p| p.until.max(by_life))
+    }
+
+    fn until_next_due(&self) -> Duration {
+        let now = self.certificates.now();
+        let mut next = self.node_due();
+        if self.certificates.node().is_some() {
+            next = self.due_workloads().into_iter().map(|(_, at)| at).fold(next, SystemTime::min);
+        }
+        next.duration_since(now).unwrap_or(Duration::ZERO).clamp(Duration::from_millis(20), IDLE)
+    }
+}
+
+/// When to renew: at half of the life, moved by up to a tenth of it; `dice` from 0 to 1.
+fn half_life(not_before: SystemTime, not_after: SystemTime, dice: f64) -> SystemTime {
+    let life = not_after.duration_since(not_before).unwrap_or(Duration::ZERO);
+    not_before + life.mul_f64(0.4 + 0.2 * dice.clamp(0.0, 1.0))
+}
+
+/// A number from 0 to 1 that spreads identities apart and stays the same for one.
+fn jitter(identity: &Identity) -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    static STATE: std::sync::OnceLock<RandomState> = std::sync::OnceLock::new();
+    let hash = STATE.get_or_init(RandomState::new).hash_one(identity);
+    f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
+}
+
+/// The pause after so many failures; `dice` from 0 to 1.
+fn pause(failures: u32, dice: f64) -> Duration {
+    let doubled = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    doubled.min(LONGEST_PAUSE).mul_f64(0.5 + 0.5 * dice)
+}
+
+/// Takes up what an earlier process left.
+fn restore(certificates: &Certificates, keys: &KeyDir) {
+    let now = certificates.now();
+    let node = keys.node().map_err(IssuedError::from).and_then(|b| b.map(|b| NodeCertificate::from_bundle(b, now)).transpose());
+    match node {
+        Ok(Some(node)) => certificates.put_node(node),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "the node's kept certificate is not used"),
+    }
+    let workloads = keys.workloads().unwrap_or_else(|error| {
+        tracing::warn!(%error, "kept certificates cannot be read");
+        Vec::new()
+    });
+    for (identity, bundle) in workloads {
+        match Issued::from_bundle(&bundle, &identity, now) {
+            Ok(issued) => certificates.put(issued),
+            Err(error) => tracing::warn!(%identity, %error, "a kept certificate is not used"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "renew_tests.rs"]
+mod tests;

@@ -1,0 +1,250 @@
+//! The certificates of this node: which are needed, which are there, and the TLS configurations made from them.
+//!
+//! Invariants: an expired certificate is never used; a TLS configuration is dropped as soon as the
+//! certificate or the roots it was made from are replaced; locks are held for look-ups only.
+
+use std::{collections::HashMap, sync::{Arc, Mutex, MutexGuard, PoisonError}, time::SystemTime};
+
+use mesh_model::{name::Identity, reason::Reason};
+use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::watch;
+
+use super::{Issued, NodeCertificate, Trust, tls};
+
+/// Dialing configurations kept per identity; beyond that they are made anew.
+const EXPECTATIONS: usize = 1024;
+
+/// A handle to the certificates. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Certificates(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    /// Counts changes of what is wanted or there.
+    changed: watch::Sender<u64>,
+    now: fn() -> SystemTime,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<Identity, Entry>,
+    node: Option<Arc<NodeCertificate>>,
+    /// The roots as published by the controller; until then each certificate's own.
+    published: Option<Trust>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    holders: usize,
+    current: Option<Arc<Issued>>,
+    server: Option<Arc<ServerConfig>>,
+    clients: HashMap<Box<[Identity]>, Arc<ClientConfig>>,
+    failure: Option<String>,
+}
+
+/// Keeps an identity's certificate wanted; letting go of the last one ends its renewal.
+#[derive(Debug)]
+pub struct Held {
+    owner: Certificates,
+    identity: Identity,
+}
+
+/// What is known about one certificate, for dumps and metrics.
+#[derive(Clone, Debug)]
+pub struct CertificateStatus {
+    /// Whose it is.
+    pub identity: Identity,
+    /// Until when it holds; `None` while there is none.
+    pub not_after: Option<SystemTime>,
+    /// Whether a pod of this node needs it.
+    pub wanted: bool,
+    /// Why the last renewal failed.
+    pub failure: Option<String>,
+}
+
+impl Certificates {
+    /// An empty store that reads the time from `now`.
+    pub fn new(now: fn() -> SystemTime) -> Self {
+        Self(Arc::new(Inner { state: Mutex::default(), changed: watch::Sender::new(0), now }))
+    }
+
+    /// The time by the store's clock.
+    pub fn now(&self) -> SystemTime {
+        (self.0.now)()
+    }
+
+    /// Says that a pod of this node has this identity.
+    pub fn hold(&self, identity: &Identity) -> Held {
+        self.state().entries.entry(identity.clone()).or_default().holders += 1;
+        self.touch();
+        Held { owner: self.clone(), identity: identity.clone() }
+    }
+
+    /// The configuration to accept with, once there is a certificate. Callers bound the wait.
+    pub async fn server(&self, identity: &Identity) -> Arc<ServerConfig> {
+        self.wait(|| self.try_server(identity).ok()).await
+    }
+
+    /// The configuration to dial with, once there is a certificate. Callers bound the wait.
+    pub async fn client(&self, identity: &Identity, expected: &[Identity]) -> Arc<ClientConfig> {
+        self.wait(|| self.try_client(identity, expected).ok()).await
+    }
+
+    /// The configuration to accept with.
+    pub fn try_server(&self, identity: &Identity) -> Result<Arc<ServerConfig>, Reason> {
+        let mut state = self.state();
+        let published = state.published.clone();
+        let entry = state.entries.get_mut(identity).ok_or(Reason::NoCertificate)?;
+        let own = entry.usable(self.now())?;
+        if let Some(config) = &entry.server {
+            return Ok(config.clone());
+        }
+        let config = tls::server(&own, published.as_ref().unwrap_or(&own.trust)).map_err(|e| made_no_config(identity, &e))?;
+        entry.server = Some(config.clone());
+        Ok(config)
+    }
+
+    /// The configuration to dial peers with that must prove one of `expected`.
+    pub fn try_client(&self, identity: &Identity, expected: &[Identity]) -> Result<Arc<ClientConfig>, Reason> {
+        let mut state = self.state();
+        let published = state.published.clone();
+        let entry = state.entries.get_mut(identity).ok_or(Reason::NoCertificate)?;
+        let own = entry.usable(self.now())?;
+        if let Some(config) = entry.clients.get(expected) {
+            return Ok(config.clone());
+        }
+        let config = tls::client(&own, published.as_ref().unwrap_or(&own.trust), expected).map_err(|e| made_no_config(identity, &e))?;
+        if entry.clients.len() >= EXPECTATIONS {
+            entry.clients.clear();
+        }
+        entry.clients.insert(expected.into(), config.clone());
+        Ok(config)
+    }
+
+    /// Puts a certificate in the place of an older one.
+    pub fn put(&self, issued: Issued) {
+        let mut state = self.state();
+        let entry = state.entries.entry(issued.identity.clone()).or_default();
+        entry.current = Some(Arc::new(issued));
+        entry.failure = None;
+        entry.forget_configs();
+        drop(state);
+        self.touch();
+    }
+
+    /// Records that a renewal failed; what is there stays in use until it expires.
+    pub fn failed(&self, identity: &Identity, why: String) {
+        if let Some(entry) = self.state().entries.get_mut(identity) {
+            entry.failure = Some(why);
+        }
+    }
+
+    /// Trusts these roots from now on, as the controller published them.
+    pub fn publish_roots(&self, trust: Trust) {
+        let mut state = self.state();
+        if trust.roots().is_empty() || state.published.as_ref().is_some_and(|old| old.same(&trust)) {
+            return;
+        }
+        state.published = Some(trust);
+        state.entries.values_mut().for_each(Entry::forget_configs);
+        drop(state);
+        self.touch();
+    }
+
+    /// The node's own certificate.
+    pub fn node(&self) -> Option<Arc<NodeCertificate>> {
+        let now = self.now();
+        self.state().node.clone().filter(|n| now <= n.not_after)
+    }
+
+    /// Replaces the node's own certificate.
+    pub fn put_node(&self, certificate: NodeCertificate) {
+        self.state().node = Some(Arc::new(certificate));
+        self.touch();
+    }
+
+    /// A receiver that wakes whenever something is wanted or has arrived.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// What is wanted now, with the certificate that is there.
+    pub(super) fn wanted(&self) -> Vec<(Identity, Option<Arc<Issued>>)> {
+        self.state().entries.iter().filter(|(_, e)| e.holders > 0).map(|(i, e)| (i.clone(), e.current.clone())).collect()
+    }
+
+    /// Removes what nobody wants and what has expired besides; gives the identities removed.
+    pub(super) fn prune(&self) -> Vec<Identity> {
+        let now = self.now();
+        let mut gone = Vec::new();
+        self.state().entries.retain(|identity, e| {
+            let keep = e.holders > 0 || e.current.as_ref().is_some_and(|c| c.not_after >= now);
+            if !keep {
+                gone.push(identity.clone());
+            }
+            keep
+        });
+        gone
+    }
+
+    /// What is known about every certificate.
+    pub fn status(&self) -> Vec<CertificateStatus> {
+        let state = self.state();
+        let line = |(identity, e): (&Identity, &Entry)| CertificateStatus {
+            identity: identity.clone(),
+            not_after: e.current.as_ref().map(|c| c.not_after),
+            wanted: e.holders > 0,
+            failure: e.failure.clone(),
+        };
+        state.entries.iter().map(line).collect()
+    }
+
+    async fn wait<T>(&self, get: impl Fn() -> Option<T>) -> T {
+        let mut changes = self.changes();
+        loop {
+            if let Some(found) = get() {
+                return found;
+            }
+            changes.changed().await.expect("the sender lives as long as this handle");
+        }
+    }
+
+    fn touch(&self) {
+        self.0.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn usable(&mut self, now: SystemTime) -> Result<Arc<Issued>, Reason> {
+        let own = self.current.clone().ok_or(Reason::NoCertificate)?;
+        if now > own.not_after {
+            self.forget_configs();
+            return Err(Reason::NoCertificate);
+        }
+        Ok(own)
+    }
+
+    fn forget_configs(&mut self) {
+        self.server = None;
+        self.clients.clear();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(entry) = self.owner.state().entries.get_mut(&self.identity) {
+            entry.holders = entry.holders.saturating_sub(1);
+        }
+        self.owner.touch();
+    }
+}
+
+fn made_no_config(identity: &Identity, error: &rustls::Error) -> Reason {
+    tracing::error!(%identity, %error, "no TLS configuration could be made from the certificate");
+    Reason::NoCertificate
+}

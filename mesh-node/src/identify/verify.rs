@@ -1,0 +1,156 @@
+//! What a certificate chain proves: chain, usage, validity, and exactly one SPIFFE identity.
+//!
+//! Invariants: nothing here panics on any input; the cheap checks come before any signature is verified;
+//! the whole chain is bounded before it is looked at.
+
+use std::sync::Arc;
+
+use mesh_model::{name::{Identity, IdentityError, TrustDomain}, reason::Reason};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// Certificates in a chain, the leaf included. Deeper chains cost work and serve nobody.
+const MAX_CHAIN: usize = 5;
+/// Bytes of one certificate.
+const MAX_CERTIFICATE: usize = 16 * 1024;
+
+/// The roots that peers must chain to. Never changed; a rotation makes another one.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    anchors: Arc<[TrustAnchor<'static>]>,
+    roots: Arc<[CertificateDer<'static>]>,
+}
+
+impl Trust {
+    /// Trusts exactly these roots.
+    pub fn new(roots: Vec<CertificateDer<'static>>) -> Result<Self, PeerError> {
+        let anchor = |der: &CertificateDer<'_>| webpki::anchor_from_trusted_cert(der).map(|a| a.to_owned());
+        let anchors: Result<Vec<_>, _> = roots.iter().map(anchor).collect();
+        Ok(Self { anchors: anchors.map_err(PeerError::Chain)?.into(), roots: roots.into() })
+    }
+
+    /// The roots as certificates.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// Whether both trust the same roots, in whatever order.
+    pub fn same(&self, other: &Trust) -> bool {
+        self.roots.len() == other.roots.len() && self.roots.iter().all(|r| other.roots.contains(r))
+    }
+}
+
+/// What a certificate is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Usage {
+    /// By the side that dials.
+    Client,
+    /// By the side that accepts.
+    Server,
+}
+
+/// Why a chain proves nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// No certificate was shown.
+    #[error("the peer showed no certificate")]
+    Missing,
+    /// The chain is too long, or a certificate in it too large.
+    #[error("the peer's certificate chain has {0} certificates or one that is too large")]
+    Oversized(usize),
+    /// The leaf is not a certificate that can be read.
+    #[error("the peer's certificate cannot be read")]
+    Unreadable,
+    /// Not exactly one URI SAN.
+    #[error("the peer's certificate has {0} URI SANs; exactly one is required")]
+    UriCount(usize),
+    /// The SAN is not a workload identity.
+    #[error("the peer's certificate: {0}")]
+    Identity(#[from] IdentityError),
+    /// Another trust domain.
+    #[error("the peer is {0}, which is not of trust domain {1}")]
+    TrustDomain(Identity, TrustDomain),
+    /// Outside its validity.
+    #[error("the peer's certificate is not valid at this time")]
+    Validity,
+    /// The chain does not lead to a root, or a certificate in it may not be used this way.
+    #[error("the peer's certificate chain: {0}")]
+    Chain(webpki::Error),
+    /// The peer proved an identity that was not expected.
+    #[error("the peer is {0}; expected {1:?}")]
+    Unexpected(Identity, Box<[Identity]>),
+}
+
+impl PeerError {
+    /// The reason that a flow ends with.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Unexpected(..) | Self::TrustDomain(..) | Self::Identity(_) | Self::UriCount(_) => Reason::IdentityMismatch,
+            Self::Missing | Self::Oversized(_) | Self::Unreadable | Self::Validity | Self::Chain(_) => Reason::TlsFailure,
+        }
+    }
+}
+
+/// The identity in a chain that the handshake has verified. Validity is checked again, because a resumed
+/// session shows the certificate of an earlier handshake.
+pub fn peer(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Identity, PeerError> {
+    let leaf = read_leaf(chain)?;
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let validity = leaf.validity();
+    if now < validity.not_before.timestamp() || now > validity.not_after.timestamp() {
+        return Err(PeerError::Validity);
+    }
+    sole_identity(&leaf)
+}
+
+/// Verifies a whole chain, from scratch.
+pub(super) fn verify(
+    chain: &[CertificateDer<'_>], trust: &Trust, domain: &TrustDomain, usage: Usage, algorithms: &[&dyn SignatureVerificationAlgorithm], now: UnixTime,
+) -> Result<Identity, PeerError> {
+    let identity = peer(chain, now)?;
+    if identity.trust_domain != *domain {
+        return Err(PeerError::TrustDomain(identity, domain.clone()));
+    }
+    let (leaf, rest) = chain.split_first().ok_or(PeerError::Missing)?;
+    let leaf = EndEntityCert::try_from(leaf).map_err(PeerError::Chain)?;
+    leaf.verify_for_usage(algorithms, &trust.anchors, rest, now, usage.key_usage(), None, None).map_err(PeerError::Chain)?;
+    Ok(identity)
+}
+
+impl Usage {
+    /// The extended key usage must be there: a certificate without one could be for anything.
+    fn key_usage(self) -> KeyUsage {
+        const CLIENT: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02];
+        const SERVER: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+        match self {
+            Usage::Client => KeyUsage::required(CLIENT),
+            Usage::Server => KeyUsage::required(SERVER),
+        }
+    }
+}
+
+fn read_leaf<'a>(chain: &'a [CertificateDer<'_>]) -> Result<X509Certificate<'a>, PeerError> {
+    let leaf = chain.first().ok_or(PeerError::Missing)?;
+    if chain.len() > MAX_CHAIN || chain.iter().any(|c| c.len() > MAX_CERTIFICATE) {
+        return Err(PeerError::Oversized(chain.len()));
+    }
+    match X509Certificate::from_der(leaf) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(PeerError::Unreadable),
+    }
+}
+
+fn sole_identity(leaf: &X509Certificate<'_>) -> Result<Identity, PeerError> {
+    let san = leaf.subject_alternative_name().map_err(|_| PeerError::Unreadable)?.ok_or(PeerError::UriCount(0))?;
+    let names = &san.value.general_names;
+    // A name that cannot be read may hide what it says; it spoils the certificate.
+    if names.iter().any(|n| matches!(n, GeneralName::Invalid(..))) {
+        return Err(PeerError::Unreadable);
+    }
+    let uris: Vec<&str> = names.iter().filter_map(|n| if let GeneralName::URI(uri) = n { Some(*uri) } else { None }).collect();
+    match uris[..] {
+        [uri] => Ok(uri.parse()?),
+        _ => Err(PeerError::UriCount(uris.len())),
+    }
+}

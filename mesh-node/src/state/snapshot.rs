@@ -1,0 +1,93 @@
+//! The current snapshot and its announcement.
+//!
+//! Invariants: a reader takes one `Snapshot` and decides everything about a flow from it; the generation
+//! grows by one with every change, so that a reader can tell whether it decided from an old one.
+
+use std::{sync::{Arc, Mutex, PoisonError}, time::Duration};
+
+use arc_swap::ArcSwap;
+use mesh_model::mesh::{Change, Diff, Mesh};
+use tokio::sync::watch;
+
+use super::announce::{Announcements, Diffs};
+
+/// One view of the mesh.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The mesh.
+    pub mesh: Mesh,
+    /// How many changes came before.
+    pub generation: u64,
+}
+
+/// A handle to the current snapshot. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct MeshState(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    current: ArcSwap<Snapshot>,
+    writing: Mutex<()>,
+    announcements: Announcements,
+    generation: watch::Sender<u64>,
+}
+
+impl Default for MeshState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MeshState {
+    /// The empty mesh, in which every decision is "not ready".
+    pub fn new() -> Self {
+        Self(Arc::new(Inner {
+            current: ArcSwap::from_pointee(Snapshot::default()),
+            writing: Mutex::new(()),
+            announcements: Announcements::default(),
+            generation: watch::Sender::new(0),
+        }))
+    }
+
+    /// The current snapshot.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.0.current.load_full()
+    }
+
+    /// The current generation, without taking the snapshot.
+    pub fn generation(&self) -> u64 {
+        self.0.current.load().generation
+    }
+
+    /// Applies changes, publishes the next snapshot, and announces what changed.
+    pub fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Diff {
+        let _writer = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.0.current.load_full();
+        let (mesh, diff) = old.mesh.apply(changes);
+        let generation = old.generation + 1;
+        self.0.current.store(Arc::new(Snapshot { mesh, generation }));
+        self.0.announcements.announce(&diff);
+        self.0.generation.send_replace(generation);
+        diff
+    }
+
+    /// What changes from now on.
+    pub fn diffs(&self) -> Diffs {
+        self.0.announcements.subscribe()
+    }
+
+    /// Waits until `ready` finds what it needs in a snapshot, no longer than `most`; `None` when it did not.
+    pub async fn wait_for<T>(&self, most: Duration, mut ready: impl FnMut(&Snapshot) -> Option<T>) -> Option<T> {
+        let mut generation = self.0.generation.subscribe();
+        let look = async {
+            loop {
+                generation.mark_unchanged();
+                if let Some(found) = ready(&self.load()) {
+                    return Some(found);
+                }
+                generation.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(most, look).await.ok().flatten()
+    }
+}

@@ -1,0 +1,49 @@
+//! The copy on disk: round trip, damage, and other people's files.
+
+use std::fs;
+
+use mesh_api::resource::{Kind, Resource};
+
+use super::*;
+
+fn saved() -> Saved {
+    Saved {
+        resources: vec![
+            Resource::new(Kind::Companion, "mesh", vec![1, 2, 3]),
+            Resource::new(Kind::Authorization, "shop/deny", Vec::new()),
+            Resource::new(Kind::Address, "Kubernetes//Pod/shop/web-1", vec![0; 5000]),
+        ],
+    }
+}
+
+#[test]
+fn what_was_saved_is_loaded() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("deep/config.bin");
+    assert!(load(&path).expect("absent is fine").is_none());
+    save(&path, &saved()).expect("writable");
+    assert_eq!(load(&path).expect("readable"), Some(saved()));
+    save(&path, &Saved::default()).expect("writable");
+    assert_eq!(load(&path).expect("readable"), Some(Saved::default()));
+}
+
+#[test]
+fn a_damaged_file_is_refused_whole() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("config.bin");
+    save(&path, &saved()).expect("writable");
+    let good = fs::read(&path).expect("readable");
+    for cut in [0, 7, 39, 40, 41, good.len() - 1] {
+        fs::write(&path, &good[..cut]).expect("writable");
+        let outcome = load(&path);
+        assert!(outcome.is_err(), "cut to {cut} bytes: {outcome:?}");
+    }
+    for at in (0..good.len()).step_by(37) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x40;
+        fs::write(&path, &bad).expect("writable");
+        assert!(load(&path).is_err(), "byte {at} changed");
+    }
+    fs::write(&path, b"something else that is long enough to hold a header, but is none").expect("writable");
+    assert!(matches!(load(&path), Err(DiskError::Magic)));
+}
