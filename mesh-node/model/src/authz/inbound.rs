@@ -7,6 +7,7 @@ use super::{
     Conn, Decision, Denial, Permit,
     matches::{self, Facts},
     outbound::is_own_port,
+    rules::{Rules, Scope},
 };
 use crate::{
     authn::{self, Transport},
@@ -124,19 +125,16 @@ struct Tally<'a> {
 }
 
 fn judge(mesh: &Mesh, workload: &Workload, facts: &Facts<'_>) -> Verdict {
-    let mut tally = Tally::default();
-    for policy in mesh
-        .rules()
-        .global()
-        .chain(mesh.rules().namespace(&workload.namespace))
-    {
-        tally.add(policy, facts);
+    let (mut tally, rules) = (Tally::default(), mesh.rules());
+    for scope in rules.scopes(&workload.namespace) {
+        tally.add_scope(rules, scope, facts);
     }
     for name in &workload.policies {
-        match mesh.policy(name) {
-            None => least(&mut tally.missing, name),
-            Some(policy) if governs_by_scope(policy, workload) => {}
-            Some(policy) => tally.add(policy, facts),
+        match (mesh.policy(name), rules.long(name)) {
+            (None, _) => least(&mut tally.missing, name),
+            (Some(policy), _) if governs_by_scope(policy, workload) => {}
+            (Some(_), Some(scope)) => tally.add_scope(rules, scope, facts),
+            (Some(policy), None) => tally.add(policy, facts),
         }
     }
     tally.verdict()
@@ -159,6 +157,38 @@ fn least<'a>(slot: &mut Option<&'a PolicyName>, name: &'a PolicyName) {
 }
 
 impl<'a> Tally<'a> {
+    /// All policies of a scope at once.
+    fn add_scope(&mut self, rules: &'a Rules, scope: &'a Scope, facts: &'a Facts<'_>) {
+        self.demanded |= scope.demanding > 0;
+        scope
+            .invalid
+            .first()
+            .into_iter()
+            .for_each(|name| least(&mut self.invalid, name));
+        self.audited.extend(scope.invalid_audit.iter().cloned());
+        self.would_deny
+            .extend(scope.invalid_dry_run.iter().cloned());
+        self.would_demand.extend(scope.would_demand.iter().cloned());
+        for bucket in rules.find(scope, facts) {
+            bucket
+                .denies(facts)
+                .into_iter()
+                .for_each(|name| least(&mut self.denied, name));
+            bucket
+                .allows(facts)
+                .into_iter()
+                .for_each(|name| least(&mut self.allowed, name));
+            for policy in bucket.reports(facts) {
+                match policy.action {
+                    Action::Audit => self.audited.push(policy.name.clone()),
+                    Action::Deny => self.would_deny.push(policy.name.clone()),
+                    Action::Allow => self.would_allow = true,
+                }
+            }
+        }
+    }
+
+    /// One policy, rule by rule.
     fn add(&mut self, policy: &'a Policy, facts: &Facts<'_>) {
         let name = &policy.name;
         let invalid = matches!(policy.validity, Validity::Invalid(_));

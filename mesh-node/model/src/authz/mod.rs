@@ -6,6 +6,7 @@
 mod inbound;
 pub(crate) mod matches;
 mod outbound;
+pub(crate) mod rules;
 
 pub use inbound::ingress;
 pub use outbound::{egress, target};

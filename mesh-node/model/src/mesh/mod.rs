@@ -7,9 +7,8 @@ mod apply;
 mod claims;
 mod known;
 pub mod policy;
-pub(crate) mod rules;
 pub mod service;
-mod shard;
+pub(crate) mod shard;
 pub mod snapshot;
 pub mod workload;
 

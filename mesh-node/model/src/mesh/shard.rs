@@ -7,21 +7,46 @@ use std::{
     borrow::Borrow,
     collections::{HashMap, hash_map::DefaultHasher},
     fmt,
-    hash::{BuildHasherDefault, Hash, Hasher},
+    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher},
     sync::Arc,
 };
 
 /// Shards per map: at 100,000 entries a change copies about 400 of them.
 const SHARDS: usize = 256;
 
-type Table<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+/// The ordinary hash.
+pub(crate) type Sip = BuildHasherDefault<DefaultHasher>;
 
-/// The map.
-pub(crate) struct Sharded<K, V> {
-    shards: Arc<[Arc<Table<K, V>>]>,
+/// For keys that are hashes already.
+pub(crate) type Hashed = BuildHasherDefault<AsIs>;
+
+/// Hands a 64-bit key through.
+#[derive(Default)]
+pub(crate) struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Only 64-bit keys are meant to come here; others are folded, so that the result stays right.
+        bytes
+            .iter()
+            .for_each(|b| self.0 = (self.0.rotate_left(8)) ^ u64::from(*b));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
 }
 
-impl<K, V> Clone for Sharded<K, V> {
+/// The map.
+pub(crate) struct Sharded<K, V, S = Sip> {
+    shards: Arc<[Arc<HashMap<K, V, S>>]>,
+}
+
+impl<K, V, S> Clone for Sharded<K, V, S> {
     fn clone(&self) -> Self {
         Self {
             shards: Arc::clone(&self.shards),
@@ -29,22 +54,22 @@ impl<K, V> Clone for Sharded<K, V> {
     }
 }
 
-impl<K, V> Default for Sharded<K, V> {
+impl<K, V, S: Default> Default for Sharded<K, V, S> {
     fn default() -> Self {
-        let empty = Arc::new(Table::default());
+        let empty = Arc::new(HashMap::default());
         Self {
             shards: (0..SHARDS).map(|_| Arc::clone(&empty)).collect(),
         }
     }
 }
 
-impl<K, V> fmt::Debug for Sharded<K, V> {
+impl<K, V, S> fmt::Debug for Sharded<K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} entries", self.len())
     }
 }
 
-impl<K, V> Sharded<K, V> {
+impl<K, V, S> Sharded<K, V, S> {
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|s| s.len()).sum()
@@ -71,12 +96,12 @@ impl<K, V> Sharded<K, V> {
     }
 }
 
-impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
+impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + Default> Sharded<K, V, S> {
     pub fn get<Q: Hash + Eq + ?Sized>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
     {
-        self.shards[shard_of(key)].get(key)
+        self.shards[shard_of::<_, S>(key)].get(key)
     }
 
     /// The entry with its stored key, so that equal keys can share one allocation.
@@ -84,7 +109,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.shards[shard_of(key)].get_key_value(key)
+        self.shards[shard_of::<_, S>(key)].get_key_value(key)
     }
 
     pub fn insert(&mut self, key: K, value: V) {
@@ -123,17 +148,15 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
         }
     }
 
-    fn table<Q: Hash + ?Sized>(&mut self, key: &Q) -> &mut Table<K, V> {
+    fn table<Q: Hash + ?Sized>(&mut self, key: &Q) -> &mut HashMap<K, V, S> {
         let shards = Arc::make_mut(&mut self.shards);
-        Arc::make_mut(&mut shards[shard_of(key)])
+        Arc::make_mut(&mut shards[shard_of::<_, S>(key)])
     }
 }
 
 /// The middle bits choose the shard: the table inside uses the lowest and the highest ones.
-fn shard_of<Q: Hash + ?Sized>(key: &Q) -> usize {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    (hasher.finish() >> 32) as usize % SHARDS
+fn shard_of<Q: Hash + ?Sized, S: BuildHasher + Default>(key: &Q) -> usize {
+    (S::default().hash_one(key) >> 32) as usize % SHARDS
 }
 
 #[cfg(test)]

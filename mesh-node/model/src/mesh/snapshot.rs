@@ -13,9 +13,9 @@ use super::{
     apply::Builder,
     claims::Network,
     known::{Extra, Known, Shared},
-    rules::Rules,
     shard::Sharded,
 };
+use crate::authz::rules::Rules;
 use crate::name::{Hostname, NetworkId, NodeName, PolicyName, ServiceName, WorkloadUid};
 
 /// One change to the snapshot.

@@ -3,3 +3,7 @@
 //! Invariant: nothing here is used by a decision; the oracle shares no code with `authz`.
 
 pub mod cast;
+pub mod oracle;
+pub mod world;
+
+pub use fastrand::Rng;
