@@ -30,6 +30,10 @@ pub(super) enum Kind {
     PrincipalSuffix,
     NamespacePrefix,
     NamespaceSuffix,
+    // Who and port together, for rules that share each with many others.
+    PrincipalAndPort,
+    AccountAndPort,
+    NamespaceAndPort,
     /// Any peer that proved who it is.
     Known,
     /// Rules without a positive field.
@@ -92,7 +96,12 @@ fn of_match(m: &Match) -> Vec<Vec<Feature>> {
         list.iter().map(one).collect()
     };
     let nets = |list: &[IpNet], v4, v6| list.iter().map(|n| net(unmapped(*n), v4, v6)).collect();
-    let fields: [Vec<Feature>; 6] = [
+    let accounts = || {
+        m.service_accounts
+            .iter()
+            .map(|a| account(a.namespace.as_str(), a.service_account.as_str()))
+    };
+    let fields: [Vec<Feature>; 9] = [
         text(
             &m.principals,
             [
@@ -101,16 +110,7 @@ fn of_match(m: &Match) -> Vec<Vec<Feature>> {
                 Kind::PrincipalSuffix,
             ],
         ),
-        m.service_accounts
-            .iter()
-            .map(|a| {
-                feature(
-                    Kind::Account,
-                    0,
-                    account(a.namespace.as_str(), a.service_account.as_str()),
-                )
-            })
-            .collect(),
+        accounts().map(|a| feature(Kind::Account, 0, a)).collect(),
         nets(&m.source_ips, Kind::SourceV4, Kind::SourceV6),
         m.destination_ports
             .iter()
@@ -125,8 +125,42 @@ fn of_match(m: &Match) -> Vec<Vec<Feature>> {
             ],
         ),
         nets(&m.destination_ips, Kind::DestinationV4, Kind::DestinationV6),
+        exact(&m.principals).map_or_else(Vec::new, |who| {
+            pairs(Kind::PrincipalAndPort, &who, &m.destination_ports)
+        }),
+        pairs(
+            Kind::AccountAndPort,
+            &accounts().collect::<Vec<_>>(),
+            &m.destination_ports,
+        ),
+        exact(&m.namespaces).map_or_else(Vec::new, |who| {
+            pairs(Kind::NamespaceAndPort, &who, &m.destination_ports)
+        }),
     ];
     fields.into_iter().filter(|f| !f.is_empty()).collect()
+}
+
+/// The hashes of texts when all are exact.
+fn exact(list: &[StringMatch]) -> Option<Vec<u64>> {
+    let one = |s: &StringMatch| match s {
+        StringMatch::Exact(t) => Some(hash(t.as_bytes())),
+        StringMatch::Prefix(_) | StringMatch::Suffix(_) | StringMatch::Presence => None,
+    };
+    list.iter().map(one).collect()
+}
+
+/// Every combination of who and port, unless they are too many to be worth it.
+fn pairs(kind: Kind, who: &[u64], ports: &[u16]) -> Vec<Feature> {
+    if who.len() * ports.len() > 32 {
+        return Vec::new();
+    }
+    who.iter()
+        .flat_map(|w| ports.iter().map(move |p| feature(kind, 0, pair(*w, *p))))
+        .collect()
+}
+
+fn pair(who: u64, port: u16) -> u64 {
+    mix(who ^ mix(u64::from(port) + 1))
 }
 
 /// Affixes too long to count cannot match anything that an identity allows; they are filed with their cap.
@@ -226,6 +260,7 @@ impl<'a, 'b> Shown<'a, 'b> {
         let ip = |ip: IpAddr, v4: bool| (ip.is_ipv4() == v4).then(|| masked(ip, len as u8));
         let value = match kind {
             Kind::Principal => hash(principal()?.as_bytes()),
+            Kind::PrincipalAndPort => pair(hash(principal()?.as_bytes()), facts.port),
             Kind::PrincipalPrefix => self.forward.reach(kind, len, principal()?.bytes())?,
             Kind::PrincipalSuffix => self.backward.reach(kind, len, principal()?.bytes().rev())?,
             Kind::Namespace => hash(facts.namespace()?.as_bytes()),
@@ -234,10 +269,9 @@ impl<'a, 'b> Shown<'a, 'b> {
                 self.backward
                     .reach(kind, len, facts.namespace()?.bytes().rev())?
             }
-            Kind::Account => {
-                let id = facts.identity?;
-                account(id.namespace.as_str(), id.service_account.as_str())
-            }
+            Kind::Account => self.account()?,
+            Kind::AccountAndPort => pair(self.account()?, facts.port),
+            Kind::NamespaceAndPort => pair(hash(facts.namespace()?.as_bytes()), facts.port),
             Kind::Port => u64::from(facts.port),
             Kind::SourceV4 => ip(facts.source, true)?,
             Kind::SourceV6 => ip(facts.source, false)?,
@@ -247,6 +281,11 @@ impl<'a, 'b> Shown<'a, 'b> {
             Kind::Rest => 0,
         };
         Some(feature(kind, len, value).1)
+    }
+
+    fn account(&self) -> Option<u64> {
+        let id = self.facts.identity?;
+        Some(account(id.namespace.as_str(), id.service_account.as_str()))
     }
 }
 

@@ -318,3 +318,45 @@ fn seed_of(policy: &Policy) -> u64 {
 fn key(seed: u64, feature: u64) -> u64 {
     mix(seed ^ feature)
 }
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, world};
+
+    #[test]
+    fn what_is_taken_out_leaves_nothing_behind() {
+        let mut rng = Rng::with_seed(7);
+        let mut rules = Rules::default();
+        let mut held: std::collections::BTreeMap<PolicyName, Arc<Policy>> = Default::default();
+        for _ in 0..3_000 {
+            let policy = Arc::new(world::policy(&mut rng));
+            if let Some(old) = held.insert(policy.name.clone(), Arc::clone(&policy)) {
+                rules.remove(&old);
+            }
+            rules.add(&policy);
+        }
+        assert!(rules.buckets.len() > 10, "{}", rules.buckets.len());
+        held.values().for_each(|p| rules.remove(p));
+        let Rules {
+            global,
+            namespaces,
+            long,
+            buckets,
+            filed,
+        } = &rules;
+        assert_eq!(
+            (namespaces.len(), long.len(), buckets.len(), filed.len()),
+            (0, 0, 0, 0)
+        );
+        assert_eq!(
+            (
+                global.policies,
+                global.demanding,
+                global.shapes.len(),
+                global.invalid.len()
+            ),
+            (0, 0, 0, 0)
+        );
+    }
+}
