@@ -123,6 +123,13 @@ impl Datapath {
         Ok(true)
     }
 
+    /// Lets go of a pod's network namespace, so that it can end. Its entries stay until `withdraw`.
+    pub fn release(&self, uid: &str) {
+        if let Some(known) = self.lock().get_mut(uid) {
+            known.netns = None;
+        }
+    }
+
     /// Every enrolled pod, also those that an earlier process enrolled.
     pub fn pods(&self) -> Vec<PodInfo> {
         self.lock().values().map(|k| k.info.clone()).collect()
