@@ -9,6 +9,8 @@ pub mod any;
 pub mod convert;
 pub mod delta;
 pub mod resource;
+#[cfg(test)]
+mod sample;
 
 macro_rules! generated {
     ($($(#[$doc:meta])* $name:ident = $file:literal),+ $(,)?) => {$(
