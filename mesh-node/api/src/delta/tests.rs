@@ -336,7 +336,7 @@ fn a_pass_never_mixes_two_views() {
     let w = sample::workload(&mut rng);
     let extra = Change::WorkloadExtra(w.uid.clone(), sample::workload_extra(&mut rng));
     let both = View::default().apply([convert::encode(&Change::Workload(w.clone())), convert::encode(&extra)].concat());
-    let neither = both.apply(convert::encode(&Change::RemoveWorkload(w.uid)));
+    let neither = both.apply(convert::encode(&Change::RemoveWorkload(w.uid.clone())));
     let mut pair = Pair::new(client());
     pair.settle(&both);
     // Gone and back while the removal is being sent: both parts must arrive again.
