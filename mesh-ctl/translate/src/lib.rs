@@ -1,1 +1,23 @@
-//! Placeholder.
+//! Objects of a cluster in, resources of a mesh out: a pure function with golden tests.
+//!
+//! Invariants: no I/O, no clock, no randomness. The result depends on the objects alone, never on the order in
+//! which they came. Nothing is dropped in silence: what is not honoured is named in a status by object and field,
+//! and what cannot be understood refuses.
+
+#![forbid(unsafe_code)]
+
+mod core;
+pub mod dump;
+mod foreign;
+mod istio;
+mod labels;
+mod settings;
+pub mod status;
+mod translate;
+pub mod view;
+
+pub use foreign::{foreign_policies, foreign_policy_of};
+pub use settings::Settings;
+pub use status::{Condition, ConditionKind, Message, Severity, Status};
+pub use translate::{Output, translate};
+pub use view::{Broken, ClusterView, Entry, Key, Origin};

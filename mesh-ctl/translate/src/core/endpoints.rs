@@ -1,0 +1,178 @@
+//! Which workload serves which service on which port: EndpointSlices joined with services and pods.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
+
+use mesh_k8s::{
+    Kind, ObjectRef,
+    core::{Endpoint, EndpointSlice},
+};
+use mesh_model::mesh::workload::Locality;
+
+use super::{
+    draft::{Bare, Draft, Drafts, parse_ip},
+    probes::{is_tcp, named_port},
+    service::{PortPlan, ServiceDraft, Target},
+};
+use crate::{
+    labels::LabelIndex,
+    settings::Settings,
+    status::{Reports, Severity},
+    view::{ClusterView, Entry},
+};
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Services of Kubernetes by namespace and name, as indices.
+pub(crate) type ServiceIndex<'a> = BTreeMap<(&'a str, &'a str), usize>;
+
+/// Joins the slices. Returns the services that have at least one.
+pub(crate) fn join<'a>(
+    view: &'a ClusterView,
+    settings: &Settings,
+    services: &[ServiceDraft<'_>],
+    index: &ServiceIndex<'_>,
+    drafts: &mut Drafts<'a>,
+    reports: &mut Reports,
+) -> HashSet<usize> {
+    let mut sliced = HashSet::new();
+    for entry in view.endpoint_slices.values() {
+        let meta = &entry.object.metadata;
+        let Some(owner) = meta.label(SERVICE_NAME) else {
+            continue;
+        };
+        let Some(service) = index.get(&(meta.namespace.as_str(), owner)).copied() else {
+            continue;
+        };
+        sliced.insert(service);
+        let ports = ports(&entry.object, &services[service]);
+        let mut slice = Slice {
+            entry,
+            settings,
+            drafts,
+            reports,
+        };
+        slice.join(&services[service], &ports);
+    }
+    sliced
+}
+
+/// Service port to target port, as the slice has resolved it.
+fn ports(slice: &EndpointSlice, service: &ServiceDraft<'_>) -> Vec<(u16, u16)> {
+    let of_slice = slice.ports.iter().filter(|port| is_tcp(&port.protocol));
+    let plan = |name: &str| service.ports.iter().find(|plan| plan.name == name);
+    of_slice
+        .filter_map(|port| Some((plan(&port.name)?.port, port.port?)))
+        .collect()
+}
+
+struct Slice<'s, 'a> {
+    entry: &'a Entry<EndpointSlice>,
+    settings: &'s Settings,
+    drafts: &'s mut Drafts<'a>,
+    reports: &'s mut Reports,
+}
+
+impl Slice<'_, '_> {
+    fn join(&mut self, service: &ServiceDraft<'_>, ports: &[(u16, u16)]) {
+        let slice = &*self.entry.object;
+        if slice.address_type == "FQDN" {
+            let text = "endpoints by host name are not served".to_owned();
+            return self.say("addressType".to_owned(), text);
+        }
+        for (i, endpoint) in slice.endpoints.iter().enumerate() {
+            let pod = endpoint
+                .target_ref
+                .as_ref()
+                .filter(|target| target.kind == "Pod");
+            if let Some(target) = pod {
+                let namespace = match target.namespace.as_str() {
+                    "" => slice.metadata.namespace.as_str(),
+                    namespace => namespace,
+                };
+                // A pod that is not known has ended, or comes later.
+                if let Some(index) = self.drafts.by_pod.get(&(namespace, target.name.as_str())) {
+                    self.drafts.all[*index].serve(&service.service.name, ports.iter().copied());
+                }
+                continue;
+            }
+            for (j, text) in endpoint.addresses.iter().enumerate() {
+                match parse_ip(text) {
+                    Some(ip) => self.bare(service, ports, endpoint, ip),
+                    None => self.say(
+                        format!("endpoints[{i}].addresses[{j}]"),
+                        format!("{text:?} is not an IP address; this endpoint is not served"),
+                    ),
+                }
+            }
+        }
+    }
+
+    fn bare(
+        &mut self,
+        service: &ServiceDraft<'_>,
+        ports: &[(u16, u16)],
+        endpoint: &Endpoint,
+        ip: IpAddr,
+    ) {
+        let bare = Bare {
+            source: "discovery.k8s.io/EndpointSlice",
+            object: ObjectRef::of::<EndpointSlice>(self.entry.object.metadata()),
+            network: self.settings.network.clone(),
+            ip,
+            locality: Locality {
+                zone: endpoint.zone.as_str().into(),
+                ..Locality::default()
+            },
+            healthy: endpoint.conditions.ready.unwrap_or(true),
+            weight: 1,
+            service_account: "",
+        };
+        let index = self.drafts.at(self.settings, &self.entry.origin, bare);
+        self.drafts.all[index].serve(&service.service.name, ports.iter().copied());
+    }
+
+    fn say(&mut self, field: String, text: String) {
+        let object = ObjectRef::of::<EndpointSlice>(self.entry.object.metadata());
+        self.reports
+            .say(&object, &self.entry.origin, Severity::Error, field, text);
+    }
+}
+
+/// Joins by label: pods where no slice says otherwise (manifests without an endpoints controller), and workload
+/// entries always, which no slice knows.
+pub(crate) fn join_by_label(
+    services: &[ServiceDraft<'_>],
+    sliced: &HashSet<usize>,
+    labels: &LabelIndex<'_>,
+    drafts: &mut Drafts<'_>,
+) {
+    for (index, service) in services
+        .iter()
+        .enumerate()
+        .filter(|(_, service)| !service.selector.is_empty())
+    {
+        for member in labels.select(Some(&service.object.namespace), service.selector) {
+            let draft = &mut drafts.all[member];
+            if draft.pod.is_none() || !sliced.contains(&index) {
+                let ports = targets(&service.ports, draft);
+                draft.serve(&service.service.name, ports);
+            }
+        }
+    }
+}
+
+fn targets(plans: &[PortPlan], draft: &Draft<'_>) -> Vec<(u16, u16)> {
+    let own = |name: &str| draft.entry_ports.and_then(|ports| ports.get(name)).copied();
+    let target = |plan: &PortPlan| match &plan.target {
+        _ if own(&plan.name).is_some() => own(&plan.name),
+        Target::Number(number) => Some(*number),
+        Target::Name(name) => draft.pod.and_then(|pod| named_port(pod, name)),
+    };
+    plans
+        .iter()
+        .filter_map(|plan| Some((plan.port, target(plan)?)))
+        .collect()
+}

@@ -1,0 +1,9 @@
+//! Kubernetes' own kinds: pods to workloads, services, and which workload serves which service.
+
+pub(crate) mod draft;
+pub(crate) mod endpoints;
+pub(crate) mod enrolment;
+pub(crate) mod pod;
+pub(crate) mod probes;
+pub(crate) mod protocol;
+pub(crate) mod service;

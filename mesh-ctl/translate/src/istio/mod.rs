@@ -1,0 +1,7 @@
+//! Istio's kinds, as far as layer 4 knows them.
+
+pub(crate) mod authorization;
+pub(crate) mod matches;
+pub(crate) mod peer_authentication;
+pub(crate) mod service_entry;
+pub(crate) mod workload_entry;

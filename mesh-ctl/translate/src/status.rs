@@ -1,0 +1,208 @@
+//! What is told to the author of an object: conditions, and messages by field.
+
+use std::collections::BTreeMap;
+
+use mesh_k8s::ObjectRef;
+use serde::Serialize;
+
+use crate::view::Origin;
+
+/// What is to be said about one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The object.
+    pub object: ObjectRef,
+    /// Where it was read.
+    pub origin: Origin,
+    /// Whether it was understood, and whether it is in force.
+    pub conditions: Vec<Condition>,
+    /// Details by field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
+}
+
+impl Status {
+    /// The gravest of its messages.
+    pub fn severity(&self) -> Option<Severity> {
+        self.messages.iter().map(|message| message.severity).max()
+    }
+}
+
+/// What a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum ConditionKind {
+    /// The object was understood.
+    Accepted,
+    /// What it asks for is in force.
+    Programmed,
+}
+
+/// A condition, as Kubernetes' statuses have them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub kind: ConditionKind,
+    /// Whether it holds.
+    pub status: bool,
+    /// One word that programs may compare.
+    pub reason: String,
+    /// A sentence for people; empty when there is nothing to add.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// How grave a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Something is not honoured.
+    Warning,
+    /// Something could not be understood.
+    Error,
+}
+
+/// A detail about one field.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Message {
+    /// How grave it is.
+    pub severity: Severity,
+    /// The field's path; empty when the whole object is meant.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub field: String,
+    /// What is said.
+    pub text: String,
+}
+
+/// How far an object is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum InForce {
+    /// Wholly.
+    Wholly,
+    /// Except for what its messages name.
+    Partly,
+    /// Not: a reason in one word and a sentence.
+    Not(&'static str, String),
+}
+
+#[derive(Debug)]
+struct Report {
+    origin: Origin,
+    in_force: InForce,
+    messages: Vec<Message>,
+    always: bool,
+}
+
+/// Gathers what is to be said while objects are translated.
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    by_object: BTreeMap<ObjectRef, Report>,
+}
+
+impl Reports {
+    fn report(&mut self, object: &ObjectRef, origin: &Origin) -> &mut Report {
+        self.by_object
+            .entry(object.clone())
+            .or_insert_with(|| Report {
+                origin: origin.clone(),
+                in_force: InForce::Wholly,
+                messages: Vec::new(),
+                always: false,
+            })
+    }
+
+    /// Says something about a field of an object.
+    pub(crate) fn say(
+        &mut self,
+        object: &ObjectRef,
+        origin: &Origin,
+        severity: Severity,
+        field: impl Into<String>,
+        text: impl Into<String>,
+    ) {
+        let message = Message {
+            severity,
+            field: field.into(),
+            text: text.into(),
+        };
+        self.report(object, origin).messages.push(message);
+    }
+
+    /// Says several things at once.
+    pub(crate) fn say_all(&mut self, object: &ObjectRef, origin: &Origin, messages: Vec<Message>) {
+        if !messages.is_empty() {
+            self.report(object, origin).messages.extend(messages);
+        }
+    }
+
+    /// Sets how far an object is in force, and gives it a status even when there is nothing to say.
+    pub(crate) fn in_force(&mut self, object: &ObjectRef, origin: &Origin, in_force: InForce) {
+        let report = self.report(object, origin);
+        report.always = true;
+        if report.in_force == InForce::Wholly || matches!(in_force, InForce::Not(..)) {
+            report.in_force = in_force;
+        }
+    }
+
+    /// The statuses, ordered by object.
+    pub(crate) fn finish(self) -> Vec<Status> {
+        self.by_object
+            .into_iter()
+            .filter(|(_, report)| report.always || !report.messages.is_empty())
+            .map(|(object, report)| report.into_status(object))
+            .collect()
+    }
+}
+
+impl Report {
+    fn into_status(mut self, object: ObjectRef) -> Status {
+        self.messages
+            .sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
+        self.messages.dedup();
+        let error = self
+            .messages
+            .iter()
+            .find(|message| message.severity == Severity::Error);
+        let condition = |kind, status, reason: &str, message: String| Condition {
+            kind,
+            status,
+            reason: reason.to_owned(),
+            message,
+        };
+        let accepted = match error {
+            None => condition(ConditionKind::Accepted, true, "Accepted", String::new()),
+            Some(error) if error.field.is_empty() => condition(
+                ConditionKind::Accepted,
+                false,
+                "Invalid",
+                error.text.clone(),
+            ),
+            Some(error) => condition(
+                ConditionKind::Accepted,
+                false,
+                "Invalid",
+                format!("{}: {}", error.field, error.text),
+            ),
+        };
+        let programmed = match self.in_force {
+            InForce::Wholly => {
+                condition(ConditionKind::Programmed, true, "Programmed", String::new())
+            }
+            InForce::Partly => condition(
+                ConditionKind::Programmed,
+                true,
+                "PartlyProgrammed",
+                "in force except for what the messages name".to_owned(),
+            ),
+            InForce::Not(reason, text) => condition(ConditionKind::Programmed, false, reason, text),
+        };
+        Status {
+            object,
+            origin: self.origin,
+            conditions: vec![accepted, programmed],
+            messages: self.messages,
+        }
+    }
+}

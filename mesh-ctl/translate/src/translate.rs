@@ -1,0 +1,258 @@
+//! The translation as one story: settings, workloads, services, who serves what, who may do what.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_k8s::ObjectRef;
+use mesh_model::{
+    mesh::{Change, Enrolment},
+    name::{Identity, NodeName},
+};
+
+use crate::{
+    core::{
+        draft::Drafts,
+        endpoints::{self, ServiceIndex},
+        pod,
+        service::{self, Claims, ServiceDraft},
+    },
+    istio::{
+        authorization::{self, Governing, Selects},
+        peer_authentication, service_entry, workload_entry,
+    },
+    labels::LabelIndex,
+    settings::Settings,
+    status::{InForce, Reports, Severity, Status},
+    view::ClusterView,
+};
+
+/// Everything that a view means.
+#[derive(Clone, Debug, Default)]
+pub struct Output {
+    /// Every resource, ordered by type and name; no removals and no `Complete`.
+    pub changes: Vec<Change>,
+    /// What is to be said about objects, ordered by object.
+    pub statuses: Vec<Status>,
+    /// The same in short: one line per message that is not merely informative.
+    pub warnings: Vec<String>,
+    /// The identities that pods of a node have: what the CA may sign for it.
+    pub hosted: BTreeMap<NodeName, BTreeSet<Identity>>,
+}
+
+/// Translates a view.
+pub fn translate(view: &ClusterView) -> Output {
+    let mut reports = Reports::default();
+    let settings = Settings::read(view, &mut reports);
+    notices(view, &mut reports);
+    pod::check_namespaces(view, &mut reports);
+
+    let mut drafts = Drafts::default();
+    pod::collect(view, &settings, &mut drafts, &mut reports);
+    workload_entry::collect(view, &settings, &mut drafts, &mut reports);
+    let mut labels = LabelIndex::default();
+    let labelled = drafts
+        .all
+        .iter()
+        .map(|draft| (draft.labels, draft.namespace()))
+        .collect::<Vec<_>>();
+    for (index, (own, namespace)) in labelled.into_iter().enumerate() {
+        if let (Some(own), Some(namespace)) = (own, namespace) {
+            labels.insert(index, namespace, own);
+        }
+    }
+
+    let mut claims = Claims::default();
+    let mut services = service::collect(view, &settings, &mut claims, &mut reports);
+    let kubernetes: Vec<_> = services
+        .iter()
+        .map(|service| service.object.clone())
+        .collect();
+    let index: ServiceIndex<'_> = kubernetes
+        .iter()
+        .enumerate()
+        .map(|(index, object)| ((&*object.namespace, &*object.name), index))
+        .collect();
+    let sliced = endpoints::join(
+        view,
+        &settings,
+        &services,
+        &index,
+        &mut drafts,
+        &mut reports,
+    );
+    endpoints::join_by_label(&services, &sliced, &labels, &mut drafts);
+    let entries = service_entry::collect(
+        view,
+        &settings,
+        &drafts,
+        &mut claims,
+        &mut services,
+        &mut reports,
+    );
+    service_entry::join(
+        &entries,
+        &settings,
+        &services,
+        &labels,
+        &mut drafts,
+        &mut reports,
+    );
+
+    let policies = authorization::collect(view, &settings, &services, &mut reports);
+    govern(&policies, &services, &labels, &mut drafts);
+    peer_authentication::apply(view, &settings, &labels, &mut drafts.all, &mut reports);
+    broken(view, &mut reports);
+    output(settings, services, policies, drafts, reports)
+}
+
+/// What was noticed when objects were read, and kinds that are not honoured.
+fn notices(view: &ClusterView, reports: &mut Reports) {
+    for (object, origin, unknown) in view.notices() {
+        for path in unknown {
+            reports.say(
+                &object,
+                origin,
+                Severity::Warning,
+                path.as_str(),
+                "is not known to this version and not honoured",
+            );
+        }
+    }
+    for (object, entry) in view
+        .others
+        .iter()
+        .filter(|(_, entry)| entry.object.is_mesh_api())
+    {
+        let text = format!("{} is not honoured by this version", entry.object.kind);
+        reports.say(
+            object,
+            &entry.origin,
+            Severity::Warning,
+            "kind",
+            text.clone(),
+        );
+        reports.in_force(object, &entry.origin, InForce::Not("Unsupported", text));
+    }
+}
+
+/// Objects that could not be read.
+fn broken(view: &ClusterView, reports: &mut Reports) {
+    for (object, broken) in &view.broken {
+        reports.say(
+            object,
+            &broken.origin,
+            Severity::Error,
+            broken.field.as_str(),
+            broken.message.as_str(),
+        );
+        let (reason, text) = match (view.holds(object), &*object.kind) {
+            (true, _) => (
+                "LastGoodVersion",
+                "the last version that could be read stays in force",
+            ),
+            (false, "AuthorizationPolicy") => (
+                "Invalid",
+                "refuses every connection to what it seems to govern",
+            ),
+            (false, "PeerAuthentication") => ("Invalid", "taken for STRICT"),
+            (false, _) => ("Invalid", "no version of it could be read"),
+        };
+        reports.in_force(
+            object,
+            &broken.origin,
+            InForce::Not(reason, text.to_owned()),
+        );
+    }
+}
+
+/// Hands policies with a selector to what they select.
+fn govern(
+    policies: &[Governing],
+    services: &[ServiceDraft<'_>],
+    labels: &LabelIndex<'_>,
+    drafts: &mut Drafts<'_>,
+) {
+    for Governing { policy, selects } in policies {
+        match selects {
+            Selects::ByScope => {}
+            Selects::Labels {
+                namespace,
+                labels: wanted,
+            } => {
+                for index in labels.select(namespace.as_deref(), wanted) {
+                    drafts.all[index].policies.push(policy.name.clone());
+                }
+            }
+            Selects::Services(targets) => {
+                for target in targets {
+                    let name = &services[*target].service.name;
+                    let members = drafts
+                        .all
+                        .iter_mut()
+                        .filter(|draft| draft.services.contains_key(name));
+                    members.for_each(|draft| draft.policies.push(policy.name.clone()));
+                }
+            }
+        }
+    }
+}
+
+fn output(
+    settings: Settings,
+    mut services: Vec<ServiceDraft<'_>>,
+    policies: Vec<Governing>,
+    mut drafts: Drafts<'_>,
+    reports: Reports,
+) -> Output {
+    let mut changes = vec![Change::Config(settings.mesh)];
+    services.sort_by(|a, b| a.service.name.cmp(&b.service.name));
+    for ServiceDraft { service, extra, .. } in services {
+        let name = service.name.clone();
+        changes.push(Change::Service(service));
+        changes.push(Change::ServiceExtra(name, extra));
+    }
+    changes.extend(
+        policies
+            .into_iter()
+            .map(|governing| Change::Policy(governing.policy)),
+    );
+    let mut hosted: BTreeMap<NodeName, BTreeSet<Identity>> = BTreeMap::new();
+    drafts
+        .all
+        .sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
+    for draft in drafts.all {
+        let (workload, extra) = draft.finish();
+        if extra.enrolment == Enrolment::Enrolled {
+            hosted
+                .entry(workload.node.clone())
+                .or_default()
+                .insert(workload.identity.clone());
+        }
+        let uid = workload.uid.clone();
+        changes.push(Change::Workload(workload));
+        changes.push(Change::WorkloadExtra(uid, extra));
+    }
+    let statuses = reports.finish();
+    let warnings = statuses.iter().flat_map(warnings).collect();
+    Output {
+        changes,
+        statuses,
+        warnings,
+        hosted,
+    }
+}
+
+fn warnings(status: &Status) -> impl Iterator<Item = String> {
+    let grave = status
+        .messages
+        .iter()
+        .filter(|message| message.severity >= Severity::Warning);
+    grave.map(|message| {
+        let object: &ObjectRef = &status.object;
+        let at = if message.field.is_empty() {
+            String::new()
+        } else {
+            format!("{}: ", message.field)
+        };
+        format!("{}: {object}: {at}{}", status.origin, message.text)
+    })
+}

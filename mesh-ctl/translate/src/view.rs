@@ -1,0 +1,182 @@
+//! The objects of a cluster as plain maps, one per kind, each with where it came from.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use mesh_k8s::{
+    Kind, Object, ObjectRef, Other,
+    apps::{DaemonSet, Deployment},
+    core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
+    networking::{ServiceEntry, WorkloadEntry},
+    security::{AuthorizationPolicy, PeerAuthentication},
+    warren::MeshConfig,
+};
+use serde::Serialize;
+
+/// The name of an object within its kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its namespace; empty when the kind has none.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl Key {
+    /// The key of `namespace/name`.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+/// Where an object was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Origin {
+    /// The file; empty when it came from a cluster.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub file: Arc<str>,
+    /// The line at which its document begins, counted from 1; 0 when there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub line: u32,
+}
+
+fn is_zero(line: &u32) -> bool {
+    *line == 0
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&*self.file, self.line) {
+            ("", _) => f.write_str("cluster"),
+            (file, 0) => f.write_str(file),
+            (file, line) => write!(f, "{file}:{line}"),
+        }
+    }
+}
+
+/// An object with what was noticed when it was read.
+#[derive(Clone, Debug)]
+pub struct Entry<K> {
+    /// The object.
+    pub object: Arc<K>,
+    /// Where it was read.
+    pub origin: Origin,
+    /// Paths of fields that no type knows, and an unfamiliar version as `apiVersion`.
+    pub unknown: Arc<[String]>,
+}
+
+/// An object that could not be read, or not in its newest version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Where it was read.
+    pub origin: Origin,
+    /// The field that is wrong; empty when the document is no object.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+    /// The labels that its selector asks for, as far as they could be read.
+    pub selector: Option<BTreeMap<String, String>>,
+}
+
+/// Objects of one kind.
+pub type Kinds<K> = BTreeMap<Key, Entry<K>>;
+
+macro_rules! view {
+    ($($(#[$doc:meta])* $field:ident: $kind:ident),+ $(,)?) => {
+        /// Everything that is known of a cluster.
+        #[derive(Clone, Debug, Default)]
+        pub struct ClusterView {
+            $($(#[$doc])* pub $field: Kinds<$kind>,)+
+            /// Objects of kinds that have no type.
+            pub others: BTreeMap<ObjectRef, Entry<Other>>,
+            /// Objects that could not be read; where the kind's map has one too, that is the last good version.
+            pub broken: BTreeMap<ObjectRef, Broken>,
+        }
+
+        impl ClusterView {
+            /// Adds or replaces an object; it is no longer broken then.
+            pub fn apply(&mut self, object: Object, origin: Origin, unknown: Arc<[String]>) {
+                let reference = object.reference();
+                self.broken.remove(&reference);
+                let key = Key { namespace: reference.namespace.clone(), name: reference.name.clone() };
+                match object {
+                    $(Object::$kind(object) => {
+                        self.$field.insert(key, Entry { object, origin, unknown });
+                    })+
+                    Object::Other(object) => {
+                        self.others.insert(reference, Entry { object, origin, unknown });
+                    }
+                }
+            }
+
+            /// Removes an object and whatever was said of it.
+            pub fn remove(&mut self, reference: &ObjectRef) {
+                self.broken.remove(reference);
+                let key = Key { namespace: reference.namespace.clone(), name: reference.name.clone() };
+                match &*reference.kind {
+                    $($kind::KIND => {
+                        self.$field.remove(&key);
+                    })+
+                    _ => {
+                        self.others.remove(reference);
+                    }
+                }
+            }
+
+            /// Whether an object of that name is held in a readable version.
+            pub fn holds(&self, reference: &ObjectRef) -> bool {
+                let key = Key { namespace: reference.namespace.clone(), name: reference.name.clone() };
+                match &*reference.kind {
+                    $($kind::KIND => self.$field.contains_key(&key),)+
+                    _ => self.others.contains_key(reference),
+                }
+            }
+
+            /// What was noticed about the objects when they were read: name, origin, unknown fields.
+            pub(crate) fn notices(&self) -> impl Iterator<Item = (ObjectRef, &Origin, &[String])> {
+                std::iter::empty()
+                    $(.chain(self.$field.iter().filter(|(_, entry)| !entry.unknown.is_empty()).map(|(key, entry)| {
+                        (ObjectRef::new($kind::KIND, &key.namespace, &key.name), &entry.origin, &*entry.unknown)
+                    })))+
+            }
+        }
+    };
+}
+
+view! {
+    /// Namespaces.
+    namespaces: Namespace,
+    /// Nodes.
+    nodes: Node,
+    /// Pods.
+    pods: Pod,
+    /// Services.
+    services: Service,
+    /// Parts of the services' endpoints.
+    endpoint_slices: EndpointSlice,
+    /// Service accounts.
+    service_accounts: ServiceAccount,
+    /// Deployments.
+    deployments: Deployment,
+    /// Daemon sets.
+    daemon_sets: DaemonSet,
+    /// Authorization policies.
+    authorization_policies: AuthorizationPolicy,
+    /// Peer authentications.
+    peer_authentications: PeerAuthentication,
+    /// Service entries.
+    service_entries: ServiceEntry,
+    /// Workload entries.
+    workload_entries: WorkloadEntry,
+    /// Mesh settings.
+    mesh_configs: MeshConfig,
+}
+
+impl ClusterView {
+    /// Notes that an object could not be read; a version that was read before stays in force.
+    pub fn set_broken(&mut self, reference: ObjectRef, broken: Broken) {
+        self.broken.insert(reference, broken);
+    }
+}
