@@ -15,7 +15,7 @@ use mesh_model::reason::Reason;
 
 use super::{
     datapath::{Datapath, Verdict, VipSlot},
-    kernel::{Kernel, KernelEvent, KnownPod, PodEntry},
+    kernel::{DirectFlow, Kernel, KernelEvent, KnownPod, PodEntry},
 };
 
 /// The fake. Share it by `Arc`.
@@ -43,6 +43,10 @@ pub struct Told {
     pub slots: HashMap<SocketAddr, Vec<VipSlot>>,
     /// Pods that are enrolled, with their veth and listeners' ports.
     pub pods: BTreeMap<String, (KnownPod, u32, Vec<u16>)>,
+    /// Pods whose namespace was let go.
+    pub released: Vec<String>,
+    /// Direct flows that are open.
+    pub flows: Vec<DirectFlow>,
     /// Interfaces that are anchored.
     pub anchored: Vec<u32>,
     /// Clients shown, in the order of marking.
@@ -121,6 +125,10 @@ impl Kernel for FakeDatapath {
         Ok(())
     }
 
+    fn release(&self, uid: &str) {
+        self.told().released.push(uid.to_owned());
+    }
+
     fn anchor(&self, veth: u32) -> io::Result<()> {
         self.told().anchored.push(veth);
         Ok(())
@@ -130,7 +138,7 @@ impl Kernel for FakeDatapath {
         Ok(self.told().pods.values().map(|(known, ..)| known.clone()).collect())
     }
 
-    fn mark(&self, _: BorrowedFd<'_>, _: u64, client: Option<SocketAddr>) -> io::Result<()> {
+    fn mark(&self, _: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
         self.told().marked.push(client);
         Ok(())
     }
@@ -144,8 +152,19 @@ impl Kernel for FakeDatapath {
         self.told().resolvers.get(&client).copied()
     }
 
-    fn counters(&self) -> Vec<(&'static str, Option<Reason>, u64)> {
-        vec![("connect_captured", None, 0)]
+    fn counters(&self) -> io::Result<Vec<(&'static str, &'static str, u64)>> {
+        Ok(vec![("decision", "connect_captured", 0)])
+    }
+
+    fn direct_flows(&self) -> io::Result<Vec<DirectFlow>> {
+        Ok(self.told().flows.clone())
+    }
+
+    fn cut(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
+        let mut told = self.told();
+        let before = told.flows.len();
+        told.flows.retain(|f| (f.source, f.destination) != (source, destination));
+        Ok(told.flows.len() < before)
     }
 
     fn events_fd(&self) -> Option<RawFd> {

@@ -130,6 +130,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// Takes away all that belongs to a pod. One that is not known is no error.
     fn remove(&self, uid: &str) -> io::Result<()>;
 
+    /// Lets go of the namespace of a pod that is being deleted, so that it can end; the entries stay, so that
+    /// what is left of the pod can do nothing, until `remove`.
+    fn release(&self, uid: &str);
+
     /// Guards the node against packets that claim an enrolled pod's address from this interface, which
     /// belongs to a pod that is not enrolled.
     fn anchor(&self, veth: u32) -> io::Result<()>;
@@ -139,7 +143,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
     /// Exempts a socket of the proxy inside a pod from capture. An application that accepts its connection
     /// sees `client`, when given, as its peer.
-    fn mark(&self, socket: BorrowedFd<'_>, cookie: u64, client: Option<SocketAddr>) -> io::Result<()>;
+    fn mark(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()>;
 
     /// Says that the proxy is alive.
     fn beat(&self) -> io::Result<()>;
@@ -147,8 +151,14 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// The resolver that a UDP query with this source was sent to by the application.
     fn resolver(&self, client: SocketAddr) -> Option<SocketAddr>;
 
-    /// What the kernel counted: the decision, the reason where there is one, how often.
-    fn counters(&self) -> Vec<(&'static str, Option<Reason>, u64)>;
+    /// What the kernel counted: `decision`, `refused` or `dropped`; which decision or the reason's key; how often.
+    fn counters(&self) -> io::Result<Vec<(&'static str, &'static str, u64)>>;
+
+    /// The direct flows that are open.
+    fn direct_flows(&self) -> io::Result<Vec<DirectFlow>>;
+
+    /// Ends a direct flow; both ends see a reset. False: it has ended already.
+    fn cut(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool>;
 
     /// A descriptor that is readable when there are events; `None`: there never are.
     fn events_fd(&self) -> Option<RawFd>;

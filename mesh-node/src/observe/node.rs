@@ -24,8 +24,8 @@ use super::{LogSink, Traffic};
 
 /// Where the kernel's counters come from.
 pub trait KernelCounters: fmt::Debug + Send + Sync {
-    /// Name of the decision or drop, the reason where there is one, and how often it happened.
-    fn read(&self) -> Vec<(&'static str, Option<Reason>, u64)>;
+    /// `decision`, `refused` or `dropped`; which decision or the key of the reason; how often it happened.
+    fn read(&self) -> Vec<(&'static str, &'static str, u64)>;
 }
 
 /// The metrics of this process. Cloning shares them.
@@ -260,11 +260,13 @@ struct Kernel(Arc<dyn KernelCounters>);
 
 impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Decisions and drops of the kernel programs";
-        let mut family = encoder.encode_descriptor("warren_kernel_decisions", help, None, MetricType::Counter)?;
-        for (decision, reason, value) in self.0.read() {
-            let labels = [("decision", decision), ("reason", reason.map_or("-", |r| r.shown().key))];
-            family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+        let help = "Decisions, refusals at connect and drops of the kernel programs";
+        let mut family = encoder.encode_descriptor("warren_kernel", help, None, MetricType::Counter)?;
+        for (kind, name, value) in self.0.read() {
+            // Reasons that never happened would only be noise.
+            if value > 0 || kind == "decision" {
+                family.encode_family(&[("kind", kind), ("name", name)])?.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+            }
         }
         Ok(())
     }

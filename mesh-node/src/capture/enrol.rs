@@ -1,0 +1,168 @@
+//! The enrolment of one pod as a transaction: checks -> sockets -> programs and entries.
+//!
+//! Invariants: blocking, and bounded by system calls; either everything is there afterwards or nothing new
+//! is; a pod that cannot be captured faithfully is refused with a reason and its traffic left alone.
+
+use std::{fs, io, net::IpAddr, os::fd::AsFd, sync::Arc};
+
+use mesh_abi::ports;
+use prometheus_client::metrics::counter::Counter;
+
+use super::{
+    datapath::Datapath,
+    diag::{self, Existing},
+    kernel::{Kernel, ListenerEntry, PodEntry},
+    netns::Netns,
+    registration::Registration,
+    sockets::{DoorError, Doors, Refiller, SocketStock},
+    wanted::Terms,
+};
+use crate::accept::Kind;
+
+/// What enrolment needs.
+#[derive(Clone, Debug)]
+pub struct Enroller {
+    /// The kernel, as enrolment sees it.
+    pub kernel: Arc<dyn Kernel>,
+    /// The kernel, as the data path sees it.
+    pub datapath: Arc<dyn Datapath>,
+    /// Who fills the stocks of sockets.
+    pub refill: Refiller,
+    /// Counts sockets that were made while a flow waited.
+    pub late: Counter,
+}
+
+/// A pod that is captured but not announced yet.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The proxy's doors in it.
+    pub doors: Doors,
+    /// Sockets to dial from.
+    pub stock: Arc<SocketStock>,
+    /// Connections that are older than the enrolment and still there.
+    pub existing: usize,
+}
+
+/// Why a pod could not be enrolled.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// It cannot be captured as it is.
+    #[error("{0}")]
+    Refused(String),
+    /// Something failed that may work later.
+    #[error("{step}: {source}")]
+    Failed {
+        /// What was being done.
+        step: &'static str,
+        /// The failure.
+        source: io::Error,
+    },
+}
+
+fn at(step: &'static str) -> impl FnOnce(io::Error) -> EnrolError {
+    move |source| EnrolError::Failed { step, source }
+}
+
+impl Enroller {
+    /// Captures a pod. `doors` are those of an earlier process, when there was one.
+    pub fn enrol(&self, pod: &Registration, netns: &Arc<Netns>, terms: &Terms, doors: Option<Doors>) -> Result<Prepared, EnrolError> {
+        check(pod, netns, terms)?;
+        let handed = doors.is_some();
+        let doors = match doors {
+            Some(doors) => doors,
+            None => open(pod, netns)?,
+        };
+        let before = if handed { Vec::new() } else { self.existing(pod, netns) };
+        // Whatever was decided about an earlier owner of these addresses is void from here on.
+        for ip in &pod.addresses {
+            self.datapath.bump_epoch(*ip).map_err(at("forgetting what was decided about its addresses"))?;
+        }
+        self.write(pod, netns, terms, &doors)?;
+        let stock = SocketStock::new(self.kernel.clone(), netns.clone(), self.refill.clone(), self.late.clone());
+        let existing = match terms.cut_existing {
+            false => before.len(),
+            true => before.len() - netns.enter(|| Ok(diag::cut(&before))).unwrap_or(0),
+        };
+        Ok(Prepared { doors, stock, existing })
+    }
+
+    /// Takes everything away again.
+    pub fn withdraw(&self, pod: &Registration) -> io::Result<()> {
+        self.kernel.remove(&pod.uid)?;
+        pod.addresses.iter().try_for_each(|ip| self.datapath.bump_epoch(*ip))
+    }
+
+    fn existing(&self, pod: &Registration, netns: &Netns) -> Vec<Existing> {
+        netns.enter(diag::established).unwrap_or_else(|error| {
+            tracing::warn!(pod = pod.title(), %error, "connections older than the enrolment could not be listed");
+            Vec::new()
+        })
+    }
+
+    fn write(&self, pod: &Registration, netns: &Netns, terms: &Terms, doors: &Doors) -> Result<(), EnrolError> {
+        let listeners: Vec<_> = doors
+            .tcp
+            .iter()
+            .map(|d| ListenerEntry { port: d.port, family: d.family, socket: d.socket.as_fd() })
+            .collect();
+        let mut probe_ports = pod.probe_ports.clone();
+        probe_ports.extend(terms.probe_ports.iter().filter(|p| !pod.probe_ports.contains(p)));
+        let outbound = doors.tcp.iter().filter(|d| d.kind == Some(Kind::Outbound) && d.family == doors.tcp[0].family).count();
+        let entry = PodEntry {
+            uid: &pod.uid,
+            netns: netns.as_fd(),
+            cookie: netns.cookie(),
+            inode: netns.inode(),
+            veth: pod.veth_ifindex,
+            addresses: &pod.addresses,
+            probe_ports: &probe_ports,
+            outbound: u16::try_from(outbound).unwrap_or(ports::OUTBOUND_PORTS),
+            listeners: &listeners,
+        };
+        self.kernel.enrol(&entry).map_err(|source| {
+            if let Err(error) = self.kernel.remove(&pod.uid) {
+                tracing::error!(pod = pod.title(), %error, "what was written of a failed enrolment could not be taken back");
+            }
+            EnrolError::Failed { step: "attaching programs and writing entries", source }
+        })
+    }
+}
+
+/// Whether the pod can be captured at all.
+fn check(pod: &Registration, netns: &Netns, terms: &Terms) -> Result<(), EnrolError> {
+    if pod.veth_ifindex == 0 {
+        return Err(EnrolError::Refused("it has no veth on the node, so that its packets cannot be guarded".into()));
+    }
+    let inside = netns.interfaces().map_err(at("listing its addresses"))?;
+    if let Some(ip) = pod.addresses.iter().find(|ip| !inside.iter().any(|(_, found)| found == *ip)) {
+        let found: Vec<IpAddr> = inside.iter().map(|(_, ip)| *ip).collect();
+        return Err(EnrolError::Refused(format!(
+            "the network namespace that came with it has addresses {found:?} and not {ip}: it is another pod's"
+        )));
+    }
+    let own: Vec<&str> = inside.iter().filter(|(_, ip)| pod.addresses.contains(ip)).map(|(name, _)| name.as_str()).collect();
+    let foreign = inside.iter().find(|(name, _)| !own.contains(&name.as_str()));
+    match foreign {
+        Some((name, ip)) if !terms.allow_forwarded => Err(EnrolError::Refused(format!(
+            "it has a further interface {name} with address {ip}, whose traffic would not be captured; \
+             the annotation warren.dev/allow-forwarded: \"true\" permits that"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn open(pod: &Registration, netns: &Netns) -> Result<Doors, EnrolError> {
+    netns
+        .enter(|| {
+            // All captured flows of a pod share few destinations: ports must be used again soon.
+            if let Err(error) = fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1") {
+                tracing::warn!(pod = pod.title(), %error, "net.ipv4.tcp_tw_reuse could not be set in the pod; it can open fewer connections");
+            }
+            Ok(Doors::open(&pod.addresses))
+        })
+        .map_err(at("entering its network namespace"))?
+        .map_err(|error| match error {
+            DoorError::Taken(_) => EnrolError::Refused(error.to_string()),
+            DoorError::Socket { source, .. } => EnrolError::Failed { step: "listening inside it", source },
+        })
+}

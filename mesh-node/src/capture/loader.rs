@@ -1,0 +1,201 @@
+//! The real kernel behind both seams: `mesh-loader` as the data path and as enrolment see it.
+//!
+//! Invariant: a lookup that fails is logged once per minute at most and answers "nothing", which every
+//! caller takes for a refusal.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_abi::ports;
+use mesh_loader::{Config, Event, EventKind, Events, LoadError, PodSpec};
+use mesh_model::reason::Reason;
+
+use super::{
+    datapath::{Datapath, Outcome, Verdict, VipSlot},
+    kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, PodEntry},
+};
+use crate::accept::Family;
+
+/// The kernel programs of this node.
+#[derive(Debug)]
+pub struct LoadedDatapath {
+    inner: mesh_loader::Datapath,
+    events: Mutex<Events>,
+    started: Instant,
+    complained: AtomicU64,
+}
+
+impl LoadedDatapath {
+    /// Loads the programs, or adopts what an earlier process pinned.
+    pub fn open(config: &Config) -> Result<Self, LoadError> {
+        let inner = mesh_loader::Datapath::open(config)?;
+        let events = Mutex::new(inner.events()?);
+        Ok(Self { inner, events, started: Instant::now(), complained: AtomicU64::new(0) })
+    }
+
+    /// The loader's own calls, for what the seams do not cover.
+    pub fn loader(&self) -> &mesh_loader::Datapath {
+        &self.inner
+    }
+
+    fn or_nothing<T>(&self, what: &'static str, result: Result<Option<T>, LoadError>) -> Option<T> {
+        result.unwrap_or_else(|error| {
+            let now = self.started.elapsed().as_secs() / 60 + 1;
+            if self.complained.swap(now, Relaxed) != now {
+                tracing::error!(what, %error, "the kernel maps could not be asked; the flow is refused");
+            }
+            None
+        })
+    }
+}
+
+impl Datapath for LoadedDatapath {
+    fn take_original(&self, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr> {
+        let original = self.inner.take_original(peer, local);
+        self.or_nothing("original destination", original).map(|o| o.destination)
+    }
+
+    fn is_probe(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+        self.or_nothing("probe", self.inner.is_probe(peer, local).map(Some)).unwrap_or(false)
+    }
+
+    fn note_failed_dial(&self, source: u64, original: SocketAddr, reason: Reason, lasting: Duration) {
+        let noted = self.inner.note_failed_dial(source, original, reason as u16, lasting);
+        let _ = self.or_nothing("failed dial", noted.map(Some));
+    }
+
+    fn epoch(&self, destination: IpAddr) -> u32 {
+        self.inner.epoch(destination)
+    }
+
+    fn bump_epoch(&self, destination: IpAddr) -> io::Result<()> {
+        self.inner.bump_epoch(destination);
+        Ok(())
+    }
+
+    fn install(&self, verdict: Verdict) -> io::Result<()> {
+        let outcome = match verdict.outcome {
+            Outcome::Direct => mesh_loader::Outcome::Direct,
+            Outcome::Proxy => mesh_loader::Outcome::Proxy,
+            Outcome::Refuse(reason) => mesh_loader::Outcome::Refuse(reason as u16),
+        };
+        self.inner.set_verdict(verdict.source, verdict.destination, outcome, verdict.epoch, None).map_err(io::Error::other)
+    }
+
+    fn set_slots(&self, vip: SocketAddr, slots: &[VipSlot]) -> io::Result<()> {
+        if slots.is_empty() {
+            return self.inner.remove_vip(vip).map_err(io::Error::other);
+        }
+        let slot = |s: &VipSlot| match *s {
+            VipSlot::Local(endpoint) => mesh_loader::VipSlot::Local(endpoint),
+            VipSlot::Proxy => mesh_loader::VipSlot::Proxy,
+        };
+        let slots: Vec<_> = slots.iter().map(slot).collect();
+        self.inner.set_vip(vip, &slots).map_err(io::Error::other)
+    }
+}
+
+impl Kernel for LoadedDatapath {
+    fn enrol(&self, pod: &PodEntry<'_>) -> io::Result<()> {
+        let family = |f| match f {
+            Family::V4 => mesh_loader::Family::V4,
+            Family::V6 => mesh_loader::Family::V6,
+        };
+        let inbound = pod.listeners.iter().filter(|l| l.port == ports::INBOUND).map(|l| (family(l.family), l.socket));
+        let spec = PodSpec {
+            uid: pod.uid.to_owned(),
+            netns: pod.netns,
+            addresses: pod.addresses.to_vec(),
+            veth_ifindex: pod.veth,
+            node_netns: None,
+            probe_ports: pod.probe_ports.to_vec(),
+            outbound_listeners: pod.outbound,
+            inbound: inbound.collect(),
+            dns: true,
+            direct: true,
+        };
+        self.inner.enrol(&spec).map(drop).map_err(io::Error::other)
+    }
+
+    fn remove(&self, uid: &str) -> io::Result<()> {
+        self.inner.withdraw(uid).map(drop).map_err(io::Error::other)
+    }
+
+    fn release(&self, uid: &str) {
+        self.inner.release(uid);
+    }
+
+    fn anchor(&self, veth: u32) -> io::Result<()> {
+        self.inner.anchor(veth, None).map_err(io::Error::other)
+    }
+
+    fn known(&self) -> io::Result<Vec<KnownPod>> {
+        let known = |p: mesh_loader::PodInfo| KnownPod { uid: p.uid, cookie: p.cookie, inode: p.netns_inode, addresses: p.addresses };
+        Ok(self.inner.pods().into_iter().map(known).collect())
+    }
+
+    fn mark(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
+        self.inner.mark_own(socket, client).map_err(io::Error::other)
+    }
+
+    fn beat(&self) -> io::Result<()> {
+        self.inner.heartbeat();
+        Ok(())
+    }
+
+    fn resolver(&self, client: SocketAddr) -> Option<SocketAddr> {
+        self.or_nothing("resolver", self.inner.dns_resolver(client))
+    }
+
+    fn counters(&self) -> io::Result<Vec<(&'static str, &'static str, u64)>> {
+        self.inner.counters().map_err(io::Error::other)
+    }
+
+    fn direct_flows(&self) -> io::Result<Vec<DirectFlow>> {
+        let pods = self.inner.pods();
+        let cookie = |id| pods.iter().find(|p| p.id == id).map_or(0, |p| p.cookie);
+        let flow = |f: mesh_loader::Flow| DirectFlow { source: f.client, destination: f.server, dialed: f.dialed, cookie: cookie(f.client_pod) };
+        Ok(self.inner.flows(None).map_err(io::Error::other)?.into_iter().map(flow).collect())
+    }
+
+    fn cut(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
+        self.inner.cut(source, destination).map_err(io::Error::other)
+    }
+
+    fn events_fd(&self) -> Option<RawFd> {
+        Some(self.events.lock().expect("no code panics while it holds the events").as_raw_fd())
+    }
+
+    fn take_events(&self, limit: usize, each: &mut dyn FnMut(KernelEvent)) -> usize {
+        self.events.lock().expect("no code panics while it holds the events").drain(limit, |e| each(event(&e)))
+    }
+}
+
+fn event(e: &Event) -> KernelEvent {
+    let reason = Reason::from_number(e.reason);
+    let flow = DirectFlow { source: e.client, destination: e.peer, dialed: e.dialed, cookie: e.cookie };
+    match e.kind {
+        EventKind::Drop => KernelEvent::Dropped { reason, source: e.client, destination: e.peer, ifindex: e.ifindex },
+        EventKind::Refused => KernelEvent::Refused { reason, cookie: e.cookie, source: e.client, dialed: e.dialed },
+        EventKind::DirectOpen => KernelEvent::DirectOpened(flow),
+        EventKind::DirectClose => KernelEvent::DirectClosed(
+            flow,
+            DirectEnd {
+                established: e.established,
+                sent: e.sent,
+                received: e.received,
+                duration: e.duration,
+                rtt: e.srtt,
+                retransmits: e.retransmits,
+            },
+        ),
+    }
+}

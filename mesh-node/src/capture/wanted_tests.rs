@@ -1,0 +1,1 @@
+//! What the configuration wants of a pod, in every constellation of what is known.
