@@ -1,0 +1,14 @@
+//! The certificate authority: who may get which certificate, and the signing itself.
+//!
+//! Invariants: what a request asks for is ignored; a certificate says exactly what was granted. A node gets its
+//! own identity by a token and workload identities only for pods that run on it. Keys at rest are 0600.
+
+mod authority;
+mod grant;
+mod keep;
+mod service;
+
+pub use authority::{Authority, CaError, Given, Step};
+pub use grant::{Grant, is_node_name, node_of};
+pub use keep::write_private;
+pub use service::{CertificateService, Hosted, Peer, Policy};

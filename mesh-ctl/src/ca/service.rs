@@ -1,0 +1,155 @@
+//! Istio's certificate service: authenticates the caller, decides the grant, signs, and logs every signature.
+//!
+//! Invariants: the caller's node comes from its certificate or its token, never from the request; a refused
+//! request says why to the caller and in the log; each node's rate is bounded.
+
+use std::{collections::HashMap, sync::{Arc, Mutex}, time::{Duration, Instant, SystemTime}};
+
+use mesh_api::auth::{
+    IstioCertificateRequest, IstioCertificateResponse,
+    istio_certificate_service_server::IstioCertificateService,
+};
+use mesh_model::name::{Identity, NodeName};
+use prost_types::value::Kind;
+use tonic::{Request, Response, Status};
+
+use super::{Authority, CaError, grant::Grant};
+use crate::token::JoinKey;
+
+/// Who hosts what: the answer comes from the controller's own view, never from the node.
+pub trait Hosted: Send + Sync + 'static {
+    /// Whether a pod with this identity runs on this node.
+    fn hosts(&self, node: &NodeName, identity: &Identity) -> bool;
+}
+
+/// Who is on the other end of a TLS connection; the server puts it into each request's extensions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// The node whose certificate was presented and verified.
+    pub node: Option<NodeName>,
+}
+
+/// Limits and lifetimes of what is signed.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// The lifetime of a leaf when the request asks for none, and the longest that is granted.
+    pub leaf_ttl: Duration,
+    /// Signatures that one node may ask for within a minute.
+    pub per_minute: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { leaf_ttl: Duration::from_secs(24 * 3600), per_minute: 600 }
+    }
+}
+
+/// The certificate service.
+pub struct CertificateService {
+    authority: Arc<Authority>,
+    hosted: Arc<dyn Hosted>,
+    join: JoinKey,
+    policy: Policy,
+    spent: Mutex<HashMap<NodeName, (Instant, u32)>>,
+}
+
+/// How a caller proved which node it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    Certificate,
+    Token,
+}
+
+impl CertificateService {
+    /// A service that signs with `authority` what `hosted` confirms.
+    pub fn new(authority: Arc<Authority>, hosted: Arc<dyn Hosted>, join: JoinKey, policy: Policy) -> Self {
+        Self { authority, hosted, join, policy, spent: Mutex::default() }
+    }
+
+    fn caller(&self, request: &Request<IstioCertificateRequest>) -> Result<(NodeName, Proof), Status> {
+        if let Some(node) = request.extensions().get::<Peer>().and_then(|p| p.node.clone()) {
+            return Ok((node, Proof::Certificate));
+        }
+        let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
+        let token = header.and_then(|h| h.strip_prefix("Bearer ")).ok_or_else(|| {
+            Status::unauthenticated("no node certificate and no `authorization: Bearer` join token")
+        })?;
+        let node = self.join.verify(token.trim(), SystemTime::now()).map_err(|e| Status::unauthenticated(e.to_string()))?;
+        Ok((node, Proof::Token))
+    }
+
+    fn decide(&self, node: &NodeName, proof: Proof, wanted: Option<&str>) -> Result<Grant, Status> {
+        let domain = self.authority.domain();
+        let own = Grant::Node(domain.clone(), node.clone());
+        let Some(wanted) = wanted.filter(|w| *w != own.uri()) else { return Ok(own) };
+        if proof == Proof::Token {
+            return Err(Status::permission_denied("a join token is good for the node's own identity only; ask again with the node certificate"));
+        }
+        let identity: Identity = wanted.parse().map_err(|e| Status::invalid_argument(format!("ImpersonatedIdentity: {e}")))?;
+        if identity.trust_domain != *domain {
+            return Err(Status::permission_denied(format!("{identity} is not of trust domain {domain}")));
+        }
+        if !self.hosted.hosts(node, &identity) {
+            return Err(Status::permission_denied(format!("no pod of {identity} runs on node {node}")));
+        }
+        Ok(Grant::Workload(identity))
+    }
+
+    fn spend(&self, node: &NodeName, now: Instant) -> Result<(), Status> {
+        let mut spent = self.spent.lock().expect("nothing panics while it is held");
+        spent.retain(|_, (since, _)| now.duration_since(*since) < Duration::from_secs(60));
+        let (_, count) = spent.entry(node.clone()).or_insert((now, 0));
+        *count += 1;
+        match *count > self.policy.per_minute {
+            true => Err(Status::resource_exhausted(format!("node {node} asked for more than {} certificates within a minute", self.policy.per_minute))),
+            false => Ok(()),
+        }
+    }
+
+    fn answer(&self, request: &Request<IstioCertificateRequest>) -> Result<(Grant, Vec<String>), Status> {
+        let (node, proof) = self.caller(request)?;
+        self.spend(&node, Instant::now())?;
+        let body = request.get_ref();
+        let grant = self.decide(&node, proof, impersonated(body))?;
+        let asked = u64::try_from(body.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);
+        let ttl = asked.map_or(self.policy.leaf_ttl, |a| a.min(self.policy.leaf_ttl));
+        let chain = self.authority.sign(&body.csr, &grant, SystemTime::now(), ttl).map_err(status)?;
+        tracing::info!(target: "ca", node = %node, identity = %grant.uri(), by = ?proof, ttl_seconds = ttl.as_secs(), "signed");
+        Ok((grant, chain))
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for CertificateService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        match self.answer(&request) {
+            Ok((_, cert_chain)) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
+            Err(status) => {
+                let wanted = impersonated(request.get_ref()).unwrap_or("the node's own identity");
+                tracing::warn!(target: "ca", wanted = %wanted.escape_debug(), code = ?status.code(), reason = status.message(), "refused to sign");
+                Err(status)
+            }
+        }
+    }
+}
+
+fn impersonated(request: &IstioCertificateRequest) -> Option<&str> {
+    match request.metadata.as_ref()?.fields.get("ImpersonatedIdentity")?.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text),
+        // Anything but text is no identity; it is refused as one that does not parse.
+        _ => Some("(not text)"),
+    }
+}
+
+fn status(error: CaError) -> Status {
+    match error {
+        CaError::Request(_) => Status::invalid_argument(error.to_string()),
+        CaError::State { .. } | CaError::Given(_) | CaError::Order(_) | CaError::Sign(_) => Status::internal(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
