@@ -99,7 +99,8 @@ impl Enroller {
         })
     }
 
-    fn write(&self, pod: &Registration, netns: &Netns, terms: &Terms, doors: &Doors) -> Result<(), EnrolError> {
+    /// Writes what the kernel is to know of a pod, anew or for the first time.
+    pub fn write(&self, pod: &Registration, netns: &Netns, terms: &Terms, doors: &Doors) -> Result<(), EnrolError> {
         let listeners: Vec<_> = doors
             .tcp
             .iter()

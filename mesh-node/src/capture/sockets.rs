@@ -81,6 +81,15 @@ impl Doors {
         }
         Ok(doors)
     }
+
+    /// The same sockets once more, to give to another process.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let tcp = |d: &Listening| Ok(Listening { socket: d.socket.try_clone()?, ..*d });
+        Ok(Self {
+            tcp: self.tcp.iter().map(tcp).collect::<io::Result<_>>()?,
+            udp: self.udp.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?,
+        })
+    }
 }
 
 fn failed(port: u16, source: io::Error) -> DoorError {

@@ -1,1 +1,5 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! DNS for pods: names of the mesh are answered, everything else goes on to the resolver that was asked.
+
+mod handle;
+
+pub use handle::{DnsEvent, DnsGone, DnsHandle, PodDns};
