@@ -1,1 +1,76 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! Asking the model for permission, with one snapshot per flow.
+//!
+//! Invariants: nothing goes on without a `Permit`, which only the model makes; what is merely not there yet
+//! is waited for a short while and then refused; a denial is reported with the policy that decided.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh_model::{
+    authn::Transport,
+    authz::{self, Conn, Decision, Denial, Egress, Permit},
+    mesh::Workload,
+    reason::Reason,
+};
+
+use crate::{accept::Pod, state::{MeshState, Snapshot}};
+
+/// How long a flow waits for configuration that has not come yet.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A permitted flow, with the snapshot that permitted it and what is to be reported besides.
+#[derive(Debug)]
+pub struct Permitted<T> {
+    /// The permit.
+    pub permit: Permit<T>,
+    /// The snapshot it was taken from.
+    pub snapshot: Arc<Snapshot>,
+    /// Whether an AUDIT policy matched.
+    pub audited: bool,
+}
+
+/// Whether a pod may dial `original`.
+pub async fn outbound(state: &MeshState, pod: &Pod, original: SocketAddr) -> Result<Permitted<Egress>, Denial> {
+    settled(state, |snapshot| {
+        let source = own(snapshot, pod)?;
+        let target = authz::target(&snapshot.mesh, &source, original);
+        Ok(authz::egress(&snapshot.mesh, Egress { source, target, original }))
+    })
+    .await
+}
+
+/// Whether a connection that arrived for a pod may go on to its application.
+pub async fn inbound(state: &MeshState, pod: &Pod, transport: &Transport, source: SocketAddr, destination: SocketAddr) -> Result<Permitted<Conn>, Denial> {
+    settled(state, |snapshot| {
+        let conn = Conn { transport: transport.clone(), source_ip: source.ip(), workload: own(snapshot, pod)?, destination };
+        Ok(authz::ingress(&snapshot.mesh, conn))
+    })
+    .await
+}
+
+/// The workload that the mesh knows as this pod: same name, same identity.
+fn own(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Denial> {
+    let workload = snapshot.mesh.workload(&pod.workload).ok_or(Denial::new(Reason::NotReady))?;
+    if workload.identity != pod.identity {
+        // A pod that was replaced by another of the same name is not served with the new one's identity.
+        return Err(Denial::new(Reason::UnknownWorkload));
+    }
+    Ok(workload.clone())
+}
+
+/// Decides, and while configuration is missing decides again with every snapshot until patience ends.
+async fn settled<T>(state: &MeshState, decide: impl Fn(&Snapshot) -> Result<Decision<T>, Denial>) -> Result<Permitted<T>, Denial> {
+    let settle = |snapshot: Arc<Snapshot>| {
+        let Decision { outcome, audited, dry_run } = decide(&snapshot)?;
+        for policy in &dry_run {
+            tracing::debug!(%policy, "a dry-run policy would have refused the connection");
+        }
+        Ok(Permitted { permit: outcome?, snapshot, audited: !audited.is_empty() })
+    };
+    let not_yet = |outcome: &Result<Permitted<T>, Denial>| matches!(outcome, Err(denial) if denial.reason == Reason::NotReady);
+    let first = settle(state.load());
+    if !not_yet(&first) {
+        return first;
+    }
+    let later = state.wait_for(PATIENCE, |_| Some(settle(state.load())).filter(|outcome| !not_yet(outcome))).await;
+    later.unwrap_or(first)
+}

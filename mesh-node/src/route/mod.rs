@@ -1,1 +1,19 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! Choosing the way: the model's plan, with this node's dice.
+//!
+//! Invariant: a plan is made from a permit and the snapshot that gave it.
+
+use std::net::IpAddr;
+
+use mesh_model::{
+    authz::{Denial, Egress},
+    name::NodeName,
+    route::{self, Chooser, Plan},
+};
+
+use crate::authorize::Permitted;
+
+/// The way of an outbound flow.
+pub fn outbound(node: &NodeName, permitted: &Permitted<Egress>, client: IpAddr) -> Result<Plan, Denial> {
+    let chooser = Chooser { node, seed: fastrand::u64(..), client };
+    route::outbound(&permitted.snapshot.mesh, &permitted.permit, chooser).map_err(Denial::new)
+}

@@ -1,1 +1,14 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! The data threads, and the story of each connection on them. Start with `tcp`.
+//!
+//! Invariants: everything of a connection happens on the thread that accepted it; every flow holds one of a
+//! bounded number of places; a pod that goes takes its listeners and flows with it.
+
+mod sessions;
+pub mod tcp;
+mod thread;
+
+#[cfg(test)]
+mod tests;
+
+pub use sessions::{Flow, Registered, Sessions};
+pub use thread::{Data, DataThreads, Shared};

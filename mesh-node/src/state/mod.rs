@@ -12,8 +12,8 @@ mod xds;
 #[cfg(test)]
 mod tests;
 
-pub use announce::{Diffs, Announcements};
+pub use announce::{Announcements, Diffs};
 pub use disk::{DiskError, Saved, load, save};
 pub use enrolled::EnrolledNamespaces;
 pub use snapshot::{MeshState, Snapshot};
-pub use xds::{XdsClient, XdsStatus};
+pub use xds::{XdsClient, XdsParts, XdsStatus};

@@ -1,8 +1,288 @@
-//! Receiving configuration from the controller.
+//! Receiving configuration from the controller: one delta stream over mutual TLS, again and again.
+//!
+//! Invariants: what is held on disk is in use before the first connection; good resources of a response are
+//! used although others are bad; what could not be understood is refused by name; nothing is written to disk
+//! before everything was received once.
 
-/// Placeholder.
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::{Duration, UNIX_EPOCH}};
+
+use bytes::Bytes;
+use mesh_api::{
+    convert,
+    delta::{self, Received},
+    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
+    resource::{Kind, Resource, Update},
+};
+use mesh_model::{mesh::Change, name::NodeName};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use tokio::{sync::{mpsc, watch}, time::{Instant, sleep_until}};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::{EnrolledNamespaces, MeshState, Saved, disk};
+use crate::{identify::{Certificates, Controller, Trust}, observe::{Metrics, ResultLabel, TypeLabel}};
+
+/// The largest message that is accepted.
+const MAX_MESSAGE: usize = 200 << 20;
+/// Requests that may wait to be sent.
+const REQUESTS: usize = 64;
+/// How long changes are gathered before they are written to disk.
+const GATHER: Duration = Duration::from_millis(500);
+/// How often a quiet stream counts as confirming what is held.
+const CONFIRM: Duration = Duration::from_secs(5);
+/// The first pause after a failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// A stream that held this long begins the pauses anew.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// How the client is doing, for readiness and dumps.
+#[derive(Clone, Debug, Default)]
+pub struct XdsStatus {
+    /// Whether a stream is up.
+    pub connected: bool,
+    /// Whether everything was received once, from the controller or from disk.
+    pub complete: bool,
+    /// Why the last stream ended.
+    pub last_error: Option<String>,
+    /// Resources refused most recently, with the reason.
+    pub rejected: Vec<String>,
+}
+
+/// What the client needs.
 #[derive(Debug)]
-pub struct XdsClient;
-/// Placeholder.
+pub struct XdsParts {
+    /// This node.
+    pub node: NodeName,
+    /// The cluster, for people.
+    pub cluster: String,
+    /// Where changes go.
+    pub state: MeshState,
+    /// The node's certificate; also told about roots.
+    pub certificates: Certificates,
+    /// How the controller is reached.
+    pub controller: Controller,
+    /// The longest pause between attempts.
+    pub longest_pause: Duration,
+    /// The directory of the copy on disk.
+    pub state_dir: PathBuf,
+    /// Metrics.
+    pub metrics: Metrics,
+}
+
+/// The task that receives configuration.
 #[derive(Debug)]
-pub struct XdsStatus;
+pub struct XdsClient {
+    parts: XdsParts,
+    client: delta::Client,
+    held: HashMap<(Kind, Arc<str>), Resource>,
+    enrolled: EnrolledNamespaces,
+    status: watch::Sender<XdsStatus>,
+    save_at: Option<Instant>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error(transparent)]
+    Connect(#[from] crate::identify::SignError),
+    #[error("the stream ended: {0}")]
+    Status(Box<tonic::Status>),
+    #[error("the controller closed the stream")]
+    Closed,
+    #[error("the controller broke the protocol: {0}")]
+    Violation(#[from] delta::Violation),
+}
+
+impl From<tonic::Status> for StreamError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+impl XdsClient {
+    /// A client that has taken up what is on disk, and its status.
+    pub fn new(parts: XdsParts) -> (watch::Receiver<XdsStatus>, Self) {
+        let client = delta::Client::new(parts.node.as_str(), &parts.cluster);
+        let enrolled = EnrolledNamespaces::open(&parts.state_dir);
+        let (status, watching) = watch::channel(XdsStatus::default());
+        let mut this = Self { parts, client, held: HashMap::new(), enrolled, status, save_at: None };
+        this.restore();
+        (watching, this)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.parts.state_dir.join("config.bin")
+    }
+
+    fn restore(&mut self) {
+        let path = self.path();
+        let saved = match disk::load(&path) {
+            Ok(Some(saved)) => saved,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the configuration on disk is not used; traffic waits for the controller");
+                return;
+            }
+        };
+        let mut changes = Vec::new();
+        for resource in saved.resources {
+            self.held.insert((resource.kind, resource.name.clone()), resource.clone());
+            let roots = convert::decode_resource(resource.kind.url(), &resource.name, resource.body.clone()).roots;
+            self.publish(roots);
+            match self.client.seed(resource) {
+                Ok(more) => changes.extend(more),
+                Err(error) => tracing::warn!(%error, "a resource on disk is not used"),
+            }
+        }
+        tracing::info!(path = %path.display(), resources = self.held.len(), "serving the last good configuration");
+        changes.push(Change::Complete);
+        self.parts.state.apply(changes);
+        self.status.send_modify(|s| s.complete = true);
+        let written = std::fs::metadata(&path).and_then(|m| m.modified()).ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        let seconds = written.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
+        self.parts.metrics.node().config_received.store(seconds, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Receives for ever.
+    pub async fn run(mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let began = Instant::now();
+            let error = match self.one_stream().await {
+                Err(error) => error,
+                Ok(never) => match never {},
+            };
+            self.parts.metrics.node().xds_connected.set(0);
+            self.count("error");
+            self.save_if_due(true).await;
+            if began.elapsed() > HEALTHY {
+                pause = FIRST_PAUSE;
+            }
+            tracing::warn!(controller = %self.parts.controller.url, %error, again_in = ?pause, "no configuration stream; the last good configuration stays in use");
+            self.status.send_modify(|s| {
+                s.connected = false;
+                s.last_error = Some(error.to_string());
+            });
+            tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+            pause = (pause * 2).min(self.parts.longest_pause);
+        }
+    }
+
+    async fn one_stream(&mut self) -> Result<std::convert::Infallible, StreamError> {
+        let channel = self.connect().await?;
+        let (requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(REQUESTS);
+        for request in self.client.connect() {
+            requests.try_send(request).expect("the queue holds more than one request per kind");
+        }
+        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let mut responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
+        self.count("ok");
+        self.parts.metrics.node().xds_connected.set(1);
+        self.status.send_modify(|s| s.connected = true);
+        tracing::info!(controller = %self.parts.controller.url, "configuration stream is up");
+        let mut confirm = tokio::time::interval(CONFIRM);
+        loop {
+            let save_at = self.save_at.unwrap_or_else(|| Instant::now() + CONFIRM);
+            tokio::select! {
+                response = responses.message() => {
+                    let response = response?.ok_or(StreamError::Closed)?;
+                    let reply = self.take(response)?;
+                    requests.send(reply).await.map_err(|_| StreamError::Closed)?;
+                }
+                () = sleep_until(save_at) => self.save_if_due(false).await,
+                _ = confirm.tick() => if self.client.is_complete() {
+                    self.parts.metrics.node().config_is_fresh();
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Channel, StreamError> {
+        let mut changes = self.parts.certificates.changes();
+        let certificate = loop {
+            changes.mark_unchanged();
+            if let Some(certificate) = self.parts.certificates.node() {
+                break certificate;
+            }
+            changes.changed().await.map_err(|_| StreamError::Closed)?;
+        };
+        Ok(self.parts.controller.connect(Some(&certificate)).await?)
+    }
+
+    /// Applies a response and gives the reply.
+    fn take(&mut self, response: DeltaDiscoveryResponse) -> Result<DeltaDiscoveryRequest, StreamError> {
+        let kind = Kind::from_url(&response.type_url);
+        let bodies: HashMap<String, Bytes> = response.resources.iter().filter_map(|r| Some((r.name.clone(), r.resource.as_ref()?.value.clone()))).collect();
+        let received = self.client.receive(response)?;
+        let Received { changes, updates, roots, rejected, absent: _, reply } = received;
+        if let Some(kind) = kind {
+            let label = TypeLabel { r#type: kind.to_string() };
+            self.parts.metrics.node().xds_resources.get_or_create(&label).inc_by(updates.len() as u64);
+            if !rejected.is_empty() {
+                self.parts.metrics.node().xds_nacks.get_or_create(&label).inc();
+            }
+            // A policy that denies because it was not understood must deny after a restart too.
+            for error in rejected.iter().filter(|_| kind == Kind::Authorization) {
+                if let Some(body) = bodies.get(&error.name) {
+                    let resource = Resource::new(kind, error.name.as_str(), body.clone());
+                    self.held.insert((kind, resource.name.clone()), resource);
+                }
+            }
+        }
+        for error in &rejected {
+            tracing::warn!(%error, "a resource was refused; what it replaced stays in use, and a policy denies");
+        }
+        for update in updates {
+            match update {
+                Update::Set(resource) => drop(self.held.insert((resource.kind, resource.name.clone()), resource)),
+                Update::Remove(kind, name) => drop(self.held.remove(&(kind, name))),
+            }
+        }
+        self.publish(roots);
+        if !changes.is_empty() {
+            self.parts.state.apply(changes);
+            self.save_at.get_or_insert_with(|| Instant::now() + GATHER);
+        }
+        self.parts.metrics.node().config_is_fresh();
+        let complete = self.parts.state.load().mesh.is_complete();
+        self.status.send_modify(|s| {
+            s.complete = complete;
+            if !rejected.is_empty() {
+                s.rejected = rejected.iter().map(ToString::to_string).collect();
+            }
+        });
+        Ok(reply)
+    }
+
+    fn publish(&self, roots: Option<Vec<String>>) {
+        let Some(pem) = roots else { return };
+        let ders: Result<Vec<_>, _> = pem.iter().flat_map(|p| CertificateDer::pem_slice_iter(p.as_bytes())).collect();
+        let trust = ders.map_err(|e| e.to_string()).and_then(|ders| Trust::new(ders).map_err(|e| e.to_string()));
+        match trust {
+            Ok(trust) => self.parts.certificates.publish_roots(trust),
+            Err(error) => tracing::error!(%error, "the published roots cannot be read; the roots in use stay"),
+        }
+    }
+
+    async fn save_if_due(&mut self, now: bool) {
+        if !self.save_at.is_some_and(|at| now || at <= Instant::now()) {
+            return;
+        }
+        self.save_at = None;
+        let snapshot = self.parts.state.load();
+        if !snapshot.mesh.is_complete() {
+            return;
+        }
+        if let Err(error) = self.enrolled.update(&snapshot.mesh) {
+            tracing::warn!(%error, "the list of enrolled namespaces could not be written");
+        }
+        let (path, saved) = (self.path(), Saved { resources: self.held.values().cloned().collect() });
+        let written = tokio::task::spawn_blocking(move || disk::save(&path, &saved)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(path = %self.path().display(), %error, "the configuration could not be written; a restart without the controller would use an older one");
+        }
+    }
+
+    fn count(&self, result: &'static str) {
+        self.parts.metrics.node().xds_connections.get_or_create(&ResultLabel { result }).inc();
+    }
+}

@@ -1,0 +1,58 @@
+//! Why a dial failed.
+//!
+//! Invariant: every failure has one reason; only a failure after which another candidate may do better is not final.
+
+use std::io;
+
+use mesh_model::reason::Reason;
+
+use crate::relay::{OpenError, TunnelError};
+
+/// Why a dial failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// There was nothing to dial.
+    #[error("there is no candidate to dial")]
+    NoCandidate,
+    /// Nobody answered in time.
+    #[error("no answer in time; a NetworkPolicy that blocks port 15008 looks like this")]
+    Timeout,
+    /// TCP failed.
+    #[error("connecting failed: {0}")]
+    Tcp(#[source] io::Error),
+    /// No socket could be made inside the pod.
+    #[error("no socket could be made inside the pod: {0}")]
+    Socket(#[source] io::Error),
+    /// There is no certificate to show.
+    #[error("there is no valid certificate for the source workload")]
+    NoCertificate,
+    /// The tunnel failed.
+    #[error("{0}")]
+    Tunnel(#[from] TunnelError),
+    /// The stream was not opened.
+    #[error("{0}")]
+    Open(#[from] OpenError),
+}
+
+impl DialError {
+    /// The reason that the flow ends with.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NoCandidate => Reason::NoEndpoints,
+            Self::Timeout => Reason::ConnectTimeout,
+            Self::Tcp(e) => match e.raw_os_error() {
+                Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => Reason::ConnectTimeout,
+                _ => Reason::ConnectRefused,
+            },
+            Self::Socket(_) => Reason::Overloaded,
+            Self::NoCertificate => Reason::NoCertificate,
+            Self::Tunnel(e) => e.reason(),
+            Self::Open(e) => e.reason(),
+        }
+    }
+
+    /// Whether another candidate would certainly do no better.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Open(e) if e.reason() == Reason::PeerDenied) || matches!(self, Self::NoCertificate | Self::Socket(_))
+    }
+}
