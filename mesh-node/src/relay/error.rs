@@ -4,7 +4,7 @@
 
 use mesh_model::reason::Reason;
 
-use crate::wire::Headers;
+use crate::wire::{Headers, error::Code};
 
 /// The response header in which our own nodes name the reason of a refusal (a key of the reason table).
 pub const REASON_HEADER: &str = "x-warren-reason";
@@ -25,8 +25,13 @@ pub enum TunnelError {
     #[error("the peer did not agree on h2, so it does not speak HBONE")]
     Alpn,
     /// The peer broke HTTP/2 or one of our limits.
-    #[error("HTTP/2 with the peer failed: {0}")]
-    Protocol(String),
+    #[error("HTTP/2 with the peer failed: {what}")]
+    Protocol {
+        /// The HTTP/2 error code that the peer is told.
+        code: u32,
+        /// What it did.
+        what: String,
+    },
     /// The peer ended the tunnel with an error code.
     #[error("the peer ended the tunnel: {0}")]
     GoAway(String),
@@ -43,8 +48,26 @@ impl TunnelError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Tls(_) => Reason::TlsFailure,
-            Self::Io(_) | Self::Eof | Self::Alpn | Self::Protocol(_) | Self::GoAway(_) | Self::PingTimeout => Reason::TunnelFailure,
+            Self::Io(_)
+            | Self::Eof
+            | Self::Alpn
+            | Self::Protocol { .. }
+            | Self::GoAway(_)
+            | Self::PingTimeout => Reason::TunnelFailure,
             Self::Closed => Reason::Draining,
+        }
+    }
+}
+
+impl TunnelError {
+    /// The HTTP/2 error code that the peer is told.
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Protocol { code, .. } => Code(*code),
+            Self::Tls(_) | Self::Alpn => Code::PROTOCOL_ERROR,
+            Self::Io(_) | Self::Eof | Self::GoAway(_) | Self::PingTimeout | Self::Closed => {
+                Code::NO_ERROR
+            }
         }
     }
 }
@@ -104,13 +127,21 @@ impl OpenError {
 }
 
 fn named(headers: &Headers) -> String {
-    headers.get(REASON_HEADER).map(|key| format!(" ({key})")).unwrap_or_default()
+    headers
+        .get(REASON_HEADER)
+        .map(|key| format!(" ({key})"))
+        .unwrap_or_default()
 }
 
 /// A refusal's reason: denials are always shown as the peer's, other reasons as the peer names them.
 fn refused(status: u16, headers: &Headers) -> Reason {
     let key = headers.get(REASON_HEADER);
-    let named = key.and_then(|key| Reason::ALL.iter().copied().find(|r| r.shown().key == key && r.shown().hbone == status));
+    let named = key.and_then(|key| {
+        Reason::ALL
+            .iter()
+            .copied()
+            .find(|r| r.shown().key == key && r.shown().hbone == status)
+    });
     match status {
         401 | 403 => Reason::PeerDenied,
         400 => named.unwrap_or(Reason::BadAuthority),
@@ -127,7 +158,11 @@ mod tests {
     fn a_refusal_shows_the_reason_that_the_peer_named() {
         let check = |status: u16, key: &str, expect: Reason| {
             let headers = Headers::new().with(REASON_HEADER, key);
-            assert_eq!(OpenError::Refused { status, headers }.reason(), expect, "{status} {key}");
+            assert_eq!(
+                OpenError::Refused { status, headers }.reason(),
+                expect,
+                "{status} {key}"
+            );
         };
         check(401, "policy_denied", Reason::PeerDenied);
         check(503, "no_such_port", Reason::NoSuchPort);

@@ -95,7 +95,9 @@ impl CutSignal {
     }
 
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let Some(cut) = &self.0 else { return Poll::Pending };
+        let Some(cut) = &self.0 else {
+            return Poll::Pending;
+        };
         if let Some(reason) = cut.reason.get() {
             return Poll::Ready(reason);
         }
@@ -132,12 +134,20 @@ pub struct End {
 impl End {
     /// Both sides closed in the ordinary way.
     pub const fn clean() -> Self {
-        Self { reason: None, error: None, side: None }
+        Self {
+            reason: None,
+            error: None,
+            side: None,
+        }
     }
 
     /// It ended early.
     pub fn early(reason: Reason, side: Side, error: impl Into<String>) -> Self {
-        Self { reason: Some(reason), error: Some(error.into()), side: Some(side) }
+        Self {
+            reason: Some(reason),
+            error: Some(error.into()),
+            side: Some(side),
+        }
     }
 
     pub(super) fn cut(reason: Reason) -> Self {

@@ -3,11 +3,17 @@
 //! Invariants: everything here lives on one thread (`LocalSet`); half-close travels as half-close and a
 //! reset as a reset; memory per direction is bounded; every flow ends in exactly one [`End`].
 
+mod copy;
+mod driver;
 pub mod error;
 pub mod flow;
-pub mod splice;
+mod shared;
+mod splice;
 pub mod tunnel;
 
+pub use copy::copy;
 pub use flow::{CutSignal, Cutter, End, Meter, Side};
-pub use splice::{copy, splice};
-pub use tunnel::{ClientTunnel, ConnectRequest, Incoming, OpenError, ServerTunnel, Stream, TunnelError};
+pub use splice::splice;
+pub use tunnel::{
+    ClientTunnel, ConnectRequest, Incoming, OpenError, ServerTunnel, Stream, TunnelError,
+};

@@ -1,15 +1,306 @@
-//! The relays: an application's socket with a tunnel stream, and two sockets with each other.
+//! The relay between an application's socket and a tunnel stream.
+//!
+//! Invariants: bytes are read from the application straight into the tunnel's outgoing record; half-close
+//! travels as half-close, a reset as a reset; a relay that is dropped resets both sides.
 
-use tokio::net::TcpStream;
+use std::{
+    future::{Future, poll_fn},
+    io::{self, ErrorKind, IoSlice},
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use super::{CutSignal, End, Meter, tunnel::Stream};
+use mesh_model::reason::Reason;
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream};
 
-/// Moves bytes between `app` and `stream` until both directions have ended. `meter.forward` counts what came from `app`.
-pub async fn splice(_app: TcpStream, _stream: Stream, _meter: &Meter, _cut: CutSignal) -> End {
-    End::clean()
+use super::{
+    CutSignal, End, Meter, Side,
+    shared::{Inner, Turn},
+    tunnel::Stream,
+};
+use crate::wire::{conn::Fill, error::Code, out::CAPACITY};
+
+/// What one stream may send before others get their turn.
+const QUANTUM: usize = 64 << 10;
+/// A stream whose last read was larger than this waits its turn.
+const GREEDY: usize = 8 << 10;
+/// Greedy streams fill the outgoing buffer only to here, so that there is always room for the others.
+const HIGH: usize = CAPACITY - (80 << 10);
+
+/// Moves bytes between `app` and `stream` until both directions have ended. `meter.forward` counts what came
+/// from `app`. The future is small: what a connection needs lies in its tunnel.
+pub fn splice(
+    app: TcpStream,
+    stream: Stream,
+    meter: &Meter,
+    cut: CutSignal,
+) -> impl Future<Output = End> + 'static {
+    let mut splice = Splice::new(app, stream, meter, cut);
+    poll_fn(move |cx| splice.poll(cx))
 }
 
-/// Moves bytes between two sockets until both directions have ended. `meter.forward` counts what came from `a`.
-pub async fn copy(_a: TcpStream, _b: TcpStream, _meter: &Meter, _cut: CutSignal) -> End {
-    End::clean()
+struct Splice {
+    app: Rc<TcpStream>,
+    stream: Stream,
+    meter: Meter,
+    cut: CutSignal,
+    /// The application sends nothing more, and the far side was told.
+    app_ended: bool,
+    /// The far side sends nothing more, and the application was told.
+    shut: bool,
+    /// Both sides ended in order: nothing to reset.
+    done: bool,
+}
+
+impl Splice {
+    fn new(app: TcpStream, stream: Stream, meter: &Meter, cut: CutSignal) -> Self {
+        // A failure here shows again at the first read or write.
+        let _ = app.set_nodelay(true);
+        let app = Rc::new(app);
+        if let Some(slot) = stream.shared.inner.borrow_mut().conn.get(stream.id) {
+            slot.sink = Some(app.clone());
+            slot.meter = Some(meter.clone());
+        }
+        Self {
+            app,
+            stream,
+            meter: meter.clone(),
+            cut,
+            app_ended: false,
+            shut: false,
+            done: false,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if let Poll::Ready(reason) = self.cut.poll(cx) {
+            return Poll::Ready(End::cut(reason));
+        }
+        let shared = self.stream.shared.clone();
+        let mut inner = shared.inner.borrow_mut();
+        let inner = &mut *inner;
+        if let Some(end) = self.failed(inner, cx) {
+            return Poll::Ready(end);
+        }
+        if let Some(end) = self.to_app(inner, cx) {
+            self.stream_ends(inner, Code::CONNECT_ERROR);
+            return Poll::Ready(end);
+        }
+        if let Some(end) = self.from_app(inner, cx) {
+            self.stream_ends(inner, Code::CONNECT_ERROR);
+            return Poll::Ready(end);
+        }
+        if self.app_ended && self.shut {
+            self.done = true;
+            self.stream_ends(inner, Code::NO_ERROR);
+            return Poll::Ready(End::clean());
+        }
+        Poll::Pending
+    }
+
+    fn stream_ends(&self, inner: &mut Inner, code: Code) {
+        inner.conn.remove(self.stream.id, code);
+        inner.wake_driver();
+    }
+
+    /// Whether the tunnel, the stream or the application's socket failed.
+    fn failed(&mut self, inner: &mut Inner, cx: &Context<'_>) -> Option<End> {
+        let closed = inner.closed.clone();
+        let Some(slot) = inner.conn.get(self.stream.id) else {
+            return Some(End::early(
+                Reason::Internal,
+                Side::Proxy,
+                "the stream is gone",
+            ));
+        };
+        slot.watch(cx);
+        if let Some(kind) = slot.failed {
+            let end = End::early(
+                Reason::PeerReset,
+                Side::First,
+                format!("writing to the application: {kind}"),
+            );
+            self.stream_ends(inner, Code::CONNECT_ERROR);
+            return Some(end);
+        }
+        if let Some(error) = closed {
+            return Some(End::early(error.reason(), Side::Second, error.to_string()));
+        }
+        let code = slot.reset?;
+        if code == Code::NO_ERROR && slot.ended {
+            // The far side had sent everything and only stopped to listen: what it sent still counts.
+            if slot.pending.is_empty() {
+                let _ = SockRef::from(&*self.app).shutdown(std::net::Shutdown::Write);
+                self.done = true;
+                return Some(End::clean());
+            }
+            return None;
+        }
+        Some(End::early(
+            Reason::PeerReset,
+            Side::Second,
+            format!("the far side reset the stream: {code:?}"),
+        ))
+    }
+
+    /// Content that the driver could not write at once, then the end of the far side's data.
+    fn to_app(&mut self, inner: &mut Inner, cx: &mut Context<'_>) -> Option<End> {
+        let id = self.stream.id;
+        loop {
+            let slot = inner.conn.get(id)?;
+            if slot.pending.is_empty() {
+                break;
+            }
+            match self.app.poll_write_ready(cx) {
+                Poll::Pending => return None,
+                Poll::Ready(Err(e)) => return Some(app_failed(&e)),
+                Poll::Ready(Ok(())) => {}
+            }
+            let (a, b) = slot.pending.as_slices();
+            match self
+                .app
+                .try_write_vectored(&[IoSlice::new(a), IoSlice::new(b)])
+            {
+                Ok(n) => {
+                    slot.pending.drain(..n);
+                    if slot.pending.is_empty() {
+                        slot.pending = Default::default();
+                    }
+                    self.meter.add_backward(n);
+                    inner.conn.drained(id, n);
+                    inner.wake_driver();
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Some(app_failed(&e)),
+            }
+        }
+        let ended = inner.conn.get(id)?.ended;
+        if ended && !self.shut {
+            if let Err(e) = SockRef::from(&*self.app).shutdown(std::net::Shutdown::Write) {
+                return Some(app_failed(&e));
+            }
+            self.shut = true;
+        }
+        None
+    }
+
+    /// Content from the application, straight into the outgoing record.
+    fn from_app(&mut self, inner: &mut Inner, cx: &mut Context<'_>) -> Option<End> {
+        let id = self.stream.id;
+        while !self.app_ended {
+            match self.app.poll_read_ready(cx) {
+                Poll::Pending => {
+                    self.pass_turn(inner);
+                    return None;
+                }
+                Poll::Ready(Err(e)) => return Some(app_failed(&e)),
+                Poll::Ready(Ok(())) => {}
+            }
+            if !take_turn(inner, id) {
+                return None;
+            }
+            let mut asked = 0;
+            let app = &self.app;
+            let fill = inner.conn.fill(id, QUANTUM, |slices| {
+                asked = slices.iter().map(|s| s.len()).sum();
+                app.try_read_vectored(slices)
+            });
+            match fill {
+                Fill::Taken(0) => {
+                    self.app_ended = true;
+                    inner.conn.finish(id);
+                    self.pass_turn(inner);
+                    inner.wake_driver();
+                }
+                Fill::Taken(n) => {
+                    self.meter.add_forward(n);
+                    inner.wake_driver();
+                    if let Some(slot) = inner.conn.get(id) {
+                        slot.greedy = n > GREEDY;
+                        slot.turn = Turn::None;
+                    }
+                    if n == asked {
+                        // There may be more: after the others.
+                        cx.waker().wake_by_ref();
+                        return None;
+                    }
+                    // The socket is drained; say so without asking it again.
+                    let _ = self.app.try_io(Interest::READABLE, || {
+                        Err::<(), _>(ErrorKind::WouldBlock.into())
+                    });
+                }
+                Fill::NoRoom => {
+                    queue(inner, id);
+                    return None;
+                }
+                Fill::NoWindow => {
+                    self.pass_turn(inner);
+                    return None;
+                }
+                Fill::Closed => return None,
+                Fill::Failed(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Fill::Failed(e) => return Some(app_failed(&e)),
+            }
+        }
+        None
+    }
+
+    /// A turn that is not used goes to the next.
+    fn pass_turn(&self, inner: &mut Inner) {
+        if let Some(slot) = inner.conn.get(self.stream.id)
+            && slot.turn != Turn::None
+        {
+            slot.turn = Turn::None;
+            inner.wake_driver();
+        }
+    }
+}
+
+impl Drop for Splice {
+    fn drop(&mut self) {
+        if !self.done {
+            reset(&self.app);
+            self.stream.end(Code::CONNECT_ERROR);
+        }
+    }
+}
+
+/// Whether the stream may send now; otherwise it waits for its turn.
+fn take_turn(inner: &mut Inner, id: u32) -> bool {
+    let (used, others) = (inner.conn.out.used(), !inner.waiting.is_empty());
+    let Some(slot) = inner.conn.get(id) else {
+        return true;
+    };
+    let free = match slot.turn {
+        Turn::Granted => used < HIGH,
+        Turn::Waiting => return false,
+        Turn::None => !slot.greedy || (used < HIGH && !others),
+    };
+    if !free {
+        queue(inner, id);
+    }
+    free
+}
+
+fn queue(inner: &mut Inner, id: u32) {
+    if let Some(slot) = inner.conn.get(id) {
+        slot.turn = Turn::Waiting;
+        inner.waiting.push_back(id);
+        inner.wake_driver();
+    }
+}
+
+fn app_failed(error: &io::Error) -> End {
+    End::early(
+        Reason::PeerReset,
+        Side::First,
+        format!("the application's connection failed: {error}"),
+    )
+}
+
+/// Makes the close of a socket a reset.
+pub(super) fn reset(tcp: &TcpStream) {
+    let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }

@@ -3,13 +3,38 @@
 //! Invariants: a tunnel and all its streams live on the thread that made it (call inside a `LocalSet`);
 //! no byte of a stream leaves before its request was answered with 200.
 
-use std::{marker::PhantomData, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 
-use rustls_pki_types::CertificateDer;
-use tokio::net::TcpStream;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 pub use super::error::{OpenError, REASON_HEADER, TunnelError};
-use crate::wire::{Headers, Limits};
+use super::{
+    driver::Driver,
+    shared::{Inner, Shared, Slot, watch},
+};
+use crate::wire::{
+    Headers, Limits,
+    conn::{Conn, Request, Response, Role},
+    error::Code,
+    out::{Outgoing, Protect},
+    tls::{Established, Handshake, Step, TlsError},
+};
+
+/// Unsent bytes that the kernel takes before a tunnel's socket is full: what waits there cannot be overtaken.
+const NOT_SENT: u32 = 256 << 10;
+/// What one read of a handshake takes.
+const HANDSHAKE_READ: usize = 16 << 10;
 
 /// A CONNECT to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,103 +47,405 @@ pub struct ConnectRequest {
 
 /// The opening side of a tunnel. Clones are handles to the same tunnel; it closes by itself when the last
 /// handle is dropped and its last stream has ended, or after `Limits::idle` without streams.
-#[derive(Clone, Debug)]
-pub struct ClientTunnel(PhantomData<Rc<()>>);
+#[derive(Debug)]
+pub struct ClientTunnel(Rc<Shared>);
 
 /// Makes a tunnel on a connected socket. Cancel-safe: dropping the future closes the socket. No deadline of its own.
-pub async fn connect(_tcp: TcpStream, _tls: Arc<rustls::ClientConfig>, _limits: Limits) -> Result<ClientTunnel, TunnelError> {
-    Err(TunnelError::Closed)
+pub async fn connect(
+    tcp: TcpStream,
+    tls: Arc<rustls::ClientConfig>,
+    limits: Limits,
+) -> Result<ClientTunnel, TunnelError> {
+    let peer = tcp.peer_addr().map_err(io)?.ip();
+    let handshake = Handshake::client(tls, ServerName::IpAddress(peer.into())).map_err(failed)?;
+    Ok(ClientTunnel(
+        establish(tcp, handshake, Role::Client, limits).await?,
+    ))
 }
 
 impl ClientTunnel {
     /// Opens a stream and waits until the far side answered 200.
-    pub async fn open(&self, _request: ConnectRequest) -> Result<Stream, OpenError> {
-        Err(OpenError::Saturated)
+    pub async fn open(&self, request: ConnectRequest) -> Result<Stream, OpenError> {
+        let valid = !request.authority.is_empty()
+            && request.authority.bytes().all(|b| b.is_ascii_graphic());
+        if !valid {
+            return Err(OpenError::BadRequest {
+                authority: request.authority,
+            });
+        }
+        let mut stream = {
+            let mut inner = self.0.inner.borrow_mut();
+            if let Some(error) = &inner.closed {
+                return Err(OpenError::Tunnel(error.clone()));
+            }
+            if inner.conn.is_going_away() {
+                return Err(OpenError::Tunnel(TunnelError::Closed));
+            }
+            if inner.conn.capacity() == 0 {
+                return Err(OpenError::Saturated);
+            }
+            let id = inner
+                .conn
+                .connect(&request.authority, &request.headers, Slot::default());
+            inner.wake_driver();
+            Stream {
+                shared: self.0.clone(),
+                id,
+                response: None,
+            }
+        };
+        let response = poll_fn(|cx| {
+            let mut inner = stream.shared.inner.borrow_mut();
+            let inner = &mut *inner;
+            let Some(slot) = inner.conn.get(stream.id) else {
+                return Poll::Ready(Err(TunnelError::Closed.into()));
+            };
+            if let Some(response) = slot.response.take() {
+                return Poll::Ready(Ok(response));
+            }
+            if let Some(code) = slot.reset {
+                return Poll::Ready(Err(OpenError::Reset { code: code.0 }));
+            }
+            if let Some(error) = &inner.closed {
+                return Poll::Ready(Err(error.clone().into()));
+            }
+            slot.watch(cx);
+            Poll::Pending
+        })
+        .await?;
+        if response.status != 200 {
+            let Response { status, headers } = *response;
+            return Err(OpenError::Refused { status, headers });
+        }
+        stream.response = (!response.headers.is_empty()).then_some(response);
+        Ok(stream)
     }
+
     /// How many further streams may be opened now; zero once it closes.
     pub fn capacity(&self) -> usize {
-        0
+        let inner = self.0.inner.borrow();
+        if inner.closed.is_some() {
+            0
+        } else {
+            inner.conn.capacity()
+        }
     }
+
     /// Streams that are open.
     pub fn streams(&self) -> usize {
-        0
+        self.0.inner.borrow().conn.open_streams()
     }
+
     /// Whether it takes no further streams, ever.
     pub fn is_closed(&self) -> bool {
-        true
+        let inner = self.0.inner.borrow();
+        inner.closed.is_some() || inner.conn.is_going_away()
     }
+
     /// Takes no further streams; ends when those open have ended.
-    pub fn go_away(&self) {}
+    pub fn go_away(&self) {
+        let mut inner = self.0.inner.borrow_mut();
+        inner.conn.drain();
+        inner.wake_driver();
+    }
+
+    /// Why the tunnel ended, once it has.
+    pub fn error(&self) -> Option<TunnelError> {
+        self.0.inner.borrow().closed.clone()
+    }
+
     /// The chain that the peer proved.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
-        &[]
+        &self.0.certificates
+    }
+}
+
+impl Clone for ClientTunnel {
+    fn clone(&self) -> Self {
+        self.0.hold();
+        Self(self.0.clone())
+    }
+}
+
+impl Drop for ClientTunnel {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 
 /// The serving side of a tunnel. Dropping it refuses further streams and lets those open end.
 #[derive(Debug)]
-pub struct ServerTunnel(PhantomData<Rc<()>>);
+pub struct ServerTunnel(Rc<Shared>);
 
 /// Accepts a tunnel on an accepted socket. Cancel-safe; no deadline of its own.
-pub async fn accept(_tcp: TcpStream, _tls: Arc<rustls::ServerConfig>, _limits: Limits) -> Result<ServerTunnel, TunnelError> {
-    Err(TunnelError::Closed)
+pub async fn accept(
+    tcp: TcpStream,
+    tls: Arc<rustls::ServerConfig>,
+    limits: Limits,
+) -> Result<ServerTunnel, TunnelError> {
+    let handshake = Handshake::server(tls).map_err(failed)?;
+    Ok(ServerTunnel(
+        establish(tcp, handshake, Role::Server, limits).await?,
+    ))
 }
 
 impl ServerTunnel {
-    /// The next request; `None` once the tunnel has ended and no request is left.
+    /// The next request; `None` once the tunnel has ended or drained and no request is left.
     pub async fn next(&mut self) -> Option<Incoming> {
-        None
+        poll_fn(|cx| {
+            let mut inner = self.0.inner.borrow_mut();
+            if let Some((id, request)) = inner.incoming.pop_front() {
+                let stream = Stream {
+                    shared: self.0.clone(),
+                    id,
+                    response: None,
+                };
+                return Poll::Ready(Some(Incoming {
+                    stream: Some(stream),
+                    request,
+                }));
+            }
+            if inner.closed.is_some() || inner.conn.is_finished() {
+                return Poll::Ready(None);
+            }
+            watch(&mut inner.acceptor, cx);
+            Poll::Pending
+        })
+        .await
     }
+
     /// Sends GOAWAY and lets open streams end; `next` then gives what had arrived before, and then `None`.
-    pub fn drain(&self) {}
+    pub fn drain(&self) {
+        let mut inner = self.0.inner.borrow_mut();
+        inner.conn.drain();
+        inner.wake_driver();
+    }
+
     /// Ends the tunnel at once: every stream is reset.
-    pub fn abort(&self) {}
+    pub fn abort(&self) {
+        let mut inner = self.0.inner.borrow_mut();
+        inner.abort = true;
+        inner.wake_driver();
+    }
+
     /// Streams that are open.
     pub fn streams(&self) -> usize {
-        0
+        self.0.inner.borrow().conn.open_streams()
     }
+
     /// Why the tunnel ended, once it has.
     pub fn error(&self) -> Option<TunnelError> {
-        None
+        self.0.inner.borrow().closed.clone()
     }
+
     /// The chain that the client proved.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
-        &[]
+        &self.0.certificates
+    }
+}
+
+impl Drop for ServerTunnel {
+    fn drop(&mut self) {
+        if let Ok(mut inner) = self.0.inner.try_borrow_mut() {
+            while let Some((id, _)) = inner.incoming.pop_front() {
+                inner.conn.remove(id, Code::REFUSED_STREAM);
+            }
+            inner.conn.drain();
+            inner.wake_driver();
+        }
+        self.0.release();
     }
 }
 
 /// A request that waits for its answer. Dropped unanswered, it is refused with 503.
 #[derive(Debug)]
-pub struct Incoming(PhantomData<Rc<()>>);
+pub struct Incoming {
+    /// Present until it was answered.
+    stream: Option<Stream>,
+    request: Box<Request>,
+}
 
 impl Incoming {
     /// The authority as it was sent.
     pub fn authority(&self) -> &str {
-        ""
+        &self.request.authority
     }
+
     /// The further headers.
     pub fn headers(&self) -> &Headers {
-        const { &Headers::new() }
+        &self.request.headers
     }
+
     /// Answers 200; from now on bytes flow.
-    pub fn accept(self, _headers: Headers) -> Stream {
-        Stream(PhantomData)
+    pub fn accept(mut self, headers: Headers) -> Stream {
+        let stream = self.stream.take().expect("a request is answered once");
+        let mut inner = stream.shared.inner.borrow_mut();
+        inner.conn.respond(stream.id, 200, &headers, false);
+        inner.wake_driver();
+        drop(inner);
+        stream
     }
+
     /// Answers with another status and ends the stream.
-    pub fn refuse(self, _status: u16, _headers: Headers) {}
+    pub fn refuse(mut self, status: u16, headers: Headers) {
+        self.answer(status, &headers);
+    }
+
     /// Waits until the client gave the request up (or the tunnel ended), so that a dial for it can stop.
-    pub async fn cancelled(&mut self) {}
+    pub async fn cancelled(&mut self) {
+        let Some(stream) = &self.stream else { return };
+        poll_fn(|cx| {
+            let mut inner = stream.shared.inner.borrow_mut();
+            let closed = inner.closed.is_some();
+            match inner.conn.get(stream.id) {
+                Some(slot) if slot.reset.is_none() && !closed => {
+                    slot.watch(cx);
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+
+    fn answer(&mut self, status: u16, headers: &Headers) {
+        if let Some(stream) = self.stream.take() {
+            let mut inner = stream.shared.inner.borrow_mut();
+            inner.conn.respond(stream.id, status, headers, true);
+            inner.wake_driver();
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.answer(503, &Headers::new());
+    }
 }
 
 /// An open stream of a tunnel. Dropped before it ended, it is reset (CANCEL).
 #[derive(Debug)]
-pub struct Stream(PhantomData<Rc<()>>);
+pub struct Stream {
+    pub(super) shared: Rc<Shared>,
+    pub(super) id: u32,
+    response: Option<Box<Response>>,
+}
 
 impl Stream {
     /// The headers of the far side's 200 (client side only).
     pub fn response_headers(&self) -> &Headers {
-        const { &Headers::new() }
+        const NONE: &Headers = &Headers::new();
+        self.response
+            .as_ref()
+            .map_or(NONE, |response| &response.headers)
     }
+
     /// Ends the stream as a TCP reset would.
-    pub fn reset(self) {}
+    pub fn reset(self) {
+        self.end(Code::CONNECT_ERROR);
+    }
+
+    pub(super) fn end(&self, code: Code) {
+        // During the thread's teardown the driver may hold the state; then the tunnel ends anyway.
+        if let Ok(mut inner) = self.shared.inner.try_borrow_mut() {
+            inner.conn.remove(self.id, code);
+            inner.wake_driver();
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.end(Code::CANCEL);
+    }
+}
+
+fn io(error: std::io::Error) -> TunnelError {
+    TunnelError::Io(error.to_string())
+}
+
+fn failed(error: TlsError) -> TunnelError {
+    match error {
+        TlsError::Alpn => TunnelError::Alpn,
+        error => TunnelError::Tls(error.to_string()),
+    }
+}
+
+/// Handshake, then a driver of its own task.
+async fn establish(
+    mut tcp: TcpStream,
+    mut handshake: Handshake,
+    role: Role,
+    limits: Limits,
+) -> Result<Rc<Shared>, TunnelError> {
+    tcp.set_nodelay(true).map_err(io)?;
+    let _ = socket2::SockRef::from(&tcp).set_tcp_notsent_lowat(NOT_SENT);
+    let mut early = Vec::new();
+    let mut incoming = Vec::new();
+    shake(&mut tcp, &mut handshake, &mut incoming, &mut early).await?;
+    let Established {
+        sealer,
+        session,
+        certificates,
+    } = handshake.finish(&incoming).map_err(failed)?;
+    let out = Outgoing::new(Protect::Tls(sealer));
+    let now = tokio::time::Instant::now().into_std();
+    let inner = Inner {
+        conn: Conn::new(role, limits.clone(), out, now),
+        driver: None,
+        acceptor: None,
+        incoming: VecDeque::new(),
+        waiting: VecDeque::new(),
+        closed: None,
+        abort: false,
+    };
+    let shared = Rc::new(Shared {
+        inner: RefCell::new(inner),
+        handles: Cell::new(1),
+        certificates,
+    });
+    let mut driver = Driver::new(
+        tcp,
+        shared.clone(),
+        session,
+        incoming,
+        limits,
+        role == Role::Client,
+    );
+    driver.early(&early)?;
+    tokio::task::spawn_local(driver);
+    Ok(shared)
+}
+
+async fn shake(
+    tcp: &mut TcpStream,
+    handshake: &mut Handshake,
+    incoming: &mut Vec<u8>,
+    early: &mut Vec<u8>,
+) -> Result<(), TunnelError> {
+    let mut outgoing = Vec::new();
+    loop {
+        let step = match handshake.advance(incoming, &mut outgoing, early) {
+            Ok(step) => step,
+            Err(error) => {
+                // The peer should learn why; it is no loss if it cannot.
+                let _ = tcp.try_write(&outgoing);
+                return Err(failed(error));
+            }
+        };
+        if !outgoing.is_empty() {
+            tcp.write_all(&outgoing).await.map_err(io)?;
+            outgoing.clear();
+        }
+        match step {
+            Step::Write => {}
+            Step::Done => return Ok(()),
+            Step::Read => {
+                incoming.reserve(HANDSHAKE_READ);
+                if tcp.read_buf(incoming).await.map_err(io)? == 0 {
+                    return Err(TunnelError::Eof);
+                }
+            }
+        }
+    }
 }

@@ -52,14 +52,17 @@ impl Headers {
 
 /// A field name as HTTP/2 allows it: a token without upper case.
 pub(crate) fn is_name(name: &[u8]) -> bool {
-    let token = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(b);
+    let token =
+        |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(b);
     !name.is_empty() && name.iter().all(token)
 }
 
 /// A field value as HTTP/2 allows it.
 pub(crate) fn is_value(value: &[u8]) -> bool {
     let blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
-    !value.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')) && !blank(value.first()) && !blank(value.last())
+    !value.iter().any(|b| matches!(b, 0 | b'\r' | b'\n'))
+        && !blank(value.first())
+        && !blank(value.last())
 }
 
 #[cfg(test)]
@@ -68,7 +71,9 @@ mod tests {
 
     #[test]
     fn only_fields_that_may_travel_are_kept() {
-        let check = |name: &str, value: &str, ok: bool| assert_eq!(Headers::new().push(name, value), ok, "{name:?}: {value:?}");
+        let check = |name: &str, value: &str, ok: bool| {
+            assert_eq!(Headers::new().push(name, value), ok, "{name:?}: {value:?}")
+        };
         check("baggage", "k=v", true);
         check("Baggage", "k=v", true);
         check("", "v", false);

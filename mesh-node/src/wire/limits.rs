@@ -96,6 +96,10 @@ impl Limits {
 
     /// The side that accepts streams.
     pub const fn server() -> Self {
-        Self { header_list: 64 << 10, streams: 200, ..Self::client() }
+        Self {
+            header_list: 64 << 10,
+            streams: 200,
+            ..Self::client()
+        }
     }
 }

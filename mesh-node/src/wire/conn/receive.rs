@@ -1,0 +1,704 @@
+//! Reading frames from a stream of bytes that may be cut anywhere.
+//!
+//! Invariants: only frames other than DATA are ever collected, at most `limits.header_block` and a little of
+//! each; header blocks are always decoded, whatever becomes of their stream, so that both tables agree;
+//! between HEADERS and END_HEADERS only CONTINUATION of the same stream may come.
+
+use std::time::Instant;
+
+use super::{
+    Away, Conn, Event, Role,
+    head::{Asked, Head},
+    streams::Flags,
+};
+use crate::wire::{
+    abuse::Kind,
+    error::{Code, ConnError},
+    frame::{self, Header, setting},
+    headers::Headers,
+    hpack::HpackError,
+};
+
+/// Padding and priority of a HEADERS frame.
+const HEADERS_EXTRA: usize = 1 + 5 + 255;
+/// The largest SETTINGS or GOAWAY frame that we look at.
+const SMALL_FRAME: usize = 16 << 10;
+
+/// Where in the stream of bytes we are.
+#[derive(Debug)]
+pub struct Parser {
+    state: State,
+    /// A frame's header, or the preface, as far as it was received.
+    have: usize,
+    header: [u8; 9],
+    /// The payload of a frame that was cut.
+    payload: Vec<u8>,
+    /// A header block that is not complete.
+    block: Option<Block>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Preface,
+    Header,
+    /// The next octet is the length of padding.
+    PadLength(Header),
+    Data {
+        id: u32,
+        left: usize,
+        pad: usize,
+        end: bool,
+    },
+    Skip(usize),
+    Payload(Header),
+}
+
+#[derive(Debug)]
+struct Block {
+    id: u32,
+    end_stream: bool,
+    continuations: u32,
+    bytes: Vec<u8>,
+}
+
+impl Parser {
+    pub fn new(role: Role) -> Self {
+        let state = if role == Role::Server {
+            State::Preface
+        } else {
+            State::Header
+        };
+        Self {
+            state,
+            have: 0,
+            header: [0; 9],
+            payload: Vec::new(),
+            block: None,
+        }
+    }
+}
+
+const fn protocol(what: &'static str) -> ConnError {
+    ConnError::new(Code::PROTOCOL_ERROR, what)
+}
+
+const fn wrong_size(what: &'static str) -> ConnError {
+    ConnError::new(Code::FRAME_SIZE_ERROR, what)
+}
+
+impl<S: Default> Conn<S> {
+    /// Takes the bytes `buf[start..end]`. Events that name places name places in `buf`.
+    pub fn receive(
+        &mut self,
+        now: Instant,
+        buf: &[u8],
+        range: std::ops::Range<usize>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        self.now = now;
+        let mut at = range.start;
+        if range.is_empty() {
+            return self.count(Kind::Empty);
+        }
+        while at < range.end {
+            at += self.step(&buf[at..range.end], at, events)?;
+        }
+        if self.out.waiting() > self.limits.control_queue {
+            return Err(ConnError::new(
+                Code::ENHANCE_YOUR_CALM,
+                "too many answers wait for a peer that does not read",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes some of `rest` (which begins at `at`); tells how much.
+    fn step(
+        &mut self,
+        rest: &[u8],
+        at: usize,
+        events: &mut Vec<Event>,
+    ) -> Result<usize, ConnError> {
+        match self.parser.state {
+            State::Preface => self.preface(rest),
+            State::Header => {
+                let have = self.parser.have;
+                let n = rest.len().min(9 - have);
+                self.parser.header[have..have + n].copy_from_slice(&rest[..n]);
+                self.parser.have += n;
+                if self.parser.have == 9 {
+                    self.parser.have = 0;
+                    self.frame_begins(Header::parse(&self.parser.header), events)?;
+                }
+                Ok(n)
+            }
+            State::PadLength(header) => {
+                let pad = usize::from(rest[0]);
+                let left = header
+                    .len
+                    .checked_sub(1 + pad)
+                    .ok_or(protocol("padding longer than its frame"))?;
+                self.drained(header.id, 1 + pad);
+                self.data_goes_on(header.id, left, pad, header.has(frame::END_STREAM), events);
+                Ok(1)
+            }
+            State::Data { id, left, pad, end } => {
+                let n = rest.len().min(left);
+                if self
+                    .streams
+                    .get_live(id)
+                    .is_some_and(|e| !e.flags.has(Flags::RECEIVED_END))
+                {
+                    events.push(Event::Data {
+                        id,
+                        start: at,
+                        end: at + n,
+                    });
+                }
+                self.data_goes_on(id, left - n, pad, end, events);
+                Ok(n)
+            }
+            State::Skip(left) => {
+                let n = rest.len().min(left);
+                self.parser.state = if n == left {
+                    State::Header
+                } else {
+                    State::Skip(left - n)
+                };
+                Ok(n)
+            }
+            State::Payload(header) => self.payload(header, rest, events),
+        }
+    }
+
+    fn preface(&mut self, rest: &[u8]) -> Result<usize, ConnError> {
+        let have = self.parser.have;
+        let n = rest.len().min(frame::PREFACE.len() - have);
+        if rest[..n] != frame::PREFACE[have..have + n] {
+            return Err(protocol("not the preface of HTTP/2"));
+        }
+        self.parser.have += n;
+        if self.parser.have == frame::PREFACE.len() {
+            self.parser.have = 0;
+            self.parser.state = State::Header;
+        }
+        Ok(n)
+    }
+
+    fn payload(
+        &mut self,
+        header: Header,
+        rest: &[u8],
+        events: &mut Vec<Event>,
+    ) -> Result<usize, ConnError> {
+        let missing = header.len - self.parser.payload.len();
+        let n = rest.len().min(missing);
+        if n < missing {
+            self.parser.payload.extend_from_slice(&rest[..n]);
+            return Ok(n);
+        }
+        self.parser.state = State::Header;
+        if self.parser.payload.is_empty() {
+            self.frame_ends(header, &rest[..n], events)?;
+        } else {
+            let mut payload = std::mem::take(&mut self.parser.payload);
+            payload.extend_from_slice(&rest[..n]);
+            self.frame_ends(header, &payload, events)?;
+        }
+        Ok(n)
+    }
+
+    /// After a part of a DATA frame: on to the next part, the padding, or the next frame.
+    fn data_goes_on(
+        &mut self,
+        id: u32,
+        left: usize,
+        pad: usize,
+        end: bool,
+        events: &mut Vec<Event>,
+    ) {
+        if left > 0 {
+            self.parser.state = State::Data { id, left, pad, end };
+            return;
+        }
+        if end {
+            self.end_received(id, events);
+        }
+        self.parser.state = if pad > 0 {
+            State::Skip(pad)
+        } else {
+            State::Header
+        };
+    }
+
+    fn end_received(&mut self, id: u32, events: &mut Vec<Event>) {
+        if self
+            .streams
+            .get_live(id)
+            .is_some_and(|e| !e.flags.has(Flags::RECEIVED_END))
+        {
+            self.streams.end_receive(id);
+            events.push(Event::End { id });
+        }
+    }
+
+    /// A frame's header is complete: its size and stream are checked before anything of it is kept.
+    fn frame_begins(&mut self, header: Header, events: &mut Vec<Event>) -> Result<(), ConnError> {
+        if header.len > self.limits.max_frame.max(frame::MIN_MAX_FRAME) as usize {
+            return Err(wrong_size("a frame larger than we accept"));
+        }
+        if !self.greeted && (header.kind != frame::SETTINGS || header.has(frame::ACK)) {
+            return Err(protocol("the first frame is not SETTINGS"));
+        }
+        let block = self.parser.block.as_ref().map(|block| block.id);
+        if let Some(id) = block
+            && (header.kind != frame::CONTINUATION || header.id != id)
+        {
+            return Err(protocol("a header block was interrupted"));
+        }
+        let fixed = |len: usize, what| {
+            if header.len == len {
+                Ok(())
+            } else {
+                Err(wrong_size(what))
+            }
+        };
+        let on_stream = |yes: bool, what| {
+            if (header.id != 0) == yes {
+                Ok(())
+            } else {
+                Err(protocol(what))
+            }
+        };
+        match header.kind {
+            frame::DATA => return self.data_begins(header, events),
+            frame::HEADERS => {
+                on_stream(true, "HEADERS on no stream")?;
+                if header.len > self.limits.header_block + HEADERS_EXTRA {
+                    return Err(ConnError::new(
+                        Code::ENHANCE_YOUR_CALM,
+                        "a header block larger than we accept",
+                    ));
+                }
+            }
+            frame::CONTINUATION => {
+                if block.is_none() {
+                    return Err(protocol("CONTINUATION without HEADERS"));
+                }
+                if header.len > self.limits.header_block {
+                    return Err(ConnError::new(
+                        Code::ENHANCE_YOUR_CALM,
+                        "a header block larger than we accept",
+                    ));
+                }
+            }
+            frame::RST_STREAM => {
+                on_stream(true, "RST_STREAM on no stream")?;
+                fixed(4, "RST_STREAM of a wrong size")?;
+            }
+            frame::SETTINGS => {
+                on_stream(false, "SETTINGS on a stream")?;
+                let ok = if header.has(frame::ACK) {
+                    header.len == 0
+                } else {
+                    header.len.is_multiple_of(6)
+                };
+                if !ok || header.len > SMALL_FRAME {
+                    return Err(wrong_size("SETTINGS of a wrong size"));
+                }
+            }
+            frame::PUSH_PROMISE => return Err(protocol("PUSH_PROMISE, which we do not allow")),
+            frame::PING => {
+                on_stream(false, "PING on a stream")?;
+                fixed(8, "PING of a wrong size")?;
+            }
+            frame::GOAWAY => {
+                on_stream(false, "GOAWAY on a stream")?;
+                if !(8..=SMALL_FRAME).contains(&header.len) {
+                    return Err(wrong_size("GOAWAY of a wrong size"));
+                }
+            }
+            frame::WINDOW_UPDATE => fixed(4, "WINDOW_UPDATE of a wrong size")?,
+            _ => {
+                self.count(Kind::Stray)?;
+                if header.len > 0 {
+                    self.parser.state = State::Skip(header.len);
+                }
+                return Ok(());
+            }
+        }
+        if header.len == 0 {
+            return self.frame_ends(header, &[], events);
+        }
+        self.parser.state = State::Payload(header);
+        Ok(())
+    }
+
+    fn data_begins(&mut self, header: Header, events: &mut Vec<Event>) -> Result<(), ConnError> {
+        self.known(header.id, "DATA on a stream that was never opened")?;
+        self.received(header.len)?;
+        let (len, role) = (header.len, self.role);
+        if len == 0 && !header.has(frame::END_STREAM) {
+            self.count(Kind::Empty)?;
+        }
+        if let Some(entry) = self.streams.get_live(header.id) {
+            entry.receive_left -= len as i32;
+            if entry.receive_left < 0 {
+                self.stream_error(header.id, Code::FLOW_CONTROL_ERROR, events)?;
+            } else if entry.flags.has(Flags::RECEIVED_END) {
+                self.stream_error(header.id, Code::STREAM_CLOSED, events)?;
+            } else if role == Role::Client && !entry.flags.has(Flags::ANSWERED) {
+                // Content before the answer would be forwarded before the far side decided.
+                self.stream_error(header.id, Code::PROTOCOL_ERROR, events)?;
+            }
+        } else {
+            self.count(Kind::Stray)?;
+        }
+        if header.has(frame::PADDED) {
+            if len == 0 {
+                return Err(wrong_size("padding without a length"));
+            }
+            self.parser.state = State::PadLength(header);
+        } else {
+            self.data_goes_on(header.id, len, 0, header.has(frame::END_STREAM), events);
+        }
+        Ok(())
+    }
+
+    /// Whether a stream was ever opened, by the side that may.
+    fn known(&self, id: u32, what: &'static str) -> Result<(), ConnError> {
+        let opened = match self.role {
+            Role::Client => id < self.next_id,
+            Role::Server => id <= self.last_peer_id,
+        };
+        if opened && id % 2 == 1 {
+            Ok(())
+        } else {
+            Err(protocol(what))
+        }
+    }
+
+    fn frame_ends(
+        &mut self,
+        header: Header,
+        payload: &[u8],
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        let word = |at: usize| {
+            payload[at..]
+                .first_chunk()
+                .map_or(0, |b| u32::from_be_bytes(*b))
+        };
+        match header.kind {
+            frame::HEADERS => self.headers(header, payload, events),
+            frame::CONTINUATION => self.continuation(header, payload, events),
+            frame::RST_STREAM => self.reset_received(header.id, Code(word(0)), events),
+            frame::SETTINGS => self.settings(header, payload, events),
+            frame::PING => self.pinged(header, payload, events),
+            frame::GOAWAY => {
+                self.go_away_received(word(0) & frame::MAX_WINDOW, Code(word(4)), events);
+                self.count(Kind::Settings)
+            }
+            _ => {
+                if header.id != 0 {
+                    self.known(header.id, "WINDOW_UPDATE on a stream that was never opened")?;
+                }
+                self.count(Kind::WindowUpdate)?;
+                self.window_update(header.id, word(0) & frame::MAX_WINDOW, events)
+            }
+        }
+    }
+
+    fn headers(
+        &mut self,
+        header: Header,
+        payload: &[u8],
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        let mut part = payload;
+        let mut pad = 0;
+        if header.has(frame::PADDED) {
+            let (&length, rest) = part
+                .split_first()
+                .ok_or(wrong_size("padding without a length"))?;
+            (pad, part) = (usize::from(length), rest);
+        }
+        if header.has(frame::HAS_PRIORITY) {
+            part = part
+                .get(5..)
+                .ok_or(wrong_size("HEADERS without its priority"))?;
+        }
+        let kept = part
+            .len()
+            .checked_sub(pad)
+            .ok_or(protocol("padding longer than its frame"))?;
+        let end_stream = header.has(frame::END_STREAM);
+        if header.has(frame::END_HEADERS) {
+            return self.block_complete(header.id, end_stream, &part[..kept], events);
+        }
+        let bytes = part[..kept].to_vec();
+        self.parser.block = Some(Block {
+            id: header.id,
+            end_stream,
+            continuations: 0,
+            bytes,
+        });
+        Ok(())
+    }
+
+    fn continuation(
+        &mut self,
+        header: Header,
+        payload: &[u8],
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        let Some(mut block) = self.parser.block.take() else {
+            return Ok(());
+        };
+        block.continuations += 1;
+        let too_many = block.continuations > self.limits.continuations;
+        if too_many || block.bytes.len() + payload.len() > self.limits.header_block {
+            return Err(ConnError::new(
+                Code::ENHANCE_YOUR_CALM,
+                "a header block larger than we accept",
+            ));
+        }
+        block.bytes.extend_from_slice(payload);
+        if header.has(frame::END_HEADERS) {
+            return self.block_complete(block.id, block.end_stream, &block.bytes, events);
+        }
+        self.parser.block = Some(block);
+        Ok(())
+    }
+
+    fn block_complete(
+        &mut self,
+        id: u32,
+        end: bool,
+        block: &[u8],
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        let mut head = Head::default();
+        let limit = self.limits.header_list as usize;
+        self.decoder
+            .decode(block, limit, |name, value| head.field(name, value))
+            .map_err(|e| match e {
+                HpackError::Malformed(what) => ConnError::new(Code::COMPRESSION_ERROR, what),
+                HpackError::TooLarge(_) => ConnError::new(
+                    Code::ENHANCE_YOUR_CALM,
+                    "a header list larger than we accept",
+                ),
+            })?;
+        if self.role == Role::Server && id > self.last_peer_id {
+            return self.request(id, end, head, events);
+        }
+        self.known(id, "HEADERS on a stream that may not be opened")?;
+        let Some(entry) = self.streams.get_live(id) else {
+            return self.count(Kind::Stray);
+        };
+        if entry.flags.has(Flags::RECEIVED_END) {
+            return self.stream_error(id, Code::STREAM_CLOSED, events);
+        }
+        if self.role == Role::Client && !entry.flags.has(Flags::ANSWERED) {
+            return self.response(id, end, head, events);
+        }
+        if !end || !head.trailers() {
+            return self.stream_error(id, Code::PROTOCOL_ERROR, events);
+        }
+        self.end_received(id, events);
+        Ok(())
+    }
+
+    fn request(
+        &mut self,
+        id: u32,
+        end: bool,
+        head: Head,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        if id.is_multiple_of(2) {
+            return Err(protocol("a client's stream with an even number"));
+        }
+        if self.away == Away::Final {
+            // Streams behind our GOAWAY do not exist for us.
+            return self.count(Kind::Stray);
+        }
+        self.last_peer_id = id;
+        let limit = self.limits.streams as usize;
+        if self.streams.live() >= limit || self.streams.len() >= 2 * limit {
+            self.out.put(&frame::number(
+                frame::RST_STREAM,
+                id,
+                Code::REFUSED_STREAM.0,
+            ));
+            return self.count(Kind::LocalReset);
+        }
+        let window = self.stream_window();
+        self.streams
+            .insert(id, self.peer.initial_window, window, S::default());
+        match head.request() {
+            Asked::Connect(request) => {
+                events.push(Event::Request {
+                    id,
+                    request: Box::new(request),
+                });
+                if end {
+                    self.end_received(id, events);
+                }
+                Ok(())
+            }
+            Asked::Other => {
+                if end {
+                    self.streams.end_receive(id);
+                }
+                self.respond(id, 400, &Headers::new(), true);
+                self.streams.remove(id);
+                self.count(Kind::LocalReset)
+            }
+            Asked::Malformed => {
+                self.reset(id, Code::PROTOCOL_ERROR);
+                self.streams.remove(id);
+                self.count(Kind::LocalReset)
+            }
+        }
+    }
+
+    fn response(
+        &mut self,
+        id: u32,
+        end: bool,
+        head: Head,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        let Some(response) = head.response() else {
+            return self.stream_error(id, Code::PROTOCOL_ERROR, events);
+        };
+        if response.status < 200 {
+            if end || response.status == 101 {
+                return self.stream_error(id, Code::PROTOCOL_ERROR, events);
+            }
+            return self.count(Kind::Stray);
+        }
+        if let Some(entry) = self.streams.get(id) {
+            entry.flags.set(Flags::ANSWERED);
+        }
+        events.push(Event::Response {
+            id,
+            response: Box::new(response),
+        });
+        if end {
+            self.end_received(id, events);
+        }
+        Ok(())
+    }
+
+    fn reset_received(
+        &mut self,
+        id: u32,
+        code: Code,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        self.known(id, "RST_STREAM on a stream that was never opened")?;
+        let Some(entry) = self.streams.get(id) else {
+            return self.count(Kind::Stray);
+        };
+        let answered = entry.flags.has(Flags::ANSWERED);
+        if self.streams.kill(id) {
+            events.push(Event::Reset { id, code });
+        }
+        let early = self.role == Role::Server && !answered;
+        self.count(if early { Kind::EarlyReset } else { Kind::Reset })
+    }
+
+    /// Resets a stream because of the peer's mistake.
+    pub(super) fn stream_error(
+        &mut self,
+        id: u32,
+        code: Code,
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        self.reset(id, code);
+        events.push(Event::Reset { id, code });
+        self.count(Kind::LocalReset)
+    }
+
+    fn settings(
+        &mut self,
+        header: Header,
+        payload: &[u8],
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        self.greeted = true;
+        self.count(Kind::Settings)?;
+        if header.has(frame::ACK) {
+            return Ok(());
+        }
+        for entry in payload.chunks_exact(6) {
+            let id = u16::from_be_bytes([entry[0], entry[1]]);
+            let value = u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]);
+            match id {
+                setting::ENABLE_PUSH if value > 1 => {
+                    return Err(protocol("ENABLE_PUSH is neither 0 nor 1"));
+                }
+                setting::MAX_CONCURRENT_STREAMS => self.peer.streams = value,
+                setting::INITIAL_WINDOW_SIZE if value > frame::MAX_WINDOW => {
+                    return Err(ConnError::new(
+                        Code::FLOW_CONTROL_ERROR,
+                        "a setting makes a window larger than 2^31-1",
+                    ));
+                }
+                setting::INITIAL_WINDOW_SIZE => self.initial_window(value, events)?,
+                setting::MAX_FRAME_SIZE if !(1 << 14..1 << 24).contains(&value) => {
+                    return Err(protocol("MAX_FRAME_SIZE is out of its range"));
+                }
+                setting::MAX_FRAME_SIZE => self.peer.max_frame = value,
+                // We use no dynamic table; the rest does not concern CONNECT or is unknown.
+                _ => {}
+            }
+        }
+        events.push(Event::Windows);
+        self.out
+            .put(&frame::header(0, frame::SETTINGS, frame::ACK, 0));
+        Ok(())
+    }
+
+    fn pinged(
+        &mut self,
+        header: Header,
+        payload: &[u8],
+        events: &mut Vec<Event>,
+    ) -> Result<(), ConnError> {
+        self.count(Kind::Ping)?;
+        if !header.has(frame::ACK) {
+            self.out.put(&frame::header(8, frame::PING, frame::ACK, 0));
+            self.out.put(payload);
+            return Ok(());
+        }
+        events.push(Event::Pong);
+        if self.away == Away::Announced {
+            self.go_away(Code::NO_ERROR, "");
+        }
+        Ok(())
+    }
+
+    fn go_away_received(&mut self, last: u32, code: Code, events: &mut Vec<Event>) {
+        self.peer_away = true;
+        if self.role == Role::Client {
+            let refused: Vec<u32> = self
+                .streams
+                .each()
+                .map(|(id, _)| id)
+                .filter(|&id| id > last)
+                .collect();
+            for id in refused {
+                if self.streams.kill(id) {
+                    events.push(Event::Reset {
+                        id,
+                        code: Code::REFUSED_STREAM,
+                    });
+                }
+            }
+        }
+        events.push(Event::GoAway { code });
+    }
+}

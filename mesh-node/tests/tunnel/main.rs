@@ -1,0 +1,4 @@
+//! Tunnels over loopback, as the node uses them.
+
+mod flows;
+mod support;
