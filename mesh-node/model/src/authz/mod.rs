@@ -6,10 +6,12 @@
 mod inbound;
 pub(crate) mod matches;
 mod outbound;
+mod recheck;
 pub(crate) mod rules;
 
 pub use inbound::ingress;
 pub use outbound::{egress, target};
+pub use recheck::{governing, recheck};
 
 use std::{
     net::{IpAddr, SocketAddr},

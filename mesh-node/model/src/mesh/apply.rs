@@ -5,8 +5,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::{
     Change, Diff, Mesh, Policy, PolicyScope, Service, Workload,
+    claims::Network,
     known::Known,
     snapshot::{Inner, Members},
 };
@@ -18,6 +21,9 @@ pub(super) struct Builder {
     workloads: BTreeSet<WorkloadUid>,
     services: BTreeSet<ServiceName>,
     policies: BTreeSet<PolicyName>,
+    /// Workloads and services that share an address with what changed.
+    rivals: BTreeSet<WorkloadUid>,
+    vip_rivals: BTreeSet<ServiceName>,
 }
 
 impl Builder {
@@ -27,6 +33,8 @@ impl Builder {
             workloads: BTreeSet::new(),
             services: BTreeSet::new(),
             policies: BTreeSet::new(),
+            rivals: BTreeSet::new(),
+            vip_rivals: BTreeSet::new(),
         }
     }
 
@@ -78,41 +86,45 @@ impl Builder {
             workloads,
             services,
             policies,
+            rivals,
+            vip_rivals,
         } = self;
         let after = Mesh {
             inner: Arc::new(next),
         };
-        let (old, new) = (&before.inner, &after.inner);
-        let changed_policies: Vec<PolicyName> = policies
+        let (old, new) = (&*before.inner, &*after.inner);
+        let disputed: BTreeSet<WorkloadUid> = rivals
+            .into_iter()
+            .filter(|u| old.disputed(u) != new.disputed(u))
+            .collect();
+        let mut touched: BTreeSet<ServiceName> = disputed
+            .iter()
+            .filter_map(|u| new.workloads.get(u))
+            .flat_map(|k| services_of(k))
+            .cloned()
+            .collect();
+        touched.extend(
+            vip_rivals
+                .into_iter()
+                .filter(|n| old.disputed_vips(n) != new.disputed_vips(n)),
+        );
+        touched.extend(services.into_iter().filter(|n| old.service_differs(new, n)));
+        let mut workloads: BTreeSet<WorkloadUid> = workloads
+            .into_iter()
+            .filter(|u| old.workload_differs(new, u))
+            .collect();
+        workloads.extend(disputed);
+        let policies: Vec<PolicyName> = policies
             .into_iter()
             .filter(|n| old.policies.get(n) != new.policies.get(n))
             .collect();
-        let whole_mesh = |inner: &Inner, n: &PolicyName| {
-            inner
-                .policies
-                .get(n)
-                .is_some_and(|p| p.scope == PolicyScope::Global)
-        };
         let diff = Diff {
-            workloads: workloads
-                .into_iter()
-                .filter(|u| {
-                    old.workloads.get(u) != new.workloads.get(u)
-                        || before.extra(u) != after.extra(u)
-                })
-                .collect(),
-            services: services
-                .into_iter()
-                .filter(|n| {
-                    old.services.get(n) != new.services.get(n)
-                        || old.service_extras.get(n) != new.service_extras.get(n)
-                        || old.members(n) != new.members(n)
-                })
-                .collect(),
-            everyone: changed_policies
+            workloads: workloads.into_iter().collect(),
+            services: touched.into_iter().collect(),
+            everyone: policies
                 .iter()
-                .any(|n| whole_mesh(old, n) || whole_mesh(new, n)),
-            policies: changed_policies,
+                .any(|n| old.reaches_everyone(n) || new.reaches_everyone(n)),
+            policies,
             config: old.config != new.config || old.complete != new.complete,
         };
         (after, diff)
@@ -149,9 +161,10 @@ impl Builder {
     }
 
     fn link(&mut self, known: &Arc<Known>) {
-        let network = self.network(&known.shape().network);
+        let network = known.shape().network.clone();
         for ip in known.addresses() {
-            network.add_workload(ip, known);
+            self.network(&network).add_workload(ip, known);
+            self.note_rivals(&network, ip);
         }
         for service in services_of(known) {
             self.services.insert(service.clone());
@@ -171,9 +184,10 @@ impl Builder {
     }
 
     fn unlink(&mut self, known: &Arc<Known>) {
-        let network = self.network(&known.shape().network);
+        let network = known.shape().network.clone();
         for ip in known.addresses() {
-            network.remove_workload(ip, known.uid());
+            self.note_rivals(&network, ip);
+            self.network(&network).remove_workload(ip, known.uid());
         }
         for service in services_of(known) {
             self.services.insert(service.clone());
@@ -206,9 +220,11 @@ impl Builder {
         let service = Arc::new(service);
         for (network, ip) in vips(&service) {
             self.network(&network).add_vip(ip, &service);
+            self.note_vip_rivals(&network, Claim::Address(ip));
         }
         for (network, range) in &service.ranges {
             self.network(network).add_range(*range, &service);
+            self.note_vip_rivals(network, Claim::Range(*range));
         }
         self.next
             .hostnames
@@ -227,9 +243,11 @@ impl Builder {
             return;
         };
         for (network, ip) in vips(&service) {
+            self.note_vip_rivals(&network, Claim::Address(ip));
             self.network(&network).remove_vip(ip, name);
         }
         for (network, range) in &service.ranges {
+            self.note_vip_rivals(network, Claim::Range(*range));
             self.network(network).remove_range(*range, name);
         }
         self.next
@@ -264,10 +282,47 @@ impl Builder {
         }
     }
 
-    fn network(&mut self, id: &NetworkId) -> &mut super::claims::Network {
+    fn note_rivals(&mut self, network: &NetworkId, ip: IpAddr) {
+        let rivals = self
+            .next
+            .networks
+            .get(network)
+            .map(|n| n.rivals(ip))
+            .unwrap_or_default();
+        self.rivals.extend(rivals.iter().map(|k| k.uid().clone()));
+    }
+
+    fn note_vip_rivals(&mut self, network: &NetworkId, claim: Claim) {
+        let rivals = self
+            .next
+            .networks
+            .get(network)
+            .map(|n| claim.rivals(n))
+            .unwrap_or_default();
+        self.vip_rivals
+            .extend(rivals.iter().map(|s| s.name.clone()));
+    }
+
+    fn network(&mut self, id: &NetworkId) -> &mut Network {
         Arc::make_mut(&mut self.next.networks)
             .entry(id.clone())
             .or_default()
+    }
+}
+
+/// What a service claims.
+#[derive(Clone, Copy, PartialEq)]
+enum Claim {
+    Address(IpAddr),
+    Range(IpNet),
+}
+
+impl Claim {
+    fn rivals(self, network: &Network) -> &[Arc<Service>] {
+        match self {
+            Claim::Address(ip) => network.vip_rivals(ip),
+            Claim::Range(range) => network.range_rivals(range),
+        }
     }
 }
 
@@ -288,6 +343,65 @@ fn vips(service: &Service) -> BTreeSet<(NetworkId, IpAddr)> {
 
 fn is_nowhere(node: &NodeName) -> bool {
     node.as_str().is_empty()
+}
+
+impl Inner {
+    fn workload_differs(&self, other: &Self, uid: &WorkloadUid) -> bool {
+        let extra = |inner: &Self| inner.extras.get(uid).map(|e| Arc::clone(&e.0));
+        self.workloads.get(uid) != other.workloads.get(uid) || extra(self) != extra(other)
+    }
+
+    fn service_differs(&self, other: &Self, name: &ServiceName) -> bool {
+        self.services.get(name) != other.services.get(name)
+            || self.service_extras.get(name) != other.service_extras.get(name)
+            || self.members(name) != other.members(name)
+    }
+
+    /// The addresses that a workload shares with others.
+    fn disputed(&self, uid: &WorkloadUid) -> Vec<IpAddr> {
+        let Some(known) = self.workloads.get(uid) else {
+            return Vec::new();
+        };
+        let network = self.networks.get(&known.shape().network);
+        known
+            .addresses()
+            .into_iter()
+            .filter(|ip| network.is_some_and(|n| !n.rivals(*ip).is_empty()))
+            .collect()
+    }
+
+    /// The addresses and ranges that a service shares with others.
+    fn disputed_vips(&self, name: &ServiceName) -> Vec<(NetworkId, Claim)> {
+        let Some(service) = self.services.get(name) else {
+            return Vec::new();
+        };
+        let addresses = vips(service)
+            .into_iter()
+            .map(|(n, ip)| (n, Claim::Address(ip)));
+        let ranges = service
+            .ranges
+            .iter()
+            .map(|(n, r)| (n.clone(), Claim::Range(*r)));
+        addresses
+            .chain(ranges)
+            .filter(|(n, claim)| {
+                self.networks
+                    .get(n)
+                    .is_some_and(|n| !claim.rivals(n).is_empty())
+            })
+            .collect()
+    }
+
+    /// Whether a policy can govern workloads of any namespace.
+    fn reaches_everyone(&self, name: &PolicyName) -> bool {
+        let root = self
+            .config
+            .as_ref()
+            .is_some_and(|c| c.root_namespace == name.namespace);
+        self.policies
+            .get(name)
+            .is_some_and(|p| root || p.scope == PolicyScope::Global)
+    }
 }
 
 impl Members {

@@ -174,6 +174,22 @@ impl Network {
         }
     }
 
+    /// The services that share a virtual address; empty when there is at most one.
+    pub fn vip_rivals(&self, ip: IpAddr) -> &[Arc<Service>] {
+        self.vips.contested(&ip).unwrap_or_default()
+    }
+
+    /// The services that share the very same range; empty when there is at most one.
+    pub fn range_rivals(&self, range: IpNet) -> &[Arc<Service>] {
+        let same = self
+            .ranges
+            .by_length
+            .get(&range.prefix_len())
+            .and_then(|nets| nets.get(&range.trunc()));
+        same.filter(|list| list.len() > 1)
+            .map_or(&[], Vec::as_slice)
+    }
+
     /// The services that claim an address: by exact address, else by the longest range.
     pub fn services(&self, ip: IpAddr) -> &[Arc<Service>] {
         if let Some(owner) = self.vips.owner(&ip) {

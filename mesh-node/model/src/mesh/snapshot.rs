@@ -50,15 +50,17 @@ pub enum Change {
 /// What a change touched, so that only affected flows and verdicts are decided again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
-    /// Workloads that were added, changed or removed (extras included).
+    /// Workloads that were added, changed or removed (extras included), and those whose address others began or
+    /// ceased to claim.
     pub workloads: Vec<WorkloadUid>,
-    /// Services that were added, changed or removed, or whose endpoints changed.
+    /// Services that were added, changed or removed, whose endpoints changed, or whose address others began or
+    /// ceased to claim.
     pub services: Vec<ServiceName>,
     /// Policies that were added, changed or removed.
     pub policies: Vec<PolicyName>,
     /// Whether the mesh configuration changed or completeness was reached.
     pub config: bool,
-    /// Whether one of the policies governs, or governed, the whole mesh.
+    /// Whether one of the policies governs, or governed, workloads of any namespace.
     pub everyone: bool,
 }
 

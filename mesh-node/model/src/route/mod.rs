@@ -4,9 +4,11 @@
 
 mod endpoint;
 mod short;
+mod slots;
 pub(crate) mod waypoint;
 
 pub use short::{Short, Shortcut, short, shortcut};
+pub use slots::{Slot, slots};
 
 use std::{
     net::{IpAddr, SocketAddr},
