@@ -241,19 +241,6 @@ pub fn lookup(
     }
 }
 
-/// Whether kubelet probes this port.
-#[inline(always)]
-pub fn is_probe_port(probes: &Probes, port: u16) -> bool {
-    let ports = probes.ports();
-    let mut found = false;
-    let mut i = 0;
-    while i < MAX_PROBES {
-        found |= (i as u32) < probes.count() && ports[i] == port;
-        i += 1;
-    }
-    found
-}
-
 /// Equality in four compares, which the verifier follows more easily than a loop over bytes.
 #[inline(always)]
 pub fn same(a: &Addr, b: &Addr) -> bool {

@@ -210,17 +210,6 @@ fn inbound_is_steered_unless_it_is_known() {
 }
 
 #[test]
-fn probe_ports_beyond_the_count_do_not_match() {
-    let mut ports = [0u16; MAX_PROBES];
-    ports[0] = 8080;
-    ports[1] = 9090;
-    let probes = Probes::new(1, ports);
-    assert!(
-        is_probe_port(&probes, 8080) && !is_probe_port(&probes, 9090) && !is_probe_port(&probes, 0)
-    );
-}
-
-#[test]
 fn destinations_spread_over_the_outbound_ports() {
     let mut seen = std::collections::BTreeMap::new();
     for i in 0..250u8 {

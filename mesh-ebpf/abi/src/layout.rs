@@ -118,16 +118,6 @@ plain! {
 }
 
 plain! {
-    /// The ports of a pod that kubelet probes.
-    Probes[40] {
-        /// How many are used.
-        count: u32,
-        /// The ports.
-        ports: [u16; MAX_PROBES],
-    } zero { spare: u32 = 0, }
-}
-
-plain! {
     /// What one pod uses of the maps that it can fill.
     Use[32] {
         /// Entries in `ORIGINALS`.
@@ -276,13 +266,13 @@ plain! {
 }
 
 plain! {
-    /// A listener of the proxy's.
+    /// A port of a pod: a listener of the proxy's, or a port that kubelet probes.
     ListenerKey[8] {
         /// The pod.
         index: u32,
         /// Its port.
         port: u16,
-        /// 4 or 6: the family of the connections that it takes.
+        /// 4 or 6: the family of the connections that it takes. 0 for a probed port.
         family: u16,
     } zero {}
 }
@@ -403,9 +393,10 @@ impl Pod {
 }
 
 impl Vip {
-    /// One slot; the index is taken modulo the capacity.
+    /// One slot; the index is taken modulo the capacity. The compiler must not drop the mask although it
+    /// knows better: the kernel's verifier does not.
     #[inline(always)]
-    pub const fn slot(&self, i: usize) -> &Slot {
-        &self.slots[i & (MAX_SLOTS - 1)]
+    pub fn slot(&self, i: usize) -> &Slot {
+        &self.slots[core::hint::black_box(i) & (MAX_SLOTS - 1)]
     }
 }

@@ -9,9 +9,7 @@ use crate::plain::Plain;
 /// What kind of kernel map a row is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapKind {
-    /// `BPF_MAP_TYPE_ARRAY`.
-    Array,
-    /// The same, mapped into user space: one store instead of a system call.
+    /// `BPF_MAP_TYPE_ARRAY`, mapped into user space: one store instead of a system call.
     SharedArray,
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
     PerCpuArray,
@@ -72,6 +70,8 @@ pub mod size {
     pub const IFACES: u32 = 2 * crate::layout::MAX_PODS;
     /// `LISTENERS`.
     pub const LISTENERS: u32 = 4 * crate::layout::MAX_PODS;
+    /// `PROBE_PORTS`.
+    pub const PROBE_PORTS: u32 = 16 * crate::layout::MAX_PODS;
     /// `ORIGINALS`.
     pub const ORIGINALS: u32 = 131_072;
     /// One pod's share of `ORIGINALS`: entries live from `connect` to the proxy's accept.
@@ -103,7 +103,7 @@ pub const MAPS: &[MapRow] = &[
     row::<u32, Meta>("METAS", MapKind::Hash, MAX_PODS, 0),
     row::<crate::Addr, Owner>("ADDRS", MapKind::Hash, size::ADDRS, 0),
     row::<u32, Iface>("IFACES", MapKind::Hash, size::IFACES, 0),
-    row::<u32, Probes>("PROBE_PORTS", MapKind::Array, MAX_PODS, 0),
+    row::<ListenerKey, u32>("PROBE_PORTS", MapKind::Hash, size::PROBE_PORTS, 0),
     row::<u32, Use>("USES", MapKind::SharedArray, MAX_PODS, 0),
     row::<u32, u64>("EPOCHS", MapKind::SharedArray, EPOCH_BUCKETS, 0),
     row::<i32, Sock>("SOCKS", MapKind::SkStorage, 0, 0),

@@ -17,8 +17,8 @@ use std::{fs, io};
 use aya::maps::{MapData, RingBuf};
 use aya_obj::generated::bpf_attach_type;
 use mesh_abi::{
-    self as abi, Addr, Asked, Authorised, Endpoint, Iface, ListenerKey, Meta, Owner, Pod, Probes,
-    Sock, State, Tuple, Use, Verdict, VerdictKey, Vip, counters,
+    self as abi, Addr, Asked, Authorised, Endpoint, Iface, ListenerKey, Meta, Owner, Pod, Sock,
+    State, Tuple, Use, Verdict, VerdictKey, Vip, counters,
 };
 
 use crate::events::{Events, socket_addr};
@@ -131,7 +131,7 @@ pub struct Datapath {
     pub(crate) metas: Map<u32, Meta>,
     pub(crate) addrs: Map<Addr, Owner>,
     pub(crate) ifaces: Map<u32, Iface>,
-    pub(crate) probe_ports: Map<u32, Probes>,
+    pub(crate) probe_ports: Map<ListenerKey, u32>,
     pub(crate) listeners: Map<ListenerKey, u32>,
     pub(crate) originals: Map<Tuple, abi::Original>,
     pub(crate) direct: Map<Tuple, Authorised>,
@@ -452,7 +452,7 @@ const PODS: &[(&str, bpf_attach_type)] = &[
     ("recvmsg4", bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG),
     ("recvmsg6", bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG),
     ("release", bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE),
-    ("sockops", bpf_attach_type::BPF_CGROUP_SOCK_OPS),
+    ("flows", bpf_attach_type::BPF_CGROUP_SOCK_OPS),
 ];
 
 /// What reports comes before what captures, so that nothing captured goes unreported; the reverse on paper

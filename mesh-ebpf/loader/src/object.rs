@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{Program, ProgramError};
 use aya::EbpfLoader;
+use aya::programs::{Program, ProgramError};
 use mesh_abi::MAPS;
 
 use crate::LoadError;

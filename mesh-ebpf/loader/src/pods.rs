@@ -10,7 +10,7 @@ use std::sync::MutexGuard;
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use aya_obj::generated::bpf_attach_type::{BPF_SK_LOOKUP, BPF_TCX_INGRESS};
-use mesh_abi::{self as abi, Addr, Iface, ListenerKey, Meta, Owner, Pod, Probes, ports};
+use mesh_abi::{self as abi, Addr, Iface, ListenerKey, Meta, Owner, Pod, ports};
 
 use crate::datapath::{Datapath, USED_DIRECT};
 use crate::events::socket_addr;
@@ -296,10 +296,12 @@ impl Datapath {
         for (family, socket) in &spec.inbound {
             self.set_listener(info.id, *family, *socket)?;
         }
-        let mut probes = [0u16; abi::MAX_PROBES];
-        probes[..spec.probe_ports.len()].copy_from_slice(&spec.probe_ports);
         self.probe_ports
-            .set(&index, &Probes::new(spec.probe_ports.len() as u32, probes))?;
+            .retain(|k, _| k.index() != index || spec.probe_ports.contains(&k.port()))?;
+        for port in &spec.probe_ports {
+            self.probe_ports
+                .set(&ListenerKey::new(index, *port, 0), &1)?;
+        }
         let mut uid = [0u8; abi::MAX_UID];
         uid[..info.uid.len()].copy_from_slice(info.uid.as_bytes());
         let meta = Meta::new(
@@ -411,8 +413,7 @@ impl Datapath {
         for word in 0..3 {
             self.uses.word(index, word * 8).store(0, Ordering::Relaxed);
         }
-        self.probe_ports
-            .set(&index, &Probes::new(0, [0; abi::MAX_PROBES]))?;
+        self.probe_ports.retain(|k, _| k.index() != index)?;
         self.metas.delete(&index).map(drop)
     }
 }

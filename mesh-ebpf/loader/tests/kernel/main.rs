@@ -1,0 +1,71 @@
+//! The kernel programs against real sockets: two captured pods and a stranger on a bridge, each a network
+//! namespace; this process plays the node proxy.
+//!
+//! Needs root and the compiled programs; says so and passes over otherwise. Runs its cases one after the
+//! other, because they share the pods.
+
+#![allow(unsafe_code)] // frames past the stack: pod.rs
+
+mod cases;
+mod pod;
+mod world;
+
+use std::time::Instant;
+
+type Case = (&'static str, fn(&mut world::World));
+
+const CASES: &[Case] = &[
+    (
+        "captures IPv4 and gives the original destination",
+        cases::capture_v4,
+    ),
+    ("captures IPv6", cases::capture_v6),
+    ("captures IPv4 from an IPv6 socket", cases::capture_mapped),
+];
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).map(String::as_str) == Some("pod") {
+        return pod::run(&args[2]);
+    }
+    if args.iter().any(|a| a == "--list") {
+        for (name, _) in CASES {
+            println!("{name}: test");
+        }
+        return;
+    }
+    if let Some(why) = world::cannot() {
+        println!("kernel tests passed over: {why}");
+        return;
+    }
+    let filter = args.iter().skip(1).find(|a| !a.starts_with('-'));
+    let mut world = match world::World::build() {
+        Ok(world) => world,
+        Err(e) => {
+            eprintln!("the test world could not be built: {e:#}");
+            std::process::exit(1);
+        }
+    };
+    let mut failed = 0;
+    for (name, case) in CASES
+        .iter()
+        .filter(|(n, _)| filter.is_none_or(|f| n.contains(f.as_str())))
+    {
+        let begin = Instant::now();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(&mut world)));
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!(
+            "kernel: {name} ... {word} ({} ms)",
+            begin.elapsed().as_millis()
+        );
+        if outcome.is_err() {
+            failed += 1;
+            println!("counters: {}", world.nonzero());
+        }
+    }
+    drop(world);
+    if failed > 0 {
+        eprintln!("{failed} kernel cases failed");
+        std::process::exit(1);
+    }
+}
