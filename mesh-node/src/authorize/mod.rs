@@ -47,10 +47,12 @@ pub async fn inbound(state: &MeshState, pod: &Pod, transport: &Transport, source
     .await
 }
 
-/// The workload that the mesh knows as this pod: same name, same identity.
+/// The workload that the mesh knows as this pod. Its identity comes from the configuration, never from the
+/// pod's registration, which may be older.
 fn own(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Denial> {
     let workload = snapshot.mesh.workload(&pod.workload).ok_or(Denial::new(Reason::NotReady))?;
-    if workload.identity != pod.identity {
+    let same = workload.namespace == pod.namespace && workload.identity.service_account == pod.service_account;
+    if !same {
         // A pod that was replaced by another of the same name is not served with the new one's identity.
         return Err(Denial::new(Reason::UnknownWorkload));
     }

@@ -43,9 +43,9 @@ impl Tunnels {
         Self { certificates, limits }
     }
 
-    /// Opens a stream to `to` for a pod.
-    pub async fn open(&self, pod: &Arc<Pod>, to: Target<'_>, headers: Headers) -> Result<Stream, DialError> {
-        let config = self.certificates.client(&pod.identity, to.identities);
+    /// Opens a stream to `to` for a pod whose identity is `source`.
+    pub async fn open(&self, pod: &Arc<Pod>, source: &Identity, to: Target<'_>, headers: Headers) -> Result<Stream, DialError> {
+        let config = self.certificates.client(source, to.identities);
         let config = timeout(CERTIFICATE_PATIENCE, config).await.map_err(|_| DialError::NoCertificate)?;
         let tcp = tcp::connect(pod, to.tunnel, None).await?;
         let tunnel = tunnel::connect(tcp, config, self.limits.clone()).await?;

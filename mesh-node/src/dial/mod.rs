@@ -7,6 +7,7 @@ mod app;
 mod error;
 mod headers;
 mod hbone;
+pub mod pool;
 mod tcp;
 
 pub use app::to_application;
@@ -72,7 +73,7 @@ async fn one(tunnels: &Rc<Tunnels>, request: &Request<'_>, plan: &Plan, candidat
         Via::Hbone { tunnel, authority, identities } => {
             let to = hbone::Target { tunnel: *tunnel, authority, identities };
             let headers = headers::outbound(request.permit.subject(), request.client, plan.service.as_ref());
-            tunnels.open(request.pod, to, headers).await.map(Upstream::Tunnel)
+            tunnels.open(request.pod, &request.permit.subject().source.identity, to, headers).await.map(Upstream::Tunnel)
         }
         Via::Plain(address) => tcp::connect(request.pod, *address, None).await.map(Upstream::Plain),
     }

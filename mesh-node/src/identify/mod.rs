@@ -13,6 +13,8 @@ mod tls;
 mod verify;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use handshakes::{HandshakeSlot, Handshakes};
@@ -22,4 +24,4 @@ pub use renew::Renewer;
 pub use signer::{CaClient, Controller, Credential, SignError, Signer};
 pub use store::{Certificates, CertificateStatus, Held};
 pub use tls::reason as tls_reason;
-pub use verify::{PeerError, Trust, peer};
+pub use verify::{PeerError, Trust, Usage, peer};

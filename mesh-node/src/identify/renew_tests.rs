@@ -1,1 +1,124 @@
-//! Tests.
+//! Renewal: against a CA that answers as it is told, with real certificates that live for seconds.
+
+use std::sync::{Mutex, atomic::{AtomicUsize, Ordering::SeqCst}};
+
+use super::*;
+use crate::identify::testing::{Authority, Leaf, identity};
+
+struct Ca {
+    authority: Authority,
+    life: Duration,
+    broken: Mutex<bool>,
+    calls: AtomicUsize,
+}
+
+#[derive(Clone)]
+struct FakeSigner(Arc<Ca>);
+
+impl Signer for FakeSigner {
+    async fn sign(&self, csr_pem: &str, identity: Option<&Identity>, credential: &Credential) -> Result<Vec<String>, SignError> {
+        self.0.calls.fetch_add(1, SeqCst);
+        if *self.0.broken.lock().expect("not poisoned") {
+            return Err(SignError::Refused("the CA is away".into()));
+        }
+        if identity.is_some() && matches!(credential, Credential::Token) {
+            return Err(SignError::Refused("a token is for the node only".into()));
+        }
+        let uri = identity.map_or("spiffe://cluster.local/warren/node/n1".to_owned(), ToString::to_string);
+        let now = SystemTime::now();
+        let leaf = Leaf { from: now, until: now + self.0.life, ..Leaf::of(&[&uri]) };
+        Ok(self.0.authority.answer(csr_pem, &leaf))
+    }
+}
+
+fn ca(life: Duration) -> FakeSigner {
+    FakeSigner(Arc::new(Ca { authority: Authority::new("ca"), life, broken: Mutex::new(false), calls: AtomicUsize::new(0) }))
+}
+
+async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
+#[tokio::test]
+async fn the_node_comes_first_and_then_every_held_identity() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let signer = ca(Duration::from_secs(3600));
+    let certificates = Certificates::new(SystemTime::now);
+    let web = identity("shop", "web");
+    let held = certificates.hold(&web);
+    let keys = KeyDir::open(dir.path().join("keys")).expect("writable");
+    let renewer = Renewer::new(certificates.clone(), keys.clone(), signer.clone(), "n1".into());
+    let task = tokio::spawn(renewer.run());
+    within("a certificate", certificates.server(&web)).await;
+    assert!(certificates.node().is_some());
+    task.abort();
+    drop(held);
+
+    // A new process without a CA starts with what the directory holds.
+    *signer.0.broken.lock().expect("not poisoned") = true;
+    let after = Certificates::new(SystemTime::now);
+    let _renewer = Renewer::new(after.clone(), keys, signer, "n1".into());
+    assert!(after.node().is_some());
+    assert!(after.try_server(&web).is_ok());
+}
+
+#[tokio::test]
+async fn a_certificate_is_replaced_before_it_expires() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let signer = ca(Duration::from_secs(4));
+    let certificates = Certificates::new(SystemTime::now);
+    let web = identity("shop", "web");
+    let _held = certificates.hold(&web);
+    let keys = KeyDir::open(dir.path()).expect("writable");
+    let task = tokio::spawn(Renewer::new(certificates.clone(), keys, signer.clone(), "n1".into()).run());
+    let first = within("a certificate", certificates.server(&web)).await;
+    let replaced = async {
+        let mut changes = certificates.changes();
+        while Arc::ptr_eq(&first, &certificates.server(&web).await) {
+            changes.changed().await.expect("the store is alive");
+        }
+    };
+    within("a rotation", replaced).await;
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_failed_renewal_keeps_the_old_certificate_and_says_why() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let signer = ca(Duration::from_secs(6));
+    let certificates = Certificates::new(SystemTime::now);
+    let web = identity("shop", "web");
+    let _held = certificates.hold(&web);
+    let keys = KeyDir::open(dir.path()).expect("writable");
+    let task = tokio::spawn(Renewer::new(certificates.clone(), keys, signer.clone(), "n1".into()).run());
+    within("a certificate", certificates.server(&web)).await;
+    *signer.0.broken.lock().expect("not poisoned") = true;
+    let failed = async {
+        while certificates.status().iter().all(|s| s.failure.is_none()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("a failure", failed).await;
+    assert!(certificates.try_server(&web).is_ok(), "the old one is still good");
+    let expired = async {
+        while certificates.try_server(&web).is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("expiry", expired).await;
+    *signer.0.broken.lock().expect("not poisoned") = false;
+    within("recovery", certificates.server(&web)).await;
+    task.abort();
+}
+
+#[test]
+fn times_are_spread_and_bounded() {
+    let start = SystemTime::UNIX_EPOCH;
+    let end = start + Duration::from_secs(1000);
+    assert_eq!(half_life(start, end, 0.0), start + Duration::from_secs(400));
+    assert_eq!(half_life(start, end, 0.5), start + Duration::from_secs(500));
+    assert_eq!(half_life(start, end, 1.0), start + Duration::from_secs(600));
+    assert_eq!(pause(1, 1.0), FIRST_PAUSE);
+    assert_eq!(pause(1, 0.0), FIRST_PAUSE / 2);
+    assert_eq!(pause(1_000_000, 1.0), LONGEST_PAUSE);
+}

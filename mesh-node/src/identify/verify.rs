@@ -43,7 +43,7 @@ impl Trust {
 
 /// What a certificate is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Usage {
+pub enum Usage {
     /// By the side that dials.
     Client,
     /// By the side that accepts.
@@ -74,6 +74,9 @@ pub enum PeerError {
     /// Outside its validity.
     #[error("the peer's certificate is not valid at this time")]
     Validity,
+    /// The leaf is not for this side of a connection.
+    #[error("the peer's certificate is not meant for the {0:?} side of a connection")]
+    Usage(Usage),
     /// The chain does not lead to a root, or a certificate in it may not be used this way.
     #[error("the peer's certificate chain: {0}")]
     Chain(webpki::Error),
@@ -87,7 +90,7 @@ impl PeerError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Unexpected(..) | Self::TrustDomain(..) | Self::Identity(_) | Self::UriCount(_) => Reason::IdentityMismatch,
-            Self::Missing | Self::Oversized(_) | Self::Unreadable | Self::Validity | Self::Chain(_) => Reason::TlsFailure,
+            Self::Missing | Self::Oversized(_) | Self::Unreadable | Self::Validity | Self::Usage(_) | Self::Chain(_) => Reason::TlsFailure,
         }
     }
 }
@@ -109,6 +112,11 @@ pub(super) fn verify(
     chain: &[CertificateDer<'_>], trust: &Trust, domain: &TrustDomain, usage: Usage, algorithms: &[&dyn SignatureVerificationAlgorithm], now: UnixTime,
 ) -> Result<Identity, PeerError> {
     let identity = peer(chain, now)?;
+    // In the leaf the usage must be there: a certificate without one could be for anything. An
+    // intermediate without one passes it on, and one that has it must permit it.
+    if !usage.is_named_by(&read_leaf(chain)?) {
+        return Err(PeerError::Usage(usage));
+    }
     if identity.trust_domain != *domain {
         return Err(PeerError::TrustDomain(identity, domain.clone()));
     }
@@ -119,13 +127,18 @@ pub(super) fn verify(
 }
 
 impl Usage {
-    /// The extended key usage must be there: a certificate without one could be for anything.
     fn key_usage(self) -> KeyUsage {
-        const CLIENT: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02];
-        const SERVER: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
         match self {
-            Usage::Client => KeyUsage::required(CLIENT),
-            Usage::Server => KeyUsage::required(SERVER),
+            Usage::Client => KeyUsage::client_auth(),
+            Usage::Server => KeyUsage::server_auth(),
+        }
+    }
+
+    fn is_named_by(self, leaf: &X509Certificate<'_>) -> bool {
+        let Ok(Some(usages)) = leaf.extended_key_usage() else { return false };
+        match self {
+            Usage::Client => usages.value.client_auth,
+            Usage::Server => usages.value.server_auth,
         }
     }
 }
