@@ -188,8 +188,8 @@ fn run(cmd: &mut Command, input: Option<&str>) -> Result<()> {
     }
     let done = child.wait_with_output()?;
     if !done.status.success() {
-        bail!("{cmd:?} ended with {}: {}{}", done.status, String::from_utf8_lossy(&done.stderr).trim(),
-            input.map(|i| format!("\ninput was:\n{i}")).unwrap_or_default());
+        let said = String::from_utf8_lossy(&done.stderr);
+        bail!("{cmd:?} ended with {}: {}", done.status, said.lines().take(4).collect::<Vec<_>>().join("; "));
     }
     Ok(())
 }

@@ -1,0 +1,371 @@
+//! The lab: a cluster of network namespaces on one machine, with real programs in it.
+//!
+//! Start reading at `supervisor` (the process a lab lives in) and `boot` (what it starts). This file holds the
+//! handle by which the command line and the tests use a lab.
+//! Invariant: dropping a handle made by `Lab::up` removes the lab, unless it was kept.
+
+pub mod boot;
+pub mod capture;
+pub mod cgroup;
+pub mod component;
+pub mod control;
+pub mod dns;
+pub mod down;
+pub mod enter;
+pub mod kubelet;
+pub mod manifest;
+pub mod net;
+pub mod place;
+pub mod pod;
+pub mod podspec;
+pub mod publish;
+pub mod register;
+pub mod schedule;
+pub mod service;
+pub mod supervisor;
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::{task::spawn_blocking, time::sleep};
+
+use self::{
+    capture::Capture,
+    component::Order,
+    control::{PodStatus, Request, Status, ask},
+    enter::{Surroundings, in_netns},
+    manifest::{Key, Source},
+    net::{FABRIC_NAME, NodeIndex},
+    place::{LabName, Place},
+    pod::Programs,
+    supervisor::Spec,
+};
+
+/// The port of a node proxy's metrics.
+const METRICS_PORT: u16 = 15020;
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// A lab that runs.
+pub struct Lab {
+    /// Its places.
+    pub place: Place,
+    programs: Programs,
+    keep: bool,
+}
+
+/// What a tested thing wrote and how it ended.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// Its exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// Its standard output.
+    pub out: String,
+    /// Its error output.
+    pub err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(done: Output) -> Self {
+        let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
+        Self { code: done.status.code().unwrap_or(-1), out: text(done.stdout), err: text(done.stderr) }
+    }
+}
+
+impl Lab {
+    /// Starts a lab; removes first what a dead one of the same name left. Dropping the handle removes it.
+    pub async fn up(spec: Spec) -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("the lab needs root: it makes network namespaces, cgroups and loads kernel programs");
+        }
+        let place = Place::new(spec.name.clone())?;
+        let programs = programs()?;
+        if down::supervisor(&place).is_some() {
+            bail!("lab {} is already up: use it, end it by `lab down --name {0}`, or choose another --name", spec.name);
+        }
+        spawn_blocking({ let place = place.clone(); move || down::down(&place) }).await.context("removing an earlier lab")??;
+        let lab = Self { place, programs, keep: false };
+        lab.launch(&spec).await?;
+        Ok(lab)
+    }
+
+    /// A lab that was started before; dropping the handle leaves it alone.
+    pub fn attach(name: LabName) -> Result<Self> {
+        Ok(Self { place: Place::new(name)?, programs: programs()?, keep: true })
+    }
+
+    /// Leaves the lab running when the handle is dropped.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+
+    async fn launch(&self, spec: &Spec) -> Result<()> {
+        place::private_dir(self.place.state().parent().context("a lab's state has a parent")?)?;
+        place::private_dir(&self.place.state().join("logs"))?;
+        let file = self.place.state().join("spec.json");
+        fs::write(&file, serde_json::to_string_pretty(spec)?)?;
+        let log = File::create(self.place.log("supervisor"))?;
+        let mut command = Command::new(&self.programs.lab);
+        command.arg("supervise").arg(&file).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
+        // Its own process group: a Ctrl-C meant for the command line does not reach it.
+        let mut child = command.process_group(0).spawn().context("starting the supervisor")?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if ask::<Status>(&self.place.control(), &Request::Status).await.is_ok() {
+                return Ok(());
+            }
+            let ended = child.try_wait()?;
+            if ended.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(self.place.log("supervisor")).unwrap_or_default();
+                bail!("the lab did not come up ({}):\n{}", ended.map_or("no answer within 60 s".to_owned(), |s| s.to_string()), log.trim());
+            }
+            sleep(PATIENCE).await;
+        }
+    }
+
+    /// How everything is.
+    pub async fn status(&self) -> Result<Status> {
+        ask(&self.place.control(), &Request::Status).await
+    }
+
+    /// Makes or changes objects; returns a line per object.
+    pub async fn apply(&self, yaml: &str) -> Result<Vec<String>> {
+        let sources = vec![Source { path: "text.yaml".into(), text: yaml.to_owned() }];
+        self.apply_sources(sources, "default").await
+    }
+
+    /// The same for files that were read.
+    pub async fn apply_sources(&self, sources: Vec<Source>, namespace: &str) -> Result<Vec<String>> {
+        ask(&self.place.control(), &Request::Apply { sources, namespace: namespace.to_owned() }).await
+    }
+
+    /// Takes objects away; returns a line per object.
+    pub async fn delete(&self, yaml: &str) -> Result<Vec<String>> {
+        let sources = vec![Source { path: "text.yaml".into(), text: yaml.to_owned() }];
+        self.delete_sources(sources, "default").await
+    }
+
+    /// The same for files that were read.
+    pub async fn delete_sources(&self, sources: Vec<Source>, namespace: &str) -> Result<Vec<String>> {
+        ask(&self.place.control(), &Request::Delete { sources, namespace: namespace.to_owned() }).await
+    }
+
+    /// Takes one pod away; its owner makes another.
+    pub async fn delete_pod(&self, who: &str) -> Result<()> {
+        let status = self.status().await?;
+        let pod = status.pod(who)?;
+        let pod = Key::core("Pod", &pod.namespace, &pod.name);
+        ask::<Vec<String>>(&self.place.control(), &Request::DeletePod { pod }).await.map(drop)
+    }
+
+    /// Does something to a component: `controller`, `dns`, or a node's proxy by the node's name.
+    pub async fn component(&self, name: &str, order: Order) -> Result<()> {
+        ask(&self.place.control(), &Request::Component { name: name.to_owned(), order }).await
+    }
+
+    /// Waits until no pod is pending, going, or unready; the error says what is missing.
+    pub async fn wait_ready(&self, patience: Duration) -> Result<Status> {
+        self.wait_for(patience, |status| {
+            let waiting: Vec<String> = status.pods.iter().filter(|p| !settled(p))
+                .map(|p| format!("{}/{} is {}{}", p.namespace, p.name, p.phase, if p.note.is_empty() { String::new() } else { format!(" ({})", p.note) })).collect();
+            if waiting.is_empty() { Ok(()) } else { bail!("{}", waiting.join("; ")) }
+        }).await
+    }
+
+    /// Waits until `good` says so of the lab's status; after `patience` its last complaint is the error.
+    pub async fn wait_for(&self, patience: Duration, good: impl Fn(&Status) -> Result<()>) -> Result<Status> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let status = self.status().await?;
+            match good(&status) {
+                Ok(()) => return Ok(status),
+                Err(e) if Instant::now() > deadline => return Err(e.context(format!("not so within {patience:?}"))),
+                Err(_) => sleep(PATIENCE).await,
+            }
+        }
+    }
+
+    /// What a program sees when it runs in a pod, on a node (`n1`) or on the fabric (`fabric`).
+    pub async fn surroundings(&self, who: &str) -> Result<Surroundings> {
+        if who == FABRIC_NAME || NodeIndex::from_name(who).is_some() {
+            let cgroup = self.place.cgroup().join(who).join("exec");
+            cgroup::create(&cgroup)?;
+            return Ok(Surroundings { netns: Some(self.place.netns_path(who)), cgroup: Some(cgroup), ..Surroundings::default() });
+        }
+        let status = self.status().await?;
+        let pod = status.pod(who)?;
+        Ok(Surroundings {
+            netns: Some(pod.netns.clone()), cgroup: Some(pod.cgroup.clone()), resolv: Some(pod.resolv.clone()),
+            hostname: Some(pod.hostname.clone()), ..Surroundings::default()
+        })
+    }
+
+    /// A command that runs in a pod, on a node or on the fabric.
+    pub async fn command(&self, who: &str, program: &[impl AsRef<str>]) -> Result<Command> {
+        let words: Vec<String> = program.iter().map(|w| w.as_ref().to_owned()).collect();
+        Ok(self.surroundings(who).await?.command(&self.programs.lab, &words))
+    }
+
+    /// Runs a program to its end, at most a minute.
+    pub async fn exec(&self, who: &str, program: &[impl AsRef<str>]) -> Result<Ran> {
+        let mut command = tokio::process::Command::from(self.command(who, program).await?);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let done = tokio::time::timeout(Duration::from_secs(60), command.output()).await
+            .with_context(|| format!("{:?} in {who} did not end within 60 s", program.iter().map(AsRef::as_ref).collect::<Vec<_>>()))?;
+        Ok(done?.into())
+    }
+
+    /// Starts a program with pipes; it ends with the pod at the latest.
+    pub async fn spawn(&self, who: &str, program: &[impl AsRef<str>]) -> Result<Child> {
+        let mut command = self.command(who, program).await?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command.spawn()?)
+    }
+
+    /// A node.
+    pub fn node(&self, name: &str) -> Node<'_> {
+        Node { lab: self, name: name.to_owned() }
+    }
+
+    /// Where a log is: of a component, of a node's proxy, or of a pod.
+    pub async fn log(&self, who: &str) -> Result<PathBuf> {
+        let own = self.place.log(who);
+        if own.exists() {
+            return Ok(own);
+        }
+        let status = self.status().await?;
+        let pod = status.pod(who)?;
+        Ok(self.place.log(&format!("{}/{}", pod.namespace, pod.name)))
+    }
+
+    /// Packets on the wire between this node and the others.
+    pub fn capture(&self, node: &str) -> Result<Capture> {
+        Capture::start(self.place.netns_path(FABRIC_NAME), node.to_owned(), None, true)
+    }
+
+    /// Removes the lab.
+    pub async fn down(mut self) -> Result<down::Removed> {
+        self.keep = true;
+        let place = self.place.clone();
+        spawn_blocking(move || down::down(&place)).await.context("removing the lab")?
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.keep && let Err(e) = down::down(&self.place) {
+            eprintln!("{e:#}");
+        }
+    }
+}
+
+/// One node of a lab.
+pub struct Node<'a> {
+    lab: &'a Lab,
+    name: String,
+}
+
+impl Node<'_> {
+    /// The node proxy's metrics, as text.
+    pub async fn metrics(&self) -> Result<String> {
+        self.get("/metrics").await
+    }
+
+    /// GET on the node proxy's read-only port.
+    pub async fn get(&self, path: &str) -> Result<String> {
+        let node = NodeIndex::from_name(&self.name).with_context(|| format!("no node `{}`", self.name))?;
+        let (netns, path) = (self.lab.place.netns_path(&self.name), path.to_owned());
+        let to = SocketAddr::new(IpAddr::V4(node.ip()), METRICS_PORT);
+        spawn_blocking(move || in_netns(&netns, move || http_get(to, &path))).await.context("asking the node proxy")?
+    }
+
+    /// The sum of a metric's values over all label sets that hold every one of `labels`; 0 when there is none.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        Ok(sum_metric(&self.metrics().await?, name, labels))
+    }
+
+    /// Lines of the node proxy's access log.
+    pub async fn access_log(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.lab.place.log(&self.name))?;
+        Ok(text.lines().filter(|l| l.contains("direction=") || l.contains("\"direction\"")).map(str::to_owned).collect())
+    }
+
+    /// The whole log.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.lab.place.log(&self.name))?)
+    }
+
+    /// Sends a signal to the node proxy; with `stay_down` it is not started again.
+    pub async fn kill_agent(&self, signal: nix::sys::signal::Signal, stay_down: bool) -> Result<()> {
+        let number = signal as i32;
+        self.lab.component(&self.name, if stay_down { Order::SignalAndLeave(number) } else { Order::Signal(number) }).await
+    }
+
+    /// Does something to the node proxy.
+    pub async fn agent(&self, order: Order) -> Result<()> {
+        self.lab.component(&self.name, order).await
+    }
+}
+
+/// The sum of a metric's values in Prometheus's text format.
+pub fn sum_metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let lines = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let (set, value) = match rest.strip_prefix('{') {
+            Some(inner) => inner.rsplit_once("} ")?,
+            None => ("", rest.strip_prefix(' ')?),
+        };
+        let fits = labels.iter().all(|(k, v)| format!(",{set},").contains(&format!(",{k}=\"{v}\",")));
+        fits.then(|| value.split(' ').next()?.parse::<f64>().ok()).flatten()
+    });
+    lines.sum()
+}
+
+fn settled(pod: &PodStatus) -> bool {
+    pod.ready || pod.phase == "Succeeded"
+}
+
+fn http_get(to: SocketAddr, path: &str) -> Result<String> {
+    let limit = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&to, limit).with_context(|| format!("connecting to {to}"))?;
+    stream.set_read_timeout(Some(limit))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {to}\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).with_context(|| format!("reading {path} of {to}"))?;
+    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("{to} did not answer HTTP"))?;
+    if !head.split(' ').nth(1).is_some_and(|code| code.starts_with('2')) {
+        bail!("{to}{path}: {}: {}", head.lines().next().unwrap_or_default(), body.trim());
+    }
+    Ok(body.to_owned())
+}
+
+/// The lab's own program and the samples: beside the running program, or one directory up for a test.
+fn programs() -> Result<Programs> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let dirs = own.parent().into_iter().chain(own.parent().and_then(Path::parent));
+    let lab = dirs.map(|d| d.join("warren-lab")).find(|p| p.exists())
+        .with_context(|| format!("no `warren-lab` near {}: build it by `cargo build -p mesh-tests --bins`", own.display()))?;
+    let samples = lab.with_file_name("warren-sample");
+    Ok(Programs { lab, samples })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sum_metric;
+
+    #[test]
+    fn sums_what_fits() {
+        let text = "# TYPE a counter\na{x=\"1\",y=\"2\"} 3\na{x=\"1\"} 4\nab{x=\"1\"} 100\na 7\n";
+        assert_eq!(sum_metric(text, "a", &[]), 14.0);
+        assert_eq!(sum_metric(text, "a", &[("x", "1")]), 7.0);
+        assert_eq!(sum_metric(text, "a", &[("y", "2")]), 3.0);
+        assert_eq!(sum_metric(text, "a", &[("y", "3")]), 0.0);
+    }
+}
