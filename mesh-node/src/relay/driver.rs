@@ -273,11 +273,25 @@ impl Driver {
             self.idle_since = None;
             return false;
         }
-        let idle_since = *self.idle_since.get_or_insert_with(Instant::now);
         if self.shared.handles.get() == 0 || inner.conn.is_finished() {
             return true;
         }
-        self.is_client && Instant::now() >= idle_since + self.limits.idle
+        if !self.is_client {
+            return false;
+        }
+        let deadline = match self.idle_since {
+            Some(since) => since + self.limits.idle,
+            None => {
+                let now = Instant::now();
+                self.idle_since = Some(now);
+                let deadline = now + self.limits.idle;
+                if deadline < self.timer.deadline() {
+                    self.timer.as_mut().reset(deadline);
+                }
+                deadline
+            }
+        };
+        Instant::now() >= deadline
     }
 
     /// Sends and expects pings, and wakes for the idle deadline.
@@ -391,6 +405,9 @@ fn deliver(inner: &mut Inner, buf: &[u8], events: &mut Vec<Event>) {
                     total += end - start;
                 }
                 data(inner, id, &slices[..count], total);
+            }
+            Event::Request { id, .. } if inner.unattended => {
+                inner.conn.remove(id, Code::REFUSED_STREAM);
             }
             Event::Request { id, request } => {
                 inner.incoming.push_back((id, request));

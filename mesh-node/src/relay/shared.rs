@@ -45,6 +45,8 @@ pub struct Inner {
     pub waiting: VecDeque<u32>,
     /// Why the tunnel ended.
     pub closed: Option<TunnelError>,
+    /// Nobody takes requests any more.
+    pub unattended: bool,
     /// End at once.
     pub abort: bool,
 }

@@ -6,7 +6,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    future::poll_fn,
+    future::{Future, poll_fn},
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -149,6 +149,24 @@ impl ClientTunnel {
         inner.wake_driver();
     }
 
+    /// Waits until it takes no further streams and has none, or has failed. For one waiter at a time.
+    pub fn closed(&self) -> impl Future<Output = TunnelError> + 'static {
+        let shared = self.0.clone();
+        poll_fn(move |cx| {
+            let mut inner = shared.inner.borrow_mut();
+            if let Some(error) = &inner.closed {
+                return Poll::Ready(error.clone());
+            }
+            watch(&mut inner.acceptor, cx);
+            Poll::Pending
+        })
+    }
+
+    /// Whether both are handles to one tunnel.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Why the tunnel ended, once it has.
     pub fn error(&self) -> Option<TunnelError> {
         self.0.inner.borrow().closed.clone()
@@ -250,6 +268,7 @@ impl Drop for ServerTunnel {
             while let Some((id, _)) = inner.incoming.pop_front() {
                 inner.conn.remove(id, Code::REFUSED_STREAM);
             }
+            inner.unattended = true;
             inner.conn.drain();
             inner.wake_driver();
         }
@@ -397,6 +416,7 @@ async fn establish(
         incoming: VecDeque::new(),
         waiting: VecDeque::new(),
         closed: None,
+        unattended: false,
         abort: false,
     };
     let shared = Rc::new(Shared {
