@@ -1,5 +1,6 @@
 //! What the tests share: the sample applications and the lab.
 
 pub mod apps;
+pub mod lab;
 pub mod load;
 pub mod peers;
