@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::{BorrowedFd, RawFd},
+    os::fd::{BorrowedFd, OwnedFd},
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
@@ -167,8 +167,8 @@ impl Kernel for FakeDatapath {
         Ok(told.flows.len() < before)
     }
 
-    fn events_fd(&self) -> Option<RawFd> {
-        None
+    fn events_fd(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(None)
     }
 
     fn take_events(&self, limit: usize, each: &mut dyn FnMut(KernelEvent)) -> usize {

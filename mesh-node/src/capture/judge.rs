@@ -350,6 +350,7 @@ fn copy(pod: &Pod) -> Pod {
 pub(super) fn netns_is_gone(pod: &Registration) -> bool {
     match pod.veth_ifindex {
         0 => pod.cgroup.as_ref().is_none_or(|c| fs::metadata(c).is_err()),
-        index => if_indextoname(index).is_err(),
+        // A name that is empty is no name: the wrapper does not see every failure.
+        index => if_indextoname(index).map_or(true, |name| name.is_empty()),
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    os::fd::{BorrowedFd, RawFd},
+    os::fd::{BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -161,7 +161,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn cut(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool>;
 
     /// A descriptor that is readable when there are events; `None`: there never are.
-    fn events_fd(&self) -> Option<RawFd>;
+    fn events_fd(&self) -> io::Result<Option<OwnedFd>>;
 
     /// Hands over the events that wait, at most `limit`, and says how many were taken.
     fn take_events(&self, limit: usize, each: &mut dyn FnMut(KernelEvent)) -> usize;

@@ -6,7 +6,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -170,8 +170,9 @@ impl Kernel for LoadedDatapath {
         self.inner.cut(source, destination).map_err(io::Error::other)
     }
 
-    fn events_fd(&self) -> Option<RawFd> {
-        Some(self.events.lock().expect("no code panics while it holds the events").as_raw_fd())
+    fn events_fd(&self) -> io::Result<Option<OwnedFd>> {
+        let events = self.events.lock().expect("no code panics while it holds the events");
+        events.as_fd().try_clone_to_owned().map(Some)
     }
 
     fn take_events(&self, limit: usize, each: &mut dyn FnMut(KernelEvent)) -> usize {

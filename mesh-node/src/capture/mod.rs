@@ -6,25 +6,36 @@
 pub mod datapath;
 mod diag;
 mod enrol;
+mod events;
 pub mod fake;
+mod heart;
 mod judge;
 pub mod kernel;
 mod loader;
 mod netns;
+pub mod packets;
 pub mod registration;
 mod registry;
 mod saved;
+mod server;
 mod sockets;
+mod sys;
 mod wanted;
 
 pub use datapath::{Datapath, Outcome, Verdict, VipSlot};
 pub use enrol::Enroller;
+pub use events::KernelReporter;
 pub use fake::FakeDatapath;
+pub use heart::{KernelMetrics, beat};
 pub use kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, ListenerEntry, PodEntry};
 pub use loader::LoadedDatapath;
 pub use netns::{Finder, Netns};
 pub use registration::{PodReport, PodState, Registration};
 pub use registry::{Capture, CaptureGone, CaptureParts, CaptureTask, HandedPod};
 pub use saved::{SavedPod, SavedPods};
+pub use server::RegistrationServer;
 pub use sockets::{Doors, Listening, Refiller, SocketStock};
 pub use wanted::{Wanted, wanted};
+
+#[cfg(test)]
+mod tests;

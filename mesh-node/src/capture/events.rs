@@ -1,0 +1,159 @@
+//! What the kernel reports, turned into log lines and metrics: direct flows, refusals at connect, drops.
+//!
+//! Invariants: a direct flow leaves the same access-log line and counters as one through the proxy, with
+//! `path=direct` and never as mutual TLS; lines about drops are limited, counters are not; flows that are
+//! remembered are bounded.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_model::{mesh::Workload, name::NetworkId, reason::Reason};
+
+use super::{
+    kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent},
+    sys,
+};
+use crate::{
+    observe::{Direction, FlowGuard, Observer, Party, Path, Verdict},
+    state::MeshState,
+};
+
+/// How many events are taken before others get their turn.
+const BATCH: usize = 256;
+/// How many open direct flows are remembered.
+const FLOWS: usize = 65_536;
+/// How many lines about drops are written in a second.
+const LINES: u32 = 20;
+
+/// Reads and reports.
+#[derive(Debug)]
+pub struct KernelReporter {
+    kernel: Arc<dyn Kernel>,
+    state: MeshState,
+    observer: Observer,
+    network: NetworkId,
+    open: HashMap<(SocketAddr, SocketAddr), FlowGuard>,
+    window: (Instant, u32),
+    unsaid: u64,
+}
+
+impl KernelReporter {
+    /// Reports what `kernel` tells, with names from `state`.
+    pub fn new(kernel: Arc<dyn Kernel>, state: MeshState, observer: Observer, network: NetworkId) -> Self {
+        Self { kernel, state, observer, network, open: HashMap::new(), window: (Instant::now(), 0), unsaid: 0 }
+    }
+
+    /// Runs until the future is dropped.
+    pub async fn run(mut self) -> io::Result<()> {
+        let Some(fd) = self.kernel.events_fd()? else { return std::future::pending().await };
+        let ring = sys::watch_input(fd)?;
+        loop {
+            let mut ready = ring.readable().await?;
+            if self.take() < BATCH {
+                ready.clear_ready();
+                // What came between the last look and the clearing would not wake anybody.
+                self.take();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Takes and reports a batch; says how many events there were.
+    pub fn take(&mut self) -> usize {
+        let mut events = Vec::new();
+        let count = self.kernel.take_events(BATCH, &mut |e| events.push(e));
+        let node = self.observer.metrics().node();
+        node.kernel_events.inc_by(count as u64);
+        node.kernel_events_lost.inc_by((count - events.len()) as u64);
+        events.into_iter().for_each(|e| self.report(e));
+        count
+    }
+
+    fn report(&mut self, event: KernelEvent) {
+        match event {
+            KernelEvent::DirectOpened(flow) => self.opened(flow),
+            KernelEvent::DirectClosed(flow, end) => self.closed(flow, end),
+            KernelEvent::Refused { reason, source, dialed, .. } => self.refused(reason, source, dialed),
+            KernelEvent::Dropped { reason, source, destination, ifindex } => {
+                self.dropped(reason, source, destination, ifindex);
+            }
+        }
+    }
+
+    fn party(&self, addr: SocketAddr) -> Party {
+        let snapshot = self.state.load();
+        let workload: Option<Arc<Workload>> = snapshot.mesh.workload_at(&self.network, addr.ip()).cloned();
+        Party { addr: Some(addr), identity: workload.as_ref().map(|w| w.identity.clone()), workload }
+    }
+
+    fn direct(&self, flow: DirectFlow) -> FlowGuard {
+        let mut guard = self.observer.flow(Direction::Direct, Some(flow.source));
+        let (source, destination) = (self.party(flow.source), self.party(flow.destination));
+        let service = (flow.dialed.ip() != flow.destination.ip())
+            .then(|| self.state.load().mesh.service_at(&self.network, flow.dialed.ip()).map(|s| s.name.clone()))
+            .flatten();
+        let record = guard.record_mut();
+        record.source = source;
+        record.destination = destination;
+        record.service = service;
+        record.path = Some(Path::Direct);
+        record.policy = Some(Verdict::Allow);
+        guard
+    }
+
+    fn opened(&mut self, flow: DirectFlow) {
+        // Beyond the limit a flow is counted and logged when it closes.
+        if self.open.len() < FLOWS {
+            let mut guard = self.direct(flow);
+            guard.opened();
+            self.open.insert((flow.source, flow.destination), guard);
+        }
+    }
+
+    fn closed(&mut self, flow: DirectFlow, end: DirectEnd) {
+        let known = self.open.remove(&(flow.source, flow.destination));
+        let mut guard = known.unwrap_or_else(|| self.direct(flow));
+        if end.established {
+            guard.opened();
+        } else {
+            guard.fail(Reason::ConnectRefused, "the destination did not accept the connection");
+        }
+        guard.carried(end.sent, end.received);
+        guard.lasted(end.duration);
+    }
+
+    fn refused(&mut self, reason: Option<Reason>, source: SocketAddr, dialed: SocketAddr) {
+        let mut guard = self.observer.flow(Direction::Outbound, Some(source));
+        let (from, to) = (self.party(source), self.party(dialed));
+        let service = self.state.load().mesh.service_at(&self.network, dialed.ip()).map(|s| s.name.clone());
+        let record = guard.record_mut();
+        record.source = from;
+        record.destination = to;
+        record.service = service;
+        record.policy = Some(Verdict::Deny);
+        let reason = reason.unwrap_or(Reason::Internal);
+        guard.fail(reason, format!("connect() was refused: {}", reason.shown().text));
+    }
+
+    fn dropped(&mut self, reason: Option<Reason>, source: SocketAddr, destination: SocketAddr, ifindex: u32) {
+        if self.window.0.elapsed() >= Duration::from_secs(1) {
+            self.window = (Instant::now(), 0);
+            if self.unsaid > 0 {
+                tracing::warn!(drops = self.unsaid, "further packets were dropped, which the metrics count by reason");
+                self.unsaid = 0;
+            }
+        }
+        self.window.1 += 1;
+        if self.window.1 > LINES {
+            self.unsaid += 1;
+            return;
+        }
+        let (key, text) = reason.map_or(("unknown", "unknown"), |r| (r.shown().key, r.shown().text));
+        tracing::warn!(reason = key, %source, %destination, ifindex, "a packet was dropped: {text}");
+    }
+}
