@@ -19,8 +19,11 @@ use mesh_model::{
 
 const RULES: usize = 10;
 
+/// Makes the nth rule.
+type Differ = fn(usize) -> Match;
+
 /// How rules differ from each other.
-const KINDS: [(&str, fn(usize) -> Match); 6] = [
+const KINDS: [(&str, Differ); 6] = [
     ("principal", |n| Match {
         principals: Box::new([StringMatch::Exact(
             format!("cluster.local/ns/ns-{}/sa/account-{n}", n % 97).into(),
@@ -64,9 +67,9 @@ fn main() {
     }
 }
 
-fn row(name: &str, rule: fn(usize) -> Match, count: usize) {
+fn row(name: &str, rule: Differ, count: usize) {
     let policy = |i: usize| -> Policy {
-        let action = if i % 2 == 0 {
+        let action = if i.is_multiple_of(2) {
             Action::Deny
         } else {
             Action::Allow

@@ -254,7 +254,11 @@ fn policies_decide_who_enters_and_whether_the_kernel_may_connect() {
 #[test]
 fn an_address_that_two_claim_is_nobodys() {
     let (mesh, diff) = shop().apply(known(pod("evil", "thief", "n2", "10.0.1.2")));
-    assert_eq!(diff.workloads, [uid("evil", "thief")]);
+    assert_eq!(
+        diff.workloads,
+        [uid("evil", "thief"), uid("shop", "web-1")],
+        "its owner is no longer trusted either"
+    );
     assert!(mesh.workload_at(&"".into(), ip("10.0.1.2")).is_none());
     assert_eq!(
         dial(&mesh, "10.0.1.1", "10.0.1.2:80", 0).err(),

@@ -72,19 +72,23 @@ pub enum Draw {
 
 /// Orders the best `count` items: by rank, then by the draw. Each item is (rank, weight, stable name, value).
 pub fn order<T>(items: Vec<(usize, u32, &str, T)>, draw: Draw, count: usize) -> Vec<T> {
-    let seed = match draw {
-        Draw::Random(seed) => seed,
-        Draw::Sticky(client) => hash_ip(client.to_canonical()),
-    };
     // Weighted sampling without replacement (Efraimidis and Spirakis): the smallest -ln(u)/w wins. With u from a
     // hash of client and endpoint the same rule is weighted rendezvous hashing.
+    let uniform = |at: usize, name: &str| {
+        let bits = match draw {
+            Draw::Random(seed) => mix(seed ^ mix(at as u64)),
+            Draw::Sticky(client) => {
+                mix(hash_ip(client.to_canonical()) ^ hash_bytes(name.as_bytes()))
+            }
+        };
+        ((bits >> 11) as f64 + 1.0) / (1u64 << 53) as f64
+    };
+    let score =
+        |at: usize, weight: u32, name: &str| -uniform(at, name).ln() / f64::from(weight.max(1));
     let mut scored: Vec<(usize, f64, T)> = items
         .into_iter()
-        .map(|(rank, weight, name, value)| {
-            let uniform = ((mix(seed ^ hash_bytes(name.as_bytes())) >> 11) as f64 + 1.0)
-                / (1u64 << 53) as f64;
-            (rank, -uniform.ln() / f64::from(weight.max(1)), value)
-        })
+        .enumerate()
+        .map(|(at, (rank, weight, name, value))| (rank, score(at, weight, name), value))
         .collect();
     let better = |a: &(usize, f64, T), b: &(usize, f64, T)| b.0.cmp(&a.0).then(a.1.total_cmp(&b.1));
     if scored.len() > count && count > 0 {

@@ -221,7 +221,7 @@ fn judge(
             (way.path, way.address, way.authority, way.expects) = ("direct", at, None, Vec::new());
             decision
         }
-        _ => {
+        (Shortcut::Direct | Shortcut::Proxy | Shortcut::Refuse(_), _) => {
             let transport = if way.path == "hbone" {
                 Transport::Mtls(source.identity.clone())
             } else {

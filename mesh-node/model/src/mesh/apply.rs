@@ -43,19 +43,15 @@ impl Builder {
             Change::Workload(w) => self.set_workload(w),
             Change::RemoveWorkload(uid) => self.remove_workload(&uid),
             Change::WorkloadExtra(uid, extra) => {
-                if self.next.extras.get(&uid).is_some_and(|e| *e.0 == extra) {
-                    return;
+                if self.next.workloads.extra(&uid).is_none_or(|e| **e != extra) {
+                    self.next
+                        .workloads
+                        .set_extra(&uid, self.next.shared.extra(extra));
+                    self.workloads.insert(uid);
                 }
-                let uid = self
-                    .next
-                    .workloads
-                    .get(&uid)
-                    .map_or(uid, |k| k.uid().clone());
-                self.workloads.insert(uid.clone());
-                self.next.extras.insert(uid, self.next.shared.extra(extra));
             }
             Change::RemoveWorkloadExtra(uid) => {
-                if self.next.extras.remove(&uid).is_some() {
+                if self.next.workloads.remove_extra(&uid) {
                     self.workloads.insert(uid);
                 }
             }
@@ -135,8 +131,6 @@ impl Builder {
         let before = self.next.workloads.get(&workload.uid).cloned();
         if let Some(known) = &before {
             workload.uid = known.uid().clone();
-        } else if let Some((uid, _)) = self.next.extras.entry(&workload.uid) {
-            workload.uid = uid.clone();
         }
         let known = Arc::new(Known::new(workload, &self.next.shared));
         if before.as_ref().is_some_and(|b| **b == *known) {
@@ -147,7 +141,7 @@ impl Builder {
         }
         self.link(&known);
         self.workloads.insert(known.uid().clone());
-        self.next.workloads.insert(known.uid().clone(), known);
+        self.next.workloads.insert(known);
     }
 
     fn remove_workload(&mut self, uid: &WorkloadUid) {
@@ -155,7 +149,7 @@ impl Builder {
             self.unlink(&known);
             self.workloads.insert(uid.clone());
         }
-        if self.next.extras.remove(uid).is_some() {
+        if self.next.workloads.remove_extra(uid) {
             self.workloads.insert(uid.clone());
         }
     }
@@ -347,8 +341,8 @@ fn is_nowhere(node: &NodeName) -> bool {
 
 impl Inner {
     fn workload_differs(&self, other: &Self, uid: &WorkloadUid) -> bool {
-        let extra = |inner: &Self| inner.extras.get(uid).map(|e| Arc::clone(&e.0));
-        self.workloads.get(uid) != other.workloads.get(uid) || extra(self) != extra(other)
+        let (old, new) = (&self.workloads, &other.workloads);
+        old.get(uid) != new.get(uid) || old.extra(uid) != new.extra(uid)
     }
 
     fn service_differs(&self, other: &Self, name: &ServiceName) -> bool {

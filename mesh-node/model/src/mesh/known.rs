@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use super::{Workload, WorkloadExtra, workload::Locality};
+use super::{Workload, WorkloadExtra, shard::Sharded, workload::Locality};
 use crate::name::{NodeName, WorkloadUid};
 
 /// A workload in its compact form.
@@ -102,6 +102,95 @@ impl PartialEq for Known {
             && (Arc::ptr_eq(&self.shape, &other.shape) || self.shape == other.shape)
     }
 }
+
+/// All workloads by uid, each with its extra part. The uid is kept once, in the workload.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Directory {
+    known: Sharded<ByUid, Option<Arc<Extra>>>,
+    /// Extra parts that came before their workloads.
+    early: Sharded<WorkloadUid, Arc<Extra>>,
+}
+
+#[derive(Clone)]
+struct ByUid(Arc<Known>);
+
+impl Directory {
+    pub fn get(&self, uid: &WorkloadUid) -> Option<&Arc<Known>> {
+        self.known.entry(uid).map(|(key, _)| &key.0)
+    }
+
+    pub fn insert(&mut self, known: Arc<Known>) {
+        // A map keeps the key it has: the old one must go first.
+        let extra = self
+            .known
+            .remove(known.uid())
+            .unwrap_or_else(|| self.early.remove(known.uid()));
+        self.known.insert(ByUid(known), extra);
+    }
+
+    /// Removes a workload with its extra part.
+    pub fn remove(&mut self, uid: &WorkloadUid) -> Option<Arc<Known>> {
+        let known = Arc::clone(self.get(uid)?);
+        self.known.remove(uid);
+        Some(known)
+    }
+
+    pub fn extra(&self, uid: &WorkloadUid) -> Option<&Arc<WorkloadExtra>> {
+        self.known
+            .get(uid)
+            .map_or_else(|| self.early.get(uid), Option::as_ref)
+            .map(|e| &e.0)
+    }
+
+    pub fn set_extra(&mut self, uid: &WorkloadUid, extra: Arc<Extra>) {
+        match self.get(uid).cloned() {
+            Some(known) => self.known.insert(ByUid(known), Some(extra)),
+            None => self.early.insert(uid.clone(), extra),
+        }
+    }
+
+    /// Says whether there was one.
+    pub fn remove_extra(&mut self, uid: &WorkloadUid) -> bool {
+        match self
+            .known
+            .entry(uid)
+            .map(|(key, extra)| (key.clone(), extra.is_some()))
+        {
+            Some((key, true)) => self.known.insert(key, None),
+            Some((_, false)) => return false,
+            None => return self.early.remove(uid).is_some(),
+        }
+        true
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &Arc<Known>> {
+        self.known.iter().map(|(key, _)| &key.0)
+    }
+
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+}
+
+impl std::borrow::Borrow<WorkloadUid> for ByUid {
+    fn borrow(&self) -> &WorkloadUid {
+        self.0.uid()
+    }
+}
+
+impl Hash for ByUid {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.uid().hash(state);
+    }
+}
+
+impl PartialEq for ByUid {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.uid() == other.0.uid()
+    }
+}
+
+impl Eq for ByUid {}
 
 /// The name is mostly the last part of the uid.
 #[derive(PartialEq)]
@@ -280,7 +369,7 @@ mod tests {
         }
         let held = interner.held.lock().expect("not poisoned");
         assert!(
-            held.set.len() <= 1_100 && held.set.contains(&"x".to_owned()),
+            held.set.len() <= 1_100 && held.set.contains(&*a),
             "{}",
             held.set.len()
         );

@@ -12,7 +12,7 @@ use super::{
     MeshConfig, Policy, Service, ServiceExtra, Workload, WorkloadExtra,
     apply::Builder,
     claims::Network,
-    known::{Extra, Known, Shared},
+    known::{Directory, Known, Shared},
     shard::Sharded,
 };
 use crate::authz::rules::Rules;
@@ -74,8 +74,7 @@ pub struct Mesh {
 pub(super) struct Inner {
     pub config: Option<Arc<MeshConfig>>,
     pub complete: bool,
-    pub workloads: Sharded<WorkloadUid, Arc<Known>>,
-    pub extras: Sharded<WorkloadUid, Arc<Extra>>,
+    pub workloads: Directory,
     pub services: Sharded<ServiceName, Arc<Service>>,
     pub service_extras: Sharded<ServiceName, Arc<ServiceExtra>>,
     pub policies: Sharded<PolicyName, Arc<Policy>>,
@@ -102,8 +101,11 @@ pub(super) struct Members {
 
 impl Clone for Members {
     fn clone(&self) -> Self {
+        // A copy is made in order to be changed: room for one more, not for twice as many.
+        let mut list = Vec::with_capacity(self.list.len() + 1);
+        list.extend_from_slice(&self.list);
         Self {
-            list: self.list.clone(),
+            list,
             whole: OnceLock::new(),
         }
     }
@@ -155,7 +157,7 @@ impl Mesh {
 
     /// What belongs to a workload beyond Istio's type; `None` until it has been received.
     pub fn extra(&self, uid: &WorkloadUid) -> Option<&Arc<WorkloadExtra>> {
-        self.inner.extras.get(uid).map(|e| &e.0)
+        self.inner.workloads.extra(uid)
     }
 
     /// The workload that owns an address. IPv4-mapped addresses are unwrapped first.

@@ -47,31 +47,39 @@ pub(super) fn pick(
         network: &source.network,
     };
     let v6 = flow.original.ip().to_canonical().is_ipv6();
-    let usable = mesh.endpoints(&service.name).iter().filter_map(|w| {
-        let rank = balance::rank(&service.balancing, &from, w)?;
-        let address = SocketAddr::new(address(mesh, w, v6)?, target_port(w, service, declared)?);
-        (w.network == source.network).then(|| {
-            (
-                rank,
-                w.capacity,
-                w.uid.as_str(),
-                Endpoint {
-                    workload: Arc::clone(w),
-                    address,
-                },
-            )
+    let usable: Vec<_> = mesh
+        .endpoints(&service.name)
+        .iter()
+        .filter_map(|w| {
+            let (rank, port) = (
+                balance::rank(&service.balancing, &from, w)?,
+                target_port(w, service, declared)?,
+            );
+            (w.network == source.network).then(|| (rank, w.capacity, w.uid.as_str(), (w, port)))
         })
-    });
+        .collect();
     let draw = match mesh.service_extra(&service.name).and_then(|e| e.affinity) {
         Some(_) => Draw::Sticky(chooser.client),
         None => Draw::Random(chooser.seed),
     };
-    let picked = balance::order(usable.collect(), draw, CANDIDATES);
-    if picked.is_empty() {
-        Err(Reason::NoEndpoints)
-    } else {
-        Ok(picked)
+    // Whether an address can be used is looked up only for those that come first; all are, should none of them have one.
+    for count in [2 * CANDIDATES, usize::MAX] {
+        let reachable = |(w, port): (&Arc<Workload>, u16)| {
+            Some(Endpoint {
+                workload: Arc::clone(w),
+                address: SocketAddr::new(address(mesh, w, v6)?, port),
+            })
+        };
+        let picked: Vec<Endpoint> = balance::order(usable.clone(), draw, count)
+            .into_iter()
+            .filter_map(reachable)
+            .take(CANDIDATES)
+            .collect();
+        if !picked.is_empty() {
+            return Ok(picked);
+        }
     }
+    Err(Reason::NoEndpoints)
 }
 
 /// The declaration of a service's port.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -312,7 +312,7 @@ fn destination(rng: &mut Rng) -> IpNet {
     let ip = cast::ip(DESTINATIONS[rng.usize(..DESTINATIONS.len())].2);
     match ip {
         IpAddr::V4(v4) if rng.bool() => {
-            IpNet::new(Ipv6Addr::from(v4.to_ipv6_mapped()).into(), 128).expect("a full length")
+            IpNet::new(v4.to_ipv6_mapped().into(), 128).expect("a full length")
         }
         ip => IpNet::from(ip),
     }
