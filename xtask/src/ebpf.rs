@@ -1,0 +1,255 @@
+//! `cargo xtask ebpf`: compiles the kernel programs with whatever toolchain is there, and brings what it may.
+//!
+//! Invariants: the object is written to `<workspace>/target/ebpf/mesh-ebpf.o` wherever cargo's own target
+//! folder is, and only when its inputs changed; what cannot be installed here is named with the command for it.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const TARGET: &str = "bpfel-unknown-none";
+const LINKER: &str = "bpf-linker";
+const LINKER_VERSION: &str = "0.13";
+/// Debian's toolchain with a prebuilt `core` for the target, and the LLVM that its linker is built with.
+const PACKAGES: &[&str] = &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "rust-web-llvm", "llvm-22-dev"];
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+const TRIES: u32 = 3;
+
+/// Compile the kernel programs.
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Compile even though nothing changed.
+    #[arg(long)]
+    pub force: bool,
+    /// Install nothing; say what is missing instead.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// How the programs are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Toolchain {
+    /// Rustup's nightly with the sources of the standard library.
+    Nightly,
+    /// Debian's rustc-web.
+    Debian,
+}
+
+/// Compiles the kernel programs if their inputs changed.
+pub fn run(args: &Args) -> Result<()> {
+    let root = workspace();
+    let object = object();
+    let stamp = root.join("target/ebpf-build/inputs");
+    let toolchain = find_toolchain();
+    let inputs = inputs(&root.join("mesh-ebpf"), toolchain)?;
+    if !args.force && object.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == inputs) {
+        println!("ebpf: {} is up to date", object.display());
+        return Ok(());
+    }
+    let begin = Instant::now();
+    let toolchain = match toolchain {
+        Some(t) => t,
+        None => install_toolchain(args)?,
+    };
+    let linker = find_linker().map_or_else(|| install_linker(args, toolchain), Ok)?;
+    let built = compile(&root, toolchain, &linker)?;
+    let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    publish(&object, &bytes)?;
+    // The lock may have been written by the build, so hash again.
+    fs::write(&stamp, self::inputs(&root.join("mesh-ebpf"), Some(toolchain))?)?;
+    println!("ebpf: {} ({} KiB, {:.1} s)", object.display(), bytes.len() / 1024, begin.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// Where the object is.
+pub fn object() -> PathBuf {
+    workspace().join("target/ebpf/mesh-ebpf.o")
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace").to_owned()
+}
+
+/// A hash over everything that the object depends on.
+fn inputs(kernel: &Path, toolchain: Option<Toolchain>) -> Result<String> {
+    let mut files = vec![kernel.join("Cargo.toml"), kernel.join("Cargo.lock"), kernel.join("abi/Cargo.toml")];
+    walk(&kernel.join("src"), &mut files)?;
+    walk(&kernel.join("abi/src"), &mut files)?;
+    files.sort();
+    let mut hash = DefaultHasher::new();
+    format!("{toolchain:?} {LINKER_VERSION}").hash(&mut hash);
+    for file in files {
+        file.hash(&mut hash);
+        fs::read(&file).unwrap_or_default().hash(&mut hash);
+    }
+    Ok(format!("{:016x}\n", hash.finish()))
+}
+
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() { walk(&path, files)? } else { files.push(path) }
+    }
+    Ok(())
+}
+
+fn find_toolchain() -> Option<Toolchain> {
+    let sysroot = output(clean("rustc").args(["+nightly", "--print", "sysroot"]));
+    if sysroot.is_some_and(|s| Path::new(s.trim()).join("lib/rustlib/src/rust/library/core").exists()) {
+        return Some(Toolchain::Nightly);
+    }
+    let parts = ["/usr/bin/rustc", "/usr/bin/cargo", "/usr/lib/rustlib/bpfel-unknown-none/lib"];
+    parts.iter().all(|p| Path::new(p).exists()).then_some(Toolchain::Debian)
+}
+
+fn install_toolchain(args: &Args) -> Result<Toolchain> {
+    let what_to_do = format!(
+        "no toolchain for the kernel programs. Either\n  rustup toolchain install nightly --component rust-src\nor, on Debian or Ubuntu as root,\n  apt-get install {}",
+        PACKAGES.join(" ")
+    );
+    ensure!(!args.offline, "{what_to_do}");
+    let apt = Path::new("/usr/bin/apt-get").exists() && nix::unistd::geteuid().is_root();
+    if apt {
+        println!("ebpf: installing {}", PACKAGES.join(" "));
+        let mut install = Command::new("apt-get");
+        install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "--no-install-recommends"]).args(PACKAGES);
+        let done = retry("apt-get update", Command::new("apt-get").arg("update")).and_then(|()| retry("apt-get install", &mut install));
+        if let Err(e) = done {
+            eprintln!("ebpf: {e:#}");
+        }
+    } else if output(clean("rustup").arg("--version")).is_some() {
+        println!("ebpf: installing nightly with rust-src by rustup");
+        let mut install = clean("rustup");
+        install.args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]);
+        if let Err(e) = retry("rustup", &mut install) {
+            eprintln!("ebpf: {e:#}");
+        }
+    }
+    find_toolchain().with_context(|| what_to_do)
+}
+
+/// `$XDG_CACHE_HOME/warren/tools`, or the same below `~/.cache`.
+fn tools() -> Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set")?.join("warren/tools"))
+}
+
+fn find_linker() -> Option<PathBuf> {
+    let cached = tools().ok().map(|t| t.join("bin").join(LINKER));
+    cached.into_iter().chain([PathBuf::from(LINKER)]).find(|linker| {
+        let version = output(Command::new(linker).arg("--version"));
+        version.is_some_and(|v| v.split_whitespace().any(|w| w.starts_with(LINKER_VERSION)))
+    })
+}
+
+fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
+    let tools = tools()?;
+    let mut install = clean("cargo");
+    install.args(["install", LINKER, "--locked", "--version", LINKER_VERSION, "--root"]).arg(&tools);
+    if toolchain == Toolchain::Debian {
+        install.env("LLVM_PREFIX", LLVM_PREFIX).args(["--no-default-features", "--features", "llvm-22"]);
+    }
+    ensure!(!args.offline, "{LINKER} {LINKER_VERSION} is missing; run `cargo install {LINKER} --version {LINKER_VERSION}`");
+    println!("ebpf: installing {LINKER} into {} (a minute or two)", tools.display());
+    retry("cargo install bpf-linker", &mut install)?;
+    find_linker().with_context(|| format!("{LINKER} was installed but does not run from {}", tools.display()))
+}
+
+fn compile(root: &Path, toolchain: Toolchain, linker: &Path) -> Result<PathBuf> {
+    let build = root.join("target/ebpf-build");
+    let mut cargo = match toolchain {
+        Toolchain::Nightly => {
+            let mut c = clean("cargo");
+            c.args(["+nightly", "build", "-Z", "build-std=core"]);
+            c
+        }
+        Toolchain::Debian => {
+            let mut c = clean("/usr/bin/cargo");
+            c.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1").arg("build");
+            c
+        }
+    };
+    cargo
+        .current_dir(root.join("mesh-ebpf"))
+        .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
+        .arg(&build)
+        .env("RUSTFLAGS", format!("-C linker={} -C debuginfo=2 -C link-arg=--btf", linker.display()));
+    let status = cargo.status().context("start cargo for the kernel programs")?;
+    ensure!(status.success(), "the kernel programs did not compile ({toolchain:?} toolchain)");
+    Ok(build.join(TARGET).join("release/mesh-ebpf"))
+}
+
+/// Replaces the object in one step, and leaves it alone when it is the same, so that nothing is rebuilt above it.
+fn publish(object: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(object).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let folder = object.parent().expect("the object is in a folder");
+    fs::create_dir_all(folder)?;
+    // Beside the folder, which the loader's build script watches.
+    let fresh = folder.with_extension("new");
+    fs::write(&fresh, bytes)?;
+    fs::rename(&fresh, object).with_context(|| format!("write {}", object.display()))
+}
+
+/// A command that knows nothing of the cargo that runs us.
+fn clean(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO") && text != "CARGO_HOME" && !text.starts_with("CARGO_NET") && !text.starts_with("CARGO_HTTP") {
+            command.env_remove(&name);
+        }
+    }
+    for name in ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn output(command: &mut Command) -> Option<String> {
+    let out = command.stderr(Stdio::null()).output().ok()?;
+    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+fn retry(what: &str, command: &mut Command) -> Result<()> {
+    for attempt in 1..=TRIES {
+        match command.status() {
+            Ok(status) if status.success() => return Ok(()),
+            Ok(status) => eprintln!("ebpf: {what}: {status} (attempt {attempt} of {TRIES})"),
+            Err(e) if e.kind() == ErrorKind::NotFound => bail!("{what}: the program is not there"),
+            Err(e) => eprintln!("ebpf: {what}: {e} (attempt {attempt} of {TRIES})"),
+        }
+        if attempt < TRIES {
+            std::thread::sleep(Duration::from_secs(3 * u64::from(attempt)));
+        }
+    }
+    bail!("{what} failed {TRIES} times")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_follow_the_sources_and_the_toolchain() {
+        let folder = env::temp_dir().join(format!("warren-ebpf-inputs-{}", std::process::id()));
+        for sub in ["src", "abi/src"] {
+            fs::create_dir_all(folder.join(sub)).unwrap();
+        }
+        fs::write(folder.join("src/main.rs"), "a").unwrap();
+        let first = inputs(&folder, Some(Toolchain::Debian)).unwrap();
+        assert_eq!(first, inputs(&folder, Some(Toolchain::Debian)).unwrap());
+        assert_ne!(first, inputs(&folder, Some(Toolchain::Nightly)).unwrap());
+        fs::write(folder.join("abi/src/new.rs"), "").unwrap();
+        assert_ne!(first, inputs(&folder, Some(Toolchain::Debian)).unwrap());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
