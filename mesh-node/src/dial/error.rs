@@ -2,11 +2,11 @@
 //!
 //! Invariant: every failure has one reason; only a failure after which another candidate may do better is not final.
 
-use std::io;
+use std::{io, rc::Rc};
 
 use mesh_model::reason::Reason;
 
-use crate::relay::{OpenError, TunnelError};
+use crate::{accept::Family, relay::{OpenError, TunnelError}};
 
 /// Why a dial failed.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +17,9 @@ pub enum DialError {
     /// Nobody answered in time.
     #[error("no answer in time; a NetworkPolicy that blocks port 15008 looks like this")]
     Timeout,
+    /// The pod has no address to dial from.
+    #[error("the pod has no {0:?} address to dial from")]
+    NoAddress(Family),
     /// TCP failed.
     #[error("connecting failed: {0}")]
     Tcp(#[source] io::Error),
@@ -32,6 +35,12 @@ pub enum DialError {
     /// The stream was not opened.
     #[error("{0}")]
     Open(#[from] OpenError),
+    /// Too many flows or tunnels to one destination.
+    #[error("too many flows need a tunnel to this destination")]
+    Overloaded,
+    /// The tunnel that several flows waited for failed.
+    #[error("{0}")]
+    Shared(Rc<DialError>),
 }
 
 impl DialError {
@@ -40,19 +49,26 @@ impl DialError {
         match self {
             Self::NoCandidate => Reason::NoEndpoints,
             Self::Timeout => Reason::ConnectTimeout,
+            Self::NoAddress(_) => Reason::ConnectRefused,
             Self::Tcp(e) => match e.raw_os_error() {
                 Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => Reason::ConnectTimeout,
                 _ => Reason::ConnectRefused,
             },
-            Self::Socket(_) => Reason::Overloaded,
+            Self::Socket(_) | Self::Overloaded => Reason::Overloaded,
             Self::NoCertificate => Reason::NoCertificate,
             Self::Tunnel(e) => e.reason(),
             Self::Open(e) => e.reason(),
+            Self::Shared(e) => e.reason(),
         }
     }
 
     /// Whether another candidate would certainly do no better.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Open(e) if e.reason() == Reason::PeerDenied) || matches!(self, Self::NoCertificate | Self::Socket(_))
+        match self {
+            Self::Open(e) => e.reason() == Reason::PeerDenied,
+            Self::Shared(e) => e.is_final(),
+            Self::NoCertificate | Self::Socket(_) => true,
+            Self::NoCandidate | Self::Timeout | Self::NoAddress(_) | Self::Tcp(_) | Self::Tunnel(_) | Self::Overloaded => false,
+        }
     }
 }

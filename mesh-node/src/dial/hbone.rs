@@ -1,16 +1,17 @@
 //! Streams to peers: a tunnel for the source pod's identity, and one CONNECT in it per flow.
 //!
 //! Invariants: a tunnel is used only for the identity that opened it, from the same pod, to the same address,
-//! under the same expectation; without a certificate nothing is dialed.
+//! under the same expectation; when the source's certificate or the roots change, further flows get new
+//! tunnels; without a certificate nothing is dialed.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::HashMap, net::{IpAddr, SocketAddr}, sync::Arc, time::Duration};
 
 use mesh_model::{name::Identity, route::Authority};
 use tokio::time::timeout;
 
-use super::{DialError, tcp};
+use super::{DialError, pool::{Key, Pool, PoolError}, tcp};
 use crate::{
-    accept::Pod,
+    accept::{Family, Pod},
     identify::Certificates,
     relay::{ConnectRequest, Stream, tunnel},
     wire::{Headers, Limits},
@@ -24,6 +25,9 @@ const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(3);
 pub struct Tunnels {
     certificates: Certificates,
     limits: Limits,
+    pool: Pool<DialError>,
+    /// Which certificate each source's tunnels were made with.
+    made_with: RefCell<HashMap<Identity, u64>>,
 }
 
 /// Where a stream goes.
@@ -38,21 +42,75 @@ pub struct Target<'a> {
 }
 
 impl Tunnels {
-    /// No tunnels yet.
-    pub fn new(certificates: Certificates, limits: Limits) -> Self {
-        Self { certificates, limits }
+    /// No tunnels yet; making one may take `patience`.
+    pub fn new(certificates: Certificates, limits: Limits, patience: Duration) -> Self {
+        Self { certificates, limits, pool: Pool::new(patience), made_with: RefCell::default() }
     }
 
     /// Opens a stream to `to` for a pod whose identity is `source`.
     pub async fn open(&self, pod: &Arc<Pod>, source: &Identity, to: Target<'_>, headers: Headers) -> Result<Stream, DialError> {
-        let config = self.certificates.client(source, to.identities);
-        let config = timeout(CERTIFICATE_PATIENCE, config).await.map_err(|_| DialError::NoCertificate)?;
-        let tcp = tcp::connect(pod, to.tunnel, None).await?;
-        let tunnel = tunnel::connect(tcp, config, self.limits.clone()).await?;
+        let family = Family::of(to.tunnel.ip());
+        let own = pod.addresses.iter().find(|ip| Family::of(**ip) == family).ok_or(DialError::NoAddress(family))?;
+        let key = Key::new(source.clone(), *own, to.tunnel, to.identities);
+        let config = timeout(CERTIFICATE_PATIENCE, self.certificates.client(source, key.identities()));
+        let config = config.await.map_err(|_| DialError::NoCertificate)?;
+        self.renew(source);
         let authority = match to.authority {
             Authority::Address(address) => address.to_string(),
             Authority::Host(host, port) => format!("{host}:{port}"),
         };
-        Ok(tunnel.open(ConnectRequest { authority, headers }).await?)
+        let connect = || {
+            let (pod, config, limits, address) = (pod.clone(), config.clone(), self.limits.clone(), to.tunnel);
+            async move {
+                let tcp = tcp::connect(&pod, address, None).await?;
+                Ok(tunnel::connect(tcp, config, limits).await?)
+            }
+        };
+        self.pool.open(key, connect, ConnectRequest { authority, headers }).await.map_err(DialError::from)
+    }
+
+    /// Lets go of a pod's tunnels.
+    pub fn retire_pod(&self, addresses: &[IpAddr]) {
+        self.pool.retire(|key| addresses.contains(&key.pod));
+    }
+
+    /// Lets go of all tunnels: they end with the flows they have.
+    pub fn retire_all(&self) {
+        self.pool.retire(|_| true);
+    }
+
+    /// How many tunnels there are.
+    pub fn len(&self) -> usize {
+        self.pool.tunnels()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Lets go of a source's tunnels when they were made with an older certificate or other roots.
+    fn renew(&self, source: &Identity) {
+        let now = self.certificates.generation(source);
+        let mut made_with = self.made_with.borrow_mut();
+        let before = made_with.get(source).copied();
+        if before == Some(now) {
+            return;
+        }
+        made_with.insert(source.clone(), now);
+        if before.is_some() {
+            self.pool.retire(|key| key.source == *source);
+        }
+    }
+}
+
+impl From<PoolError<DialError>> for DialError {
+    fn from(error: PoolError<DialError>) -> Self {
+        match error {
+            PoolError::Connect(shared) => Self::Shared(shared),
+            PoolError::Timeout(_) => Self::Timeout,
+            PoolError::Overloaded => Self::Overloaded,
+            PoolError::Open(error) => Self::Open(error),
+        }
     }
 }

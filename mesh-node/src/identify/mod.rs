@@ -24,4 +24,4 @@ pub use renew::Renewer;
 pub use signer::{CaClient, Controller, Credential, SignError, Signer};
 pub use store::{Certificates, CertificateStatus, Held};
 pub use tls::reason as tls_reason;
-pub use verify::{PeerError, Trust, Usage, peer};
+pub use verify::{PeerError, Proven, Trust, Usage, peer};

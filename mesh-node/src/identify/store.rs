@@ -41,6 +41,8 @@ struct Entry {
     server: Option<Arc<ServerConfig>>,
     clients: HashMap<Box<[Identity]>, Arc<ClientConfig>>,
     failure: Option<String>,
+    /// Counts the certificates and roots that configurations were made from.
+    generation: u64,
 }
 
 /// Keeps an identity's certificate wanted; letting go of the last one ends its renewal.
@@ -120,6 +122,11 @@ impl Certificates {
         }
         entry.clients.insert(expected.into(), config.clone());
         Ok(config)
+    }
+
+    /// Grows whenever what an identity's configurations are made from is replaced.
+    pub fn generation(&self, identity: &Identity) -> u64 {
+        self.state().entries.get(identity).map_or(0, |e| e.generation)
     }
 
     /// Puts a certificate in the place of an older one.
@@ -230,6 +237,7 @@ impl Entry {
     }
 
     fn forget_configs(&mut self) {
+        self.generation += 1;
         self.server = None;
         self.clients.clear();
     }

@@ -136,8 +136,8 @@ fn a_handshake_is_mutual_and_meets_the_expectation() {
     let client = here.try_client(&web, std::slice::from_ref(&db)).expect("a certificate is there");
     let (c, s) = shake(client.clone(), here.try_server(&db).expect("there")).expect("both prove who they are");
     let now = UnixTime::now();
-    assert_eq!(peer(c.peer_certificates().expect("shown"), now).expect("proven"), db);
-    assert_eq!(peer(s.peer_certificates().expect("shown"), now).expect("proven"), web);
+    assert_eq!(peer(c.peer_certificates().expect("shown"), now).expect("proven").identity, db);
+    assert_eq!(peer(s.peer_certificates().expect("shown"), now).expect("proven").identity, web);
     assert_eq!(c.alpn_protocol(), Some(&b"h2"[..]));
     let group = c.negotiated_key_exchange_group().expect("negotiated").name();
     assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);

@@ -95,23 +95,33 @@ impl PeerError {
     }
 }
 
-/// The identity in a chain that the handshake has verified. Validity is checked again, because a resumed
+/// What a peer proved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// Who it is.
+    pub identity: Identity,
+    /// Until when, in seconds since 1970.
+    pub until: u64,
+}
+
+/// What a chain proves that the handshake has verified. Validity is checked again, because a resumed
 /// session shows the certificate of an earlier handshake.
-pub fn peer(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Identity, PeerError> {
+pub fn peer(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Proven, PeerError> {
     let leaf = read_leaf(chain)?;
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let validity = leaf.validity();
     if now < validity.not_before.timestamp() || now > validity.not_after.timestamp() {
         return Err(PeerError::Validity);
     }
-    sole_identity(&leaf)
+    let until = u64::try_from(validity.not_after.timestamp()).unwrap_or(0);
+    Ok(Proven { identity: sole_identity(&leaf)?, until })
 }
 
 /// Verifies a whole chain, from scratch.
 pub(super) fn verify(
     chain: &[CertificateDer<'_>], trust: &Trust, domain: &TrustDomain, usage: Usage, algorithms: &[&dyn SignatureVerificationAlgorithm], now: UnixTime,
 ) -> Result<Identity, PeerError> {
-    let identity = peer(chain, now)?;
+    let identity = peer(chain, now)?.identity;
     // In the leaf the usage must be there: a certificate without one could be for anything. An
     // intermediate without one passes it on, and one that has it must permit it.
     if !usage.is_named_by(&read_leaf(chain)?) {

@@ -4,18 +4,18 @@
 //! outside the mesh dialed a pod). Invariants: each flow is reported exactly once, however it ends; what is
 //! refused is reset, never closed politely; nothing is read from a client before its upstream is there.
 
-use std::{cell::RefCell, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::{Duration, SystemTime, UNIX_EPOCH}};
+use std::{cell::RefCell, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use mesh_model::{authn::Transport, authz::{Conn, Denial}, name::Identity, reason::Reason, route::Via};
 use rustls::pki_types::UnixTime;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Data, Flow, thread::Place};
 use crate::{
     accept::{Accepted, Pod, authority, reset},
     authorize::{self, Permitted},
     dial::{self, DialError, Upstream},
-    identify,
+    identify::{self, Proven},
     observe::{Direction, DirectionLabel, FlowGuard, Path, ResultLabel, Verdict},
     relay::{self, CutSignal, Cutter, End, Incoming, Meter, ServerTunnel, error::REASON_HEADER},
     route,
@@ -138,7 +138,7 @@ async fn connect(data: &Rc<Data>, accepted: &Accepted, original: SocketAddr, rep
 /// A tunnel that a peer opened to a pod.
 pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
     let (pod, local, peer) = (accepted.pod.clone(), accepted.local, accepted.peer);
-    let (mut tunnel, identity) = match shake_hands(&data, accepted).await {
+    let (mut tunnel, Proven { identity, until }) = match shake_hands(&data, accepted).await {
         Ok(ready) => ready,
         Err((reason, error)) => {
             let mut report = data.shared.observer.flow(Direction::Inbound, Some(peer));
@@ -148,6 +148,9 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
         }
     };
     let Some(mut gone) = data.gone(&pod.uid) else { return tunnel.abort() };
+    // A tunnel takes no further flows once the certificate that it rests on has expired.
+    let expiry = sleep(Duration::from_secs(until.saturating_sub(UnixTime::now().as_secs())));
+    let mut expiry = std::pin::pin!(expiry);
     let mut draining = false;
     let arrived = Arrived { pod, identity, local, peer };
     let arrived = Rc::new(arrived);
@@ -160,6 +163,10 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
             }
             _ = gone.changed() => break tunnel.abort(),
             () = data.draining(), if !draining => {
+                draining = true;
+                tunnel.drain();
+            }
+            () = &mut expiry, if !draining => {
                 draining = true;
                 tunnel.drain();
             }
@@ -177,7 +184,7 @@ struct Arrived {
 }
 
 /// Makes a tunnel of an accepted connection, within the bounds of handshakes.
-async fn shake_hands(data: &Rc<Data>, accepted: Accepted) -> Result<(ServerTunnel, Identity), (Reason, String)> {
+async fn shake_hands(data: &Rc<Data>, accepted: Accepted) -> Result<(ServerTunnel, Proven), (Reason, String)> {
     let Accepted { pod, tcp, peer, .. } = accepted;
     let shared = &data.shared;
     let results = &shared.observer.metrics().node().handshakes;
@@ -201,11 +208,10 @@ async fn shake_hands(data: &Rc<Data>, accepted: Accepted) -> Result<(ServerTunne
         }
     };
     drop(slot);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let identity = identify::peer(tunnel.peer_certificates(), UnixTime::since_unix_epoch(now));
-    let identity = identity.map_err(|e| (e.reason(), e.to_string())).inspect_err(|_| count("error"))?;
+    let proven = identify::peer(tunnel.peer_certificates(), UnixTime::now());
+    let proven = proven.map_err(|e| (e.reason(), e.to_string())).inspect_err(|_| count("error"))?;
     count("ok");
-    Ok((tunnel, identity))
+    Ok((tunnel, proven))
 }
 
 /// One CONNECT of a tunnel: a flow that arrives for a pod.

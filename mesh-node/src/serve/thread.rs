@@ -169,7 +169,7 @@ impl Data {
     fn new(shared: Arc<Shared>, phase: watch::Receiver<Phase>) -> Rc<Self> {
         let mut limits = crate::wire::Limits::client();
         limits.idle = shared.limits.tunnel_idle;
-        let tunnels = Rc::new(Tunnels::new(shared.certificates.clone(), limits));
+        let tunnels = Rc::new(Tunnels::new(shared.certificates.clone(), limits, shared.limits.connect_timeout));
         Rc::new(Self { shared, tunnels, sessions: Sessions::default(), pods: RefCell::default(), phase })
     }
 
@@ -194,6 +194,7 @@ impl Data {
                         break;
                     }
                     self.pods.borrow_mut().values_mut().for_each(|served| served.listening.clear());
+                    self.tunnels.retire_all();
                 }
             }
         }
@@ -212,7 +213,9 @@ impl Data {
         match event {
             ListenerEvent::Add { pod, kind, listener } => self.add(pod, kind, listener),
             ListenerEvent::Remove { uid } => {
-                self.pods.borrow_mut().remove(&uid);
+                if let Some(served) = self.pods.borrow_mut().remove(&uid) {
+                    served.listening.first().inspect(|l| self.tunnels.retire_pod(&l.pod.addresses));
+                }
                 self.sessions.cut_pod(&uid, Reason::WorkloadGone);
             }
             ListenerEvent::Pause => self.each_listening(|_, l| {
