@@ -448,3 +448,6 @@ fn alert(content: &[u8]) -> Result<Record, TlsError> {
         _ => Err(TlsError::Record("a malformed alert")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,6 +139,9 @@ impl<S: Default> Conn<S> {
                     .checked_sub(1 + pad)
                     .ok_or(protocol("padding longer than its frame"))?;
                 self.drained(header.id, 1 + pad);
+                if left == 0 && !header.has(frame::END_STREAM) {
+                    self.count(Kind::Empty)?;
+                }
                 self.data_goes_on(header.id, left, pad, header.has(frame::END_STREAM), events);
                 Ok(1)
             }
