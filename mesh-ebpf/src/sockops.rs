@@ -4,6 +4,7 @@
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockOpsContext;
+use mesh_abi::decide::{self, tcp_state};
 use mesh_abi::maps::size;
 use mesh_abi::{
     Addr, Authorised, Counter, EVENT_DIRECT_CLOSE, EVENT_DIRECT_OPEN, Endpoint, Event, Original, SOCK_CAPTURED, SOCK_DIRECT,
@@ -17,7 +18,6 @@ const TCP_CONNECT: u32 = 3;
 const ACTIVE_ESTABLISHED: u32 = 4;
 const PASSIVE_ESTABLISHED: u32 = 5;
 const STATE: u32 = 10;
-const STATE_CLOSE: u32 = 7;
 const WANT_STATE: u32 = 4;
 const NOEXIST: u64 = 1;
 
@@ -28,7 +28,8 @@ pub fn pods(ctx: &SockOpsContext) {
         TCP_CONNECT => opened(ctx),
         ACTIVE_ESTABLISHED => established(ctx),
         PASSIVE_ESTABLISHED => accepted(ctx),
-        STATE if ctx.arg(1) == STATE_CLOSE => closed(ctx),
+        STATE if ctx.arg(1) == tcp_state::CLOSE => closed(ctx),
+        STATE if ctx.arg(1) == tcp_state::FIN_WAIT2 => half_closed(ctx),
         _ => {}
     }
 }
@@ -37,7 +38,7 @@ pub fn pods(ctx: &SockOpsContext) {
 #[inline(always)]
 pub fn node(ctx: &SockOpsContext) {
     let op = ctx.op();
-    if op != TCP_CONNECT && !(op == STATE && ctx.arg(1) == STATE_CLOSE) {
+    if op != TCP_CONNECT && !(op == STATE && ctx.arg(1) == tcp_state::CLOSE) {
         return;
     }
     let Some(s) = storage(ctx) else { return };
@@ -71,7 +72,7 @@ pub fn probe(ctx: &SockOpsContext) {
         } else {
             count::decision(Counter::ProbeLost);
         }
-    } else if op == STATE && ctx.arg(1) == STATE_CLOSE {
+    } else if op == STATE && ctx.arg(1) == tcp_state::CLOSE {
         let _ = PROBES.remove(tuple(ctx));
     }
 }
@@ -103,7 +104,7 @@ fn authorise(ctx: &SockOpsContext, s: &Sock) {
     let t = tuple(ctx);
     // SAFETY: the reference is not kept beyond this program.
     let Some(owner) = (unsafe { ADDRS.get(t.server()) }) else { return };
-    let a = Authorised::new(s.index(), owner.index(), cookie(ctx), count::now(), s.addr(), s.port(), 0);
+    let a = Authorised::new(s.index(), owner.index(), cookie(ctx), count::now(), s.addr(), s.port(), 0, 0, 0);
     let Some(u) = used(s.index()) else { return };
     // SAFETY: an entry of the array; a stale count is no harm.
     let full = unsafe { (*u).direct() } >= size::DIRECT_QUOTA as u64;
@@ -168,6 +169,19 @@ fn closed(ctx: &SockOpsContext) {
     }
 }
 
+/// Remembers what had come when the client's own FIN was acknowledged, to tell the peer's FIN from data.
+#[inline(always)]
+fn half_closed(ctx: &SockOpsContext) {
+    let Some(s) = storage(ctx) else { return };
+    if s.kind() != SOCK_DIRECT {
+        return;
+    }
+    if let Some(at) = DIRECT.get_ptr_mut(tuple(ctx)) {
+        // SAFETY: a readable field of the context; a value of the map that only this socket's events write.
+        unsafe { *at = (*at).into_half_closed((*ctx.ops).bytes_received) };
+    }
+}
+
 #[inline(always)]
 fn ended(ctx: &SockOpsContext, t: &Tuple) {
     let Some(at) = DIRECT.get_ptr(t) else { return };
@@ -180,13 +194,14 @@ fn ended(ctx: &SockOpsContext, t: &Tuple) {
     let now = count::now();
     let c = ctx.ops;
     // SAFETY: readable fields of the context; the verifier checks each access.
-    let (sent, received, srtt, again, segments) =
-        unsafe { ((*c).bytes_acked, (*c).bytes_received, (*c).srtt_us, (*c).total_retrans, (*c).segs_out) };
-    // The kernel keeps eight times the smoothed round trip. An established flow acknowledged its SYN as a byte.
+    let (acked, received, srtt, again, segments, all_acked) = unsafe {
+        ((*c).bytes_acked, (*c).bytes_received, (*c).srtt_us, (*c).total_retrans, (*c).segs_out, (*c).snd_una == (*c).snd_nxt)
+    };
+    let (sent, received) = decide::payload(acked, received, &a, ctx.arg(0), all_acked);
+    // The kernel keeps eight times the smoothed round trip.
     let e = Event::new(
-        EVENT_DIRECT_CLOSE, 0, a.client(), now, *t, 0, a.dialed(), a.dialed_port(), 6, a.server(), a.cookie(),
-        sent.saturating_sub(a.established() as u64), received, now.saturating_sub(a.opened_ns()), srtt >> 3, again, segments,
-        a.established().into(),
+        EVENT_DIRECT_CLOSE, 0, a.client(), now, *t, 0, a.dialed(), a.dialed_port(), 6, a.server(), a.cookie(), sent, received,
+        now.saturating_sub(a.opened_ns()), srtt >> 3, again, segments, a.established().into(),
     );
     count::tell(&e);
 }

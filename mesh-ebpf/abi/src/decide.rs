@@ -241,6 +241,44 @@ pub fn lookup(
     }
 }
 
+/// Linux's numbers of the TCP states that matter at the end of a connection.
+pub mod tcp_state {
+    /// The client's FIN is acknowledged.
+    pub const FIN_WAIT2: u32 = 5;
+    /// Closed.
+    pub const CLOSE: u32 = 7;
+    /// The peer's FIN came.
+    pub const CLOSE_WAIT: u32 = 8;
+    /// Both FINs were sent, the peer's first.
+    pub const LAST_ACK: u32 = 9;
+    /// Both FINs were sent at once.
+    pub const CLOSING: u32 = 11;
+}
+
+/// The payload bytes of a flow that ends in state `last`. TCP's own counters take SYN and FIN for a byte each;
+/// `fin_acked`: everything sent was acknowledged.
+#[inline(always)]
+pub fn payload(
+    acked: u64,
+    received: u64,
+    flow: &Authorised,
+    last: u32,
+    fin_acked: bool,
+) -> (u64, u64) {
+    use tcp_state::{CLOSE_WAIT, CLOSING, FIN_WAIT2, LAST_ACK};
+    let own_fin = fin_acked && (last == FIN_WAIT2 || last == LAST_ACK || last == CLOSING);
+    // A client that has closed receives nothing more but the FIN.
+    let peer_fin = last == CLOSE_WAIT
+        || last == LAST_ACK
+        || last == CLOSING
+        || (last == FIN_WAIT2 && received > flow.half_received());
+    let overhead = flow.established() as u64 + own_fin as u64;
+    (
+        acked.saturating_sub(overhead),
+        received.saturating_sub(peer_fin as u64),
+    )
+}
+
 /// Equality in four compares, which the verifier follows more easily than a loop over bytes.
 #[inline(always)]
 pub fn same(a: &Addr, b: &Addr) -> bool {

@@ -197,7 +197,7 @@ fn inbound_is_steered_unless_it_is_known() {
             "{port}"
         );
     }
-    let a = Authorised::new(1, 3, 5, 6, server, 80, 0);
+    let a = Authorised::new(1, 3, 5, 6, server, 80, 0, 0, 0);
     assert_eq!(lookup(3, Some(&a), false, false), Inbound::Direct);
     assert_eq!(
         lookup(4, Some(&a), false, false),
@@ -263,4 +263,22 @@ fn map_names_are_unique_and_fit_the_kernel() {
     assert!(names.iter().all(|n| n.len() <= 15));
     assert_eq!(crate::layout_hash(), crate::layout_hash());
     assert!(crate::MAPS.iter().all(|r| r.quota <= r.capacity));
+}
+
+#[test]
+fn a_flow_is_told_in_payload_bytes() {
+    use tcp_state::*;
+    let flow = |half| Authorised::new(1, 3, 5, 6, Addr::NONE, 80, 1, 0, half);
+    // The client closed first, the server's FIN came with or after the acknowledgement.
+    assert_eq!(payload(7, 11, &flow(10), FIN_WAIT2, true), (5, 10));
+    // It closed first and went to TIME_WAIT without waiting for the server's.
+    assert_eq!(payload(7, 10, &flow(10), FIN_WAIT2, true), (5, 10));
+    // The server closed first.
+    assert_eq!(payload(7, 11, &flow(0), LAST_ACK, true), (5, 10));
+    assert_eq!(payload(6, 11, &flow(0), LAST_ACK, false), (5, 10));
+    // A reset in the middle.
+    assert_eq!(payload(6, 10, &flow(0), 1, true), (5, 10));
+    // Never established.
+    let never = Authorised::new(1, 3, 5, 6, Addr::NONE, 80, 0, 0, 0);
+    assert_eq!(payload(0, 0, &never, 2, false), (0, 0));
 }

@@ -192,7 +192,11 @@ plain! {
         dialed_port: u16,
         /// Whether the connection was established.
         established: u16,
-    } zero { spare: u32 = 0, spare2: u64 = 0, }
+        /// Nothing.
+        spare: u32,
+        /// What the client had received when its own FIN was acknowledged.
+        half_received: u64,
+    } zero {}
 }
 
 plain! {
@@ -376,6 +380,13 @@ impl Authorised {
     #[inline(always)]
     pub const fn into_established(mut self) -> Authorised {
         self.established = 1;
+        self
+    }
+
+    /// The same, half closed by the client.
+    #[inline(always)]
+    pub const fn into_half_closed(mut self, received: u64) -> Authorised {
+        self.half_received = received;
         self
     }
 }

@@ -36,6 +36,7 @@ pub(crate) const GENERATION: usize = 24;
 /// Offsets of words in `Use`.
 const USED_ORIGINALS: usize = 0;
 pub(crate) const USED_DIRECT: usize = 8;
+const USED_DNS: usize = 16;
 
 /// Where an instance lives and what it attaches to.
 #[derive(Clone, Debug)]
@@ -110,6 +111,17 @@ pub struct Flow {
     pub since: Duration,
 }
 
+/// What a pod holds of the maps that it can fill.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Captured connections that the proxy has not accepted.
+    pub originals: u64,
+    /// Direct flows.
+    pub direct: u64,
+    /// UDP sockets that asked a resolver.
+    pub dns: u64,
+}
+
 /// The programs that are attached per pod or per interface.
 pub(crate) struct Programs {
     pub(crate) lookup: OwnedFd,
@@ -174,9 +186,7 @@ impl Datapath {
         let this = Self::with_maps(folder, &maps, links, &loaded)?;
         this.adopt()?;
         this.bump_all();
-        this.state
-            .word(0, STALE)
-            .store(config.stale_after.as_nanos() as u64, Ordering::Relaxed);
+        this.set_stale_after(config.stale_after);
         Ok(this)
     }
 
@@ -231,6 +241,13 @@ impl Datapath {
         self.state
             .word(0, HEARTBEAT)
             .store(sys::now_ns(), Ordering::Relaxed);
+    }
+
+    /// How long the proxy may be silent; zero: for ever.
+    pub fn set_stale_after(&self, patience: Duration) {
+        self.state
+            .word(0, STALE)
+            .store(patience.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Exempts a socket of the proxy's from capture and guard. To be called before `connect`. `client`: whom
@@ -330,6 +347,16 @@ impl Datapath {
         ])
     }
 
+    /// What one pod holds.
+    pub fn usage(&self, pod: PodId) -> Usage {
+        let read = |offset| self.uses.word(pod.0, offset).load(Ordering::Relaxed);
+        Usage {
+            originals: read(USED_ORIGINALS),
+            direct: read(USED_DIRECT),
+            dns: read(USED_DNS),
+        }
+    }
+
     /// The ring of events. It has one reader: during a hand-over the old process stops reading first.
     pub fn events(&self) -> Result<Events, LoadError> {
         let fail = |what| LoadError::io(format!("events: {what}"));
@@ -350,6 +377,11 @@ impl Datapath {
         } else {
             word.fetch_and(!bit, Ordering::Relaxed)
         };
+    }
+
+    /// Where this layout is pinned.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The layouts of earlier versions that are still pinned beside this one.

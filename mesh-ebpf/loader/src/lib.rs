@@ -17,7 +17,7 @@ mod pods;
 mod sys;
 mod verdicts;
 
-pub use datapath::{Config, Datapath, Flow, Original};
+pub use datapath::{Config, Datapath, Flow, Original, Usage};
 pub use error::LoadError;
 pub use events::{Event, EventKind, Events};
 pub use mesh_abi::{self as abi, ports};

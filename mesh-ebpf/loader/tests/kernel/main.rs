@@ -7,6 +7,11 @@
 #![allow(unsafe_code)] // frames past the stack: pod.rs
 
 mod cases;
+mod direct;
+mod dns;
+mod inbound;
+mod lifecycle;
+mod packets;
 mod pod;
 mod world;
 
@@ -21,6 +26,41 @@ const CASES: &[Case] = &[
     ),
     ("captures IPv6", cases::capture_v6),
     ("captures IPv4 from an IPv6 socket", cases::capture_mapped),
+    ("captures Multipath TCP", cases::capture_mptcp),
+    ("leaves loopback and the pod itself alone", cases::local),
+    (
+        "refuses with the reason's errno, until the epoch moves",
+        cases::refuse,
+    ),
+    ("refuses when the proxy is silent", cases::stale),
+    ("goes direct when the verdict says so", direct::direct),
+    ("goes direct to a VIP's local endpoint", direct::vip),
+    ("cuts a direct flow", direct::cut),
+    ("steers inbound connections to the proxy", inbound::steer),
+    (
+        "protects the proxy's ports from outside",
+        inbound::private_ports,
+    ),
+    ("lets kubelet probe declared ports only", inbound::probe),
+    (
+        "shows the application its real client",
+        inbound::real_client,
+    ),
+    ("lets the proxy's own sockets out", inbound::own_socket),
+    ("drops what leaves past the proxy", packets::guard),
+    ("drops what speaks in a pod's name", packets::anchor),
+    ("captures DNS of connected sockets", dns::connected),
+    ("captures DNS of unconnected sockets", dns::unconnected),
+    ("captures DNS over TCP", dns::tcp),
+    ("leaves no entry behind", cases::no_leak),
+    ("keeps a pod within its quota", cases::quota),
+    ("adopts what an earlier process pinned", lifecycle::adopt),
+    ("withdraws a pod and enrols it again", lifecycle::withdraw),
+    (
+        "replaces an older layout without a gap",
+        lifecycle::replace_layout,
+    ),
+    ("says what is wrong with a pod", lifecycle::bad_pods),
 ];
 
 fn main() {

@@ -51,6 +51,7 @@ fn command(words: &[&str], socks: &mut HashMap<u32, Sock>) -> Answer {
     let addr = |i: usize| words[i].parse::<SocketAddr>().expect("an address");
     match words[0] {
         "connect" => stream(TcpStream::connect_timeout(&addr(1), PATIENCE)?),
+        "connect-mptcp" => stream(multipath(addr(1))?),
         "connect-mapped" => stream(mapped(addr(1))?),
         "listen" => Ok((
             Some(Sock::Listener(TcpListener::bind(addr(1))?)),
@@ -149,6 +150,29 @@ fn mapped(to: SocketAddr) -> io::Result<TcpStream> {
     let six = std::net::SocketAddrV6::new(v4.to_ipv6_mapped(), to.port(), 0, 0);
     connect(s.as_raw_fd(), &SockaddrIn6::from(six))?;
     Ok(TcpStream::from(s))
+}
+
+/// Connects by Multipath TCP.
+fn multipath(to: SocketAddr) -> io::Result<TcpStream> {
+    let s = socket2(libc::IPPROTO_MPTCP)?;
+    nix::sys::socket::connect(s.as_raw_fd(), &nix::sys::socket::SockaddrStorage::from(to))?;
+    Ok(TcpStream::from(s))
+}
+
+fn socket2(protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call; the descriptor is ours.
+    unsafe {
+        let fd = libc::socket(
+            libc::AF_INET,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+            protocol,
+        );
+        if fd < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
+    }
 }
 
 fn unbound(like: SocketAddr) -> io::Result<UdpSocket> {

@@ -252,7 +252,10 @@ impl World {
 
     /// All counters that are not zero, for people.
     pub fn nonzero(&self) -> String {
-        let all = self.dp().counters().unwrap_or_default();
+        let Some(dp) = &self.dp else {
+            return "closed".into();
+        };
+        let all = dp.counters().unwrap_or_default();
         let some = all
             .iter()
             .filter(|c| c.2 > 0)
@@ -284,7 +287,7 @@ pub fn spec<'a>(uid: &str, pod: &'a Pod, node: &'a fs::File) -> PodSpec<'a> {
     }
 }
 
-fn listen(dp: &Datapath, pod: &mut Pod) -> Result<()> {
+pub fn listen(dp: &Datapath, pod: &mut Pod) -> Result<()> {
     let (v4, v6) = (pod.v4, pod.v6);
     let (out, out6, four, six, dns) = in_netns(pod.netns.as_fd(), move || {
         let tcp = |ip: IpAddr, port: u16| -> io::Result<TcpListener> {
@@ -400,4 +403,13 @@ pub fn accept(listeners: &[&TcpListener]) -> Option<(std::net::TcpStream, Socket
     s.set_read_timeout(Some(Duration::from_secs(3)))
         .expect("timeout");
     Some((s, peer))
+}
+
+/// Asks again until it is so, for things that the kernel finishes a moment later.
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while !so() {
+        assert!(Instant::now() < until, "never: {what}");
+        std::thread::yield_now();
+    }
 }
