@@ -57,13 +57,16 @@ fn main() {
             let between = cpu();
             let tunnel = local.block_on(&runtime, load(near, connections, kind, round));
             let after = cpu();
+            // Microseconds of all four threads for each request, or for each 100 KB.
+            let unit = if kind == Kind::Bulk { 1e5 } else { 1.0 };
+            let cost = |cpu: f64, got: &Got| cpu * 1e6 / (got.rate * got.seconds / unit);
             println!(
-                "{name}: direct {}  tunnel {}  ratio {:.2}  cpu {:.2}/{:.2}",
+                "{name}: direct {}  tunnel {}  ratio {:.2}  cpu {:.1} -> {:.1} us",
                 direct.show(kind),
                 tunnel.show(kind),
                 tunnel.rate / direct.rate,
-                (between - before) / direct.rate * 1e6 / seconds,
-                (after - between) / tunnel.rate * 1e6 / seconds
+                cost(between - before, &direct),
+                cost(after - between, &tunnel),
             );
         }
     }
@@ -80,6 +83,7 @@ struct Got {
     rate: f64,
     p50: f64,
     p99: f64,
+    seconds: f64,
 }
 
 impl Got {
@@ -233,8 +237,10 @@ async fn load(to: SocketAddr, connections: usize, kind: Kind, round: Duration) -
             .get((times.len() as f64 * q) as usize)
             .map_or(0.0, |n: &u64| *n as f64 / 1e3)
     };
+    let seconds = start.elapsed().as_secs_f64();
     Got {
-        rate: total as f64 / start.elapsed().as_secs_f64(),
+        seconds,
+        rate: total as f64 / seconds,
         p50: at(0.5),
         p99: at(0.99),
     }

@@ -179,7 +179,9 @@ fn drive<D>(
     // A failed handshake first gives its alert to `outgoing` and then the same error again.
     let mut rounds = 0;
     loop {
-        let (discard, step) = process(incoming, &mut |status| {
+        // After a failure there is nothing more to read, only the alert to fetch.
+        let unread: &mut [u8] = if failed.is_none() { incoming } else { &mut [] };
+        let (discard, step) = process(unread, &mut |status| {
             let step = match status.state {
                 Ok(state) => handle(state, outgoing, early),
                 Err(e) => Some(Err(e.into())),

@@ -2,5 +2,6 @@
 
 mod flows;
 mod interop;
+mod life;
 mod pool;
 mod support;

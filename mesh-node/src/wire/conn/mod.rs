@@ -5,6 +5,7 @@
 //! entry lives until the owner removes it; after an error the connection is only good for sending GOAWAY.
 
 mod flow;
+mod frames;
 mod head;
 mod receive;
 mod streams;
@@ -111,7 +112,6 @@ pub struct Response {
 struct Peer {
     streams: u32,
     initial_window: u32,
-    max_frame: u32,
 }
 
 /// The state of a connection; `S` is what the owner keeps for each stream.
@@ -160,7 +160,6 @@ impl<S: Default> Conn<S> {
             peer: Peer {
                 streams: limits.streams,
                 initial_window: frame::DEFAULT_WINDOW,
-                max_frame: frame::MIN_MAX_FRAME,
             },
             send_window: i64::from(frame::DEFAULT_WINDOW),
             receive_left: i64::from(connection_window),
