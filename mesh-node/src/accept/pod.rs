@@ -59,6 +59,11 @@ pub trait PodSockets: Send + Sync + fmt::Debug {
     /// A fresh non-blocking TCP socket inside the pod, exempt from capture. With `client`, an application
     /// that accepts its connection sees that address as its peer (inbound legs only).
     fn tcp(&self, family: Family, client: Option<SocketAddr>) -> io::Result<socket2::Socket>;
+
+    /// A fresh non-blocking UDP socket inside the pod, bound to one of its addresses, exempt from capture.
+    fn udp(&self, address: IpAddr) -> io::Result<std::net::UdpSocket> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, format!("no UDP from {address}")))
+    }
 }
 
 /// A captured pod.

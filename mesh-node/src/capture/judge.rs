@@ -168,7 +168,7 @@ impl CaptureTask {
 
     /// Gives a pod's sockets to those who serve them.
     async fn share(&self, live: &Live) -> Result<(), AnnounceError> {
-        let mut dns = PodDns { pod: live.pod.clone(), stock: live.stock.clone(), udp: Vec::new(), tcp: Vec::new() };
+        let mut dns = PodDns { pod: live.pod.clone(), udp: Vec::new(), tcp: Vec::new() };
         for door in &live.doors.tcp {
             match door.kind {
                 Some(kind) => self.parts.listeners.add(&live.pod, kind, &door.socket).await?,

@@ -209,19 +209,6 @@ impl SocketStock {
         drop(self.lock().take());
     }
 
-    /// A fresh UDP socket inside the pod, exempt from capture, bound to `ip`.
-    pub fn udp(&self, ip: IpAddr) -> io::Result<UdpSocket> {
-        let netns = self.netns()?;
-        let socket = netns.enter(|| {
-            let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-            let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
-            socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)))?;
-            Ok(socket)
-        })?;
-        self.kernel.mark(socket.as_fd(), None)?;
-        Ok(socket.into())
-    }
-
     /// Shrinks a stock that nobody took from since the last call.
     pub fn rest(&self) {
         let mut surplus = Vec::new();
@@ -294,6 +281,18 @@ impl PodSockets for SocketStock {
             self.kernel.mark(socket.as_fd(), client)?;
         }
         Ok(socket)
+    }
+
+    fn udp(&self, ip: IpAddr) -> io::Result<UdpSocket> {
+        let netns = self.netns()?;
+        let socket = netns.enter(|| {
+            let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+            let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+            socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)))?;
+            Ok(socket)
+        })?;
+        self.kernel.mark(socket.as_fd(), None)?;
+        Ok(socket.into())
     }
 }
 

@@ -9,10 +9,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use crate::{
-    accept::{Pod, PodUid},
-    capture::SocketStock,
-};
+use crate::accept::{Pod, PodUid};
 
 /// How many events may wait.
 const QUEUE: usize = 256;
@@ -33,10 +30,8 @@ pub enum DnsEvent {
 /// A pod's DNS sockets.
 #[derive(Debug)]
 pub struct PodDns {
-    /// The pod.
+    /// The pod; sockets towards the resolver come from it too.
     pub pod: Arc<Pod>,
-    /// Where sockets towards the resolver come from.
-    pub stock: Arc<SocketStock>,
     /// Port 15053, UDP.
     pub udp: Vec<UdpSocket>,
     /// Port 15053, TCP.
