@@ -3,6 +3,7 @@
 //! Invariants: read once at start, through an injected [`Source`]; every setting has one row in
 //! [`settings::SETTINGS`]; an unknown name in the file is an error, never ignored.
 
+pub mod cgroup;
 mod parse;
 pub mod settings;
 mod source;
