@@ -4,8 +4,8 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_abi::decide::{self, Connect, Gate, Judged, Pick, Scope, proto};
 use mesh_abi::{
-    Addr, Counter, Endpoint, POD_DIRECT, Pod, SOCK_CAPTURED, SOCK_DIRECT, SOCK_DNS, SOCK_NONE, Sock, State, VerdictKey,
-    ports, reason,
+    Addr, Counter, Endpoint, POD_DIRECT, Pod, SOCK_CAPTURED, SOCK_DIRECT, SOCK_DNS, SOCK_NONE,
+    Sock, State, VerdictKey, ports, reason,
 };
 
 use crate::maps::{ADDRS, EPOCHS, PODS, USES, VERDICTS, VIPS, state};
@@ -18,7 +18,9 @@ const STOP: i32 = 0;
 pub fn connect(ctx: &SockAddrContext, v4: bool) -> i32 {
     let cookie = peer::cookie(ctx);
     // SAFETY: the reference is not kept beyond this program.
-    let Some(pod) = (unsafe { PODS.get(cookie) }) else { return GO };
+    let Some(pod) = (unsafe { PODS.get(cookie) }) else {
+        return GO;
+    };
     let Some(state) = state() else { return GO };
     if state.retired() != 0 {
         return GO;
@@ -57,14 +59,28 @@ fn forget(ctx: &SockAddrContext) {
 }
 
 #[inline(always)]
-fn tcp(ctx: &SockAddrContext, v4: bool, state: &State, pod: &Pod, cookie: u64, dst: &Endpoint, dns: Option<u16>) -> i32 {
+fn tcp(
+    ctx: &SockAddrContext,
+    v4: bool,
+    state: &State,
+    pod: &Pod,
+    cookie: u64,
+    dst: &Endpoint,
+    dns: Option<u16>,
+) -> i32 {
     let now = count::now();
     if decide::gate(state, now) != Gate::Serve {
         return refuse(pod, cookie, dst, reason::AGENT_STALE);
     }
-    let Some(used) = USES.get(pod.index()) else { return refuse(pod, cookie, dst, reason::INTERNAL) };
+    let Some(used) = USES.get(pod.index()) else {
+        return refuse(pod, cookie, dst, reason::INTERNAL);
+    };
     let mut target = *dst;
-    let mut judged = if dns.is_some() { Judged::Proxy } else { known(cookie, dst, state, now) };
+    let mut judged = if dns.is_some() {
+        Judged::Proxy
+    } else {
+        known(cookie, dst, state, now)
+    };
     if dns.is_none() && !matches!(judged, Judged::Refuse(_)) {
         // SAFETY: the reference is not kept beyond this program.
         if let Some(vip) = unsafe { VIPS.get(dst) } {
@@ -92,11 +108,18 @@ fn tcp(ctx: &SockAddrContext, v4: bool, state: &State, pod: &Pod, cookie: u64, d
 #[inline(always)]
 fn known(cookie: u64, dst: &Endpoint, state: &State, now: u64) -> Judged {
     // SAFETY: the reference is not kept beyond this program.
-    let Some(verdict) = (unsafe { VERDICTS.get(VerdictKey::new(cookie, dst.addr(), dst.port())) }) else {
+    let Some(verdict) = (unsafe { VERDICTS.get(VerdictKey::new(cookie, dst.addr(), dst.port())) })
+    else {
         return Judged::Unknown;
     };
-    let Some(bucket) = EPOCHS.get(Endpoint::epoch_bucket(&dst.addr())) else { return Judged::Unknown };
-    decide::judge(Some(verdict), Endpoint::epoch(*bucket, state.generation()), now)
+    let Some(bucket) = EPOCHS.get(Endpoint::epoch_bucket(&dst.addr())) else {
+        return Judged::Unknown;
+    };
+    decide::judge(
+        Some(verdict),
+        Endpoint::epoch(*bucket, state.generation()),
+        now,
+    )
 }
 
 /// Whether the socket can go direct to a pod of this node. A multipath socket cannot: its segments come from
@@ -111,7 +134,14 @@ fn able(ctx: &SockAddrContext, pod: &Pod, v4: bool, target: &Endpoint) -> bool {
 
 #[inline(always)]
 fn direct(ctx: &SockAddrContext, v4: bool, pod: &Pod, dst: &Endpoint, target: &Endpoint) -> i32 {
-    let mut s = Sock::new(SOCK_DIRECT, dst.port(), pod.index(), dst.addr(), target.addr(), target.port());
+    let mut s = Sock::new(
+        SOCK_DIRECT,
+        dst.port(),
+        pod.index(),
+        dst.addr(),
+        target.addr(),
+        target.port(),
+    );
     if !peer::remember(ctx, &mut s) {
         count::decision(Counter::StorageFailed);
         return fail(reason::OVERLOADED);
@@ -122,8 +152,22 @@ fn direct(ctx: &SockAddrContext, v4: bool, pod: &Pod, dst: &Endpoint, target: &E
 }
 
 #[inline(always)]
-fn proxy(ctx: &SockAddrContext, v4: bool, pod: &Pod, cookie: u64, dst: &Endpoint, dns: Option<u16>) -> i32 {
-    let mut s = Sock::new(SOCK_CAPTURED, dst.port(), pod.index(), dst.addr(), Addr::NONE, 0);
+fn proxy(
+    ctx: &SockAddrContext,
+    v4: bool,
+    pod: &Pod,
+    cookie: u64,
+    dst: &Endpoint,
+    dns: Option<u16>,
+) -> i32 {
+    let mut s = Sock::new(
+        SOCK_CAPTURED,
+        dst.port(),
+        pod.index(),
+        dst.addr(),
+        Addr::NONE,
+        0,
+    );
     if !peer::remember(ctx, &mut s) {
         count::decision(Counter::StorageFailed);
         return refuse(pod, cookie, dst, reason::OVERLOADED);
@@ -139,7 +183,13 @@ fn proxy(ctx: &SockAddrContext, v4: bool, pod: &Pod, cookie: u64, dst: &Endpoint
 
 #[inline(always)]
 fn refuse(pod: &Pod, cookie: u64, dst: &Endpoint, why: u16) -> i32 {
-    count::refused(why.into(), pod.index(), cookie, &dst.addr(), dst.port().into());
+    count::refused(
+        why.into(),
+        pod.index(),
+        cookie,
+        &dst.addr(),
+        dst.port().into(),
+    );
     fail(why)
 }
 

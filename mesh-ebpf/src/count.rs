@@ -43,7 +43,9 @@ pub fn tell(event: &Event) {
 /// Whether one more refusal may be told now.
 #[inline(always)]
 fn may_tell(now: u64) -> bool {
-    let Some(limit) = LIMITS.get_ptr_mut(0) else { return false };
+    let Some(limit) = LIMITS.get_ptr_mut(0) else {
+        return false;
+    };
     // SAFETY: the entry of this CPU.
     let l = unsafe { *limit };
     let next = if now.wrapping_sub(l.since_ns()) > WINDOW_NS {
@@ -65,8 +67,24 @@ pub fn dropped(reason: u32, index: u32, tuple: &Tuple, ifindex: u32, protocol: u
     let now = now();
     if may_tell(now) {
         let e = Event::new(
-            EVENT_DROP, reason as u16, index, now, *tuple, ifindex, tuple.server(), tuple.server_port(), protocol as u16,
-            0, 0, 0, 0, 0, 0, 0, 0, 0,
+            EVENT_DROP,
+            reason as u16,
+            index,
+            now,
+            *tuple,
+            ifindex,
+            tuple.server(),
+            tuple.server_port(),
+            protocol as u16,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
         );
         tell(&e);
     }
@@ -79,7 +97,26 @@ pub fn refused(reason: u32, index: u32, cookie: u64, addr: &Addr, port: u32) {
     let now = now();
     if may_tell(now) {
         let t = Tuple::new(Addr::NONE, *addr, 0, port as u16);
-        let e = Event::new(EVENT_REFUSED, reason as u16, index, now, t, 0, *addr, port as u16, 6, 0, cookie, 0, 0, 0, 0, 0, 0, 0);
+        let e = Event::new(
+            EVENT_REFUSED,
+            reason as u16,
+            index,
+            now,
+            t,
+            0,
+            *addr,
+            port as u16,
+            6,
+            0,
+            cookie,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        );
         tell(&e);
     }
 }

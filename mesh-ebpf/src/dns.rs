@@ -34,10 +34,13 @@ pub fn connect(ctx: &SockAddrContext, v4: bool, pod: &Pod, dst: &Endpoint) {
 #[inline(always)]
 pub fn sendmsg(ctx: &SockAddrContext, v4: bool) {
     // SAFETY: the reference is not kept beyond this program.
-    let Some(pod) = (unsafe { PODS.get(peer::cookie(ctx)) }) else { return };
+    let Some(pod) = (unsafe { PODS.get(peer::cookie(ctx)) }) else {
+        return;
+    };
     let dst = peer::read(ctx, v4);
-    if pod.flags() & POD_DNS == 0 || decide::scope(pod, proto::DGRAM, proto::UDP, &dst.addr(), dst.port()) != Scope::Dns {
-        count::decision(Counter::UdpPassed);
+    if pod.flags() & POD_DNS == 0
+        || decide::scope(pod, proto::DGRAM, proto::UDP, &dst.addr(), dst.port()) != Scope::Dns
+    {
         return;
     }
     if ask(ctx, pod, &dst, source_port(ctx)) {
@@ -54,7 +57,8 @@ pub fn recvmsg(ctx: &SockAddrContext, v4: bool) {
     }
     let from = peer::read(ctx, v4);
     let addr = s.addr();
-    if from.port() == ports::DNS && decide::same(&from.addr(), &s.local()) && (addr.is_v4() || !v4) {
+    if from.port() == ports::DNS && decide::same(&from.addr(), &s.local()) && (addr.is_v4() || !v4)
+    {
         peer::write(ctx, v4, &addr, s.port());
     }
 }
@@ -72,7 +76,11 @@ pub fn release(ctx: &SockContext) {
 /// Takes back what a socket published.
 #[inline(always)]
 pub fn unpublish(s: &mut Sock) {
-    if s.local_port() != 0 && ASKED.remove(Endpoint::new(s.local(), s.local_port())).is_ok() {
+    if s.local_port() != 0
+        && ASKED
+            .remove(Endpoint::new(s.local(), s.local_port()))
+            .is_ok()
+    {
         charge(s.index(), Share::Dns, -1);
     }
     *s = Sock::new(SOCK_NONE, 0, 0, Addr::NONE, Addr::NONE, 0);
@@ -102,7 +110,14 @@ fn ask(ctx: &SockAddrContext, pod: &Pod, resolver: &Endpoint, port: u16) -> bool
         port = 0;
         count::decision(Counter::DnsLost);
     }
-    let mut s = Sock::new(SOCK_DNS, resolver.port(), pod.index(), resolver.addr(), local, port);
+    let mut s = Sock::new(
+        SOCK_DNS,
+        resolver.port(),
+        pod.index(),
+        resolver.addr(),
+        local,
+        port,
+    );
     if !peer::remember(ctx, &mut s) {
         count::decision(Counter::StorageFailed);
         unpublish(&mut s);
@@ -118,7 +133,9 @@ fn publish(key: &Endpoint, asked: &Asked) -> bool {
     if ASKED.insert(key, asked, EXIST).is_ok() {
         return true;
     }
-    let Some(u) = used(asked.index()) else { return false };
+    let Some(u) = used(asked.index()) else {
+        return false;
+    };
     // SAFETY: an entry of the array; a stale count is no harm.
     if unsafe { (*u).dns() } >= size::ASKED_QUOTA as u64 || ASKED.insert(key, asked, 0).is_err() {
         return false;
@@ -133,7 +150,11 @@ fn source_port(ctx: &SockAddrContext) -> u16 {
     // SAFETY: the socket of the context; the verifier checks the access.
     unsafe {
         let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
-        if sk.is_null() { 0 } else { core::ptr::read_volatile(core::ptr::addr_of!((*sk).src_port)) as u16 }
+        if sk.is_null() {
+            0
+        } else {
+            core::ptr::read_volatile(core::ptr::addr_of!((*sk).src_port)) as u16
+        }
     }
 }
 

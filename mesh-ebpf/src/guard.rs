@@ -4,6 +4,7 @@
 //! Invariant: to pass is always "next", so that whatever the node's network has attached still runs.
 
 use aya_ebpf::programs::TcContext;
+use mesh_abi::decide;
 use mesh_abi::packet::{self, Packet, Upper, ether};
 use mesh_abi::{Addr, Counter, SOCK_OWN, STATE_AUDIT, Tuple, reason};
 
@@ -23,7 +24,8 @@ struct Seen {
     ifindex: u32,
     index: u32,
     guarded: bool,
-    protocol: u32,
+    addr4: Addr,
+    addr6: Addr,
 }
 
 #[inline(always)]
@@ -35,9 +37,20 @@ pub fn run(ctx: &TcContext, guard: bool) -> i32 {
     // SAFETY: a readable field of the context.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: the reference is not kept beyond this program.
-    let Some(iface) = (unsafe { IFACES.get(ifindex) }) else { return NEXT };
-    let seen = Seen { ifindex, index: iface.index(), guarded: guard && packet::is_guarded(iface), protocol: 0 };
-    let Some(kind) = u16_at(ctx, 12) else { return NEXT };
+    let Some(iface) = (unsafe { IFACES.get(ifindex) }) else {
+        return NEXT;
+    };
+    let guarded = guard && packet::is_guarded(iface);
+    let seen = Seen {
+        ifindex,
+        index: iface.index(),
+        guarded,
+        addr4: iface.addr4(),
+        addr6: iface.addr6(),
+    };
+    // The kernel read the Ethernet type when it took the frame, and took off one VLAN tag.
+    // SAFETY: a readable field of the context, big-endian.
+    let kind = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
     let (why, t, protocol) = match kind {
         ether::IPV4 => ipv4(ctx, &seen),
         ether::IPV6 => ipv6(ctx, &seen),
@@ -52,7 +65,13 @@ pub fn run(ctx: &TcContext, guard: bool) -> i32 {
         count::decision(Counter::GuardAudited);
         return NEXT;
     }
-    count::dropped(why.into(), if seen.guarded { seen.index } else { u32::MAX }, &t, ifindex, protocol);
+    count::dropped(
+        why.into(),
+        if seen.guarded { seen.index } else { u32::MAX },
+        &t,
+        ifindex,
+        protocol,
+    );
     DROP
 }
 
@@ -65,28 +84,42 @@ fn nowhere() -> Tuple {
 
 #[inline(always)]
 fn ipv4(ctx: &TcContext, seen: &Seen) -> Verdict {
-    let h = ETH;
-    let (Some(ihl), Some(frag), Some(protocol)) = (u8_at(ctx, h), u16_at(ctx, h + 6), u8_at(ctx, h + 9)) else {
+    // The fixed header in one piece: version and length, length, id and fragment, ttl and protocol, addresses.
+    let Ok([first, fragment, rest, src, dst]) = ctx.load::<[u32; 5]>(ETH) else {
         return unreadable(seen);
     };
-    let (Some(src), Some(dst)) = (u32_at(ctx, h + 12), u32_at(ctx, h + 16)) else { return unreadable(seen) };
+    let ihl = u32::from_be(first) >> 24 & 0x0f;
+    let frag = u32::from_be(fragment) as u16;
+    let protocol = (u32::from_be(rest) >> 16) as u8;
     let (src, dst) = (Addr::from_v4_word(src), Addr::from_v4_word(dst));
     let t = Tuple::new(src, dst, 0, 0);
     if let Some(why) = claimed(seen, &src) {
         return (why, t, protocol.into());
     }
-    let l4 = h + usize::from(ihl & 0x0f) * 4;
-    if seen.guarded && l4 < h + 20 {
+    let l4 = ETH + ihl as usize * 4;
+    if seen.guarded && ihl < 5 {
         return (reason::UNPARSABLE, t, protocol.into());
     }
-    upper(ctx, seen, packet::upper_v4(protocol, frag), l4, src, dst, protocol.into())
+    upper(
+        ctx,
+        seen,
+        packet::upper_v4(protocol, frag),
+        l4,
+        src,
+        dst,
+        protocol.into(),
+    )
 }
 
 #[inline(always)]
 fn ipv6(ctx: &TcContext, seen: &Seen) -> Verdict {
     let h = ETH;
-    let Some(first) = u8_at(ctx, h + 6) else { return unreadable(seen) };
-    let (Some(src), Some(dst)) = (addr_at(ctx, h + 8), addr_at(ctx, h + 24)) else { return unreadable(seen) };
+    let Some(first) = u8_at(ctx, h + 6) else {
+        return unreadable(seen);
+    };
+    let (Some(src), Some(dst)) = (addr_at(ctx, h + 8), addr_at(ctx, h + 24)) else {
+        return unreadable(seen);
+    };
     let t = Tuple::new(src, dst, 0, 0);
     if let Some(why) = claimed(seen, &src) {
         return (why, t, first.into());
@@ -98,13 +131,21 @@ fn ipv6(ctx: &TcContext, seen: &Seen) -> Verdict {
     while i < WALK {
         match packet::upper_v6(next, behind) {
             Upper::Walk => {
-                let (Some(n), Some(len)) = (u8_at(ctx, at), u8_at(ctx, at + 1)) else { return unreadable(seen) };
-                at += if next == 51 { (usize::from(len) + 2) * 4 } else { (usize::from(len) + 1) * 8 };
+                let (Some(n), Some(len)) = (u8_at(ctx, at), u8_at(ctx, at + 1)) else {
+                    return unreadable(seen);
+                };
+                at += if next == 51 {
+                    (usize::from(len) + 2) * 4
+                } else {
+                    (usize::from(len) + 1) * 8
+                };
                 next = n;
                 behind = true;
             }
             Upper::Fragment => {
-                let Some(n) = u8_at(ctx, at) else { return unreadable(seen) };
+                let Some(n) = u8_at(ctx, at) else {
+                    return unreadable(seen);
+                };
                 at += 8;
                 next = n;
                 behind = true;
@@ -120,7 +161,11 @@ fn ipv6(ctx: &TcContext, seen: &Seen) -> Verdict {
         }
         i += 1;
     }
-    if seen.guarded { (reason::UNPARSABLE, t, next.into()) } else { (0, t, 0) }
+    if seen.guarded {
+        (reason::UNPARSABLE, t, next.into())
+    } else {
+        (0, t, 0)
+    }
 }
 
 /// A neighbour advertisement speaks for the target in it, whatever its source is.
@@ -136,7 +181,9 @@ fn neighbour(ctx: &TcContext, seen: &Seen, at: usize) -> Option<u16> {
 #[inline(always)]
 fn arp(ctx: &TcContext, seen: &Seen) -> Verdict {
     // Ethernet and IPv4: the sender's address is at 14. Requests and answers both teach it to others.
-    let Some(sender) = u32_at(ctx, ETH + 14) else { return unreadable(seen) };
+    let Some(sender) = u32_at(ctx, ETH + 14) else {
+        return unreadable(seen);
+    };
     let sender = Addr::from_v4_word(sender);
     match claimed(seen, &sender) {
         Some(why) => (why, Tuple::new(sender, Addr::NONE, 0, 0), 0),
@@ -146,6 +193,10 @@ fn arp(ctx: &TcContext, seen: &Seen) -> Verdict {
 
 #[inline(always)]
 fn claimed(seen: &Seen, addr: &Addr) -> Option<u16> {
+    let own = if addr.is_v4() { seen.addr4 } else { seen.addr6 };
+    if decide::same(&own, addr) {
+        return None;
+    }
     // SAFETY: the reference is not kept beyond this program.
     match packet::anchor(seen.ifindex, unsafe { ADDRS.get(addr) }) {
         Packet::Drop(why) => Some(why),
@@ -154,7 +205,15 @@ fn claimed(seen: &Seen, addr: &Addr) -> Option<u16> {
 }
 
 #[inline(always)]
-fn upper(ctx: &TcContext, seen: &Seen, upper: Upper, at: usize, src: Addr, dst: Addr, protocol: u32) -> Verdict {
+fn upper(
+    ctx: &TcContext,
+    seen: &Seen,
+    upper: Upper,
+    at: usize,
+    src: Addr,
+    dst: Addr,
+    protocol: u32,
+) -> Verdict {
     let none = Tuple::new(src, dst, 0, 0);
     if !seen.guarded {
         return (0, none, 0);
@@ -162,16 +221,24 @@ fn upper(ctx: &TcContext, seen: &Seen, upper: Upper, at: usize, src: Addr, dst: 
     match upper {
         Upper::Tcp => tcp(ctx, seen, at, src, dst),
         Upper::Hidden => (reason::UNPARSABLE, none, protocol),
-        Upper::Udp | Upper::Icmp6 | Upper::Walk | Upper::Fragment | Upper::Other => (0, none, 0),
+        Upper::Udp => {
+            count::decision(Counter::UdpPassed);
+            (0, none, 0)
+        }
+        Upper::Icmp6 | Upper::Walk | Upper::Fragment | Upper::Other => {
+            count::decision(Counter::OtherPassed);
+            (0, none, 0)
+        }
     }
 }
 
 #[inline(always)]
 fn tcp(ctx: &TcContext, seen: &Seen, at: usize, src: Addr, dst: Addr) -> Verdict {
     let none = Tuple::new(src, dst, 0, 0);
-    let (Some(ports), Some(flags)) = (u32_at(ctx, at), u8_at(ctx, at + 13)) else {
+    let Ok([ports, _, _, offset_and_flags]) = ctx.load::<[u32; 4]>(at) else {
         return (reason::UNPARSABLE, none, 6);
     };
+    let flags = (u32::from_be(offset_and_flags) >> 16) as u8;
     if !packet::is_opening(flags) {
         return (0, none, 6);
     }
@@ -207,17 +274,12 @@ fn own(ctx: &TcContext) -> bool {
 #[inline(always)]
 fn unreadable(seen: &Seen) -> Verdict {
     let why = if seen.guarded { reason::UNPARSABLE } else { 0 };
-    (why, nowhere(), seen.protocol)
+    (why, nowhere(), 0)
 }
 
 #[inline(always)]
 fn u8_at(ctx: &TcContext, at: usize) -> Option<u8> {
     ctx.load::<u8>(at).ok()
-}
-
-#[inline(always)]
-fn u16_at(ctx: &TcContext, at: usize) -> Option<u16> {
-    ctx.load::<u16>(at).ok().map(u16::from_be)
 }
 
 #[inline(always)]

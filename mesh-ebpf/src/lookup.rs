@@ -48,7 +48,10 @@ fn ask(ctx: &SkLookupContext, t: &Tuple, family: u32) -> u32 {
     // SAFETY: as above.
     let authorised = unsafe { DIRECT.get(t) };
     let probe = authorised.is_none() && PROBES.get_ptr(t).is_some();
-    let declared = probe && PROBE_PORTS.get_ptr(ListenerKey::new(index, t.server_port(), 0)).is_some();
+    let declared = probe
+        && PROBE_PORTS
+            .get_ptr(ListenerKey::new(index, t.server_port(), 0))
+            .is_some();
     match decide::lookup(index, authorised, probe, declared) {
         Inbound::Direct => {
             count::decision(Counter::InboundDirect);
@@ -81,11 +84,17 @@ fn addresses(ctx: &SkLookupContext, family: u32) -> (Addr, Addr) {
     // SAFETY: readable fields of the context, each word by itself.
     unsafe {
         if family == 2 {
-            return (Addr::from_v4_word((*c).remote_ip4), Addr::from_v4_word((*c).local_ip4));
+            return (
+                Addr::from_v4_word((*c).remote_ip4),
+                Addr::from_v4_word((*c).local_ip4),
+            );
         }
         let r = core::ptr::addr_of!((*c).remote_ip6).cast::<u32>();
         let l = core::ptr::addr_of!((*c).local_ip6).cast::<u32>();
-        (Addr::new([rd(r, 0), rd(r, 1), rd(r, 2), rd(r, 3)]), Addr::new([rd(l, 0), rd(l, 1), rd(l, 2), rd(l, 3)]))
+        (
+            Addr::new([rd(r, 0), rd(r, 1), rd(r, 2), rd(r, 3)]),
+            Addr::new([rd(l, 0), rd(l, 1), rd(l, 2), rd(l, 3)]),
+        )
     }
 }
 

@@ -16,7 +16,9 @@ mod peer;
 mod sockops;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext};
+use aya_ebpf::programs::{
+    SkLookupContext, SockAddrContext, SockContext, SockOpsContext, TcContext,
+};
 
 /// A hook on a call lets it go on.
 const GO: i32 = 1;

@@ -22,7 +22,8 @@ pub static ADDRS: HashMap<Addr, Owner, { size::ADDRS as usize }, LAZY> = HashMap
 #[btf_map]
 pub static IFACES: HashMap<u32, Iface, { size::IFACES as usize }, LAZY> = HashMap::new();
 #[btf_map]
-pub static PROBE_PORTS: HashMap<ListenerKey, u32, { size::PROBE_PORTS as usize }, LAZY> = HashMap::new();
+pub static PROBE_PORTS: HashMap<ListenerKey, u32, { size::PROBE_PORTS as usize }, LAZY> =
+    HashMap::new();
 #[btf_map]
 pub static USES: Array<Use, PODS_MAX, SHARED> = Array::new();
 #[btf_map]
@@ -40,7 +41,8 @@ pub static PROBES: HashMap<Tuple, u64, { size::PROBES as usize }, LAZY> = HashMa
 #[btf_map]
 pub static ASKED: HashMap<Endpoint, Asked, { size::ASKED as usize }, LAZY> = HashMap::new();
 #[btf_map]
-pub static VERDICTS: HashMap<VerdictKey, Verdict, { size::VERDICTS as usize }, LAZY> = HashMap::new();
+pub static VERDICTS: HashMap<VerdictKey, Verdict, { size::VERDICTS as usize }, LAZY> =
+    HashMap::new();
 #[btf_map]
 pub static VIPS: HashMap<Endpoint, Vip, { size::VIPS as usize }, LAZY> = HashMap::new();
 #[btf_map]
@@ -75,7 +77,9 @@ pub enum Share {
 /// Counts an entry made (`1`) or deleted (`-1`).
 #[inline(always)]
 pub fn charge(index: u32, share: Share, by: i64) {
-    let Some(entry) = USES.get_ptr_mut(index) else { return };
+    let Some(entry) = USES.get_ptr_mut(index) else {
+        return;
+    };
     // SAFETY: the offset is that of one of the counters of the entry; the addition is atomic.
     unsafe { add(entry.cast::<u8>().add(share as usize).cast(), by) };
 }

@@ -56,7 +56,10 @@ pub fn write(ctx: &SockAddrContext, v4: bool, addr: &Addr, port: u16) {
             core::ptr::write_volatile(at.add(2), w[2]);
             core::ptr::write_volatile(at.add(3), w[3]);
         }
-        core::ptr::write_volatile(core::ptr::addr_of_mut!((*c).user_port), u32::from(port.to_be()));
+        core::ptr::write_volatile(
+            core::ptr::addr_of_mut!((*c).user_port),
+            u32::from(port.to_be()),
+        );
     }
 }
 
@@ -86,7 +89,11 @@ pub fn remember(ctx: &SockAddrContext, value: &mut Sock) -> bool {
 pub fn storage_of(sk: *mut core::ffi::c_void) -> Option<&'static mut Sock> {
     let map = core::ptr::addr_of!(SOCKS).cast_mut().cast();
     // SAFETY: the caller checked `sk` for null; the helper returns null or a value of the map.
-    unsafe { bpf_sk_storage_get(map, sk, core::ptr::null_mut(), 0).cast::<Sock>().as_mut() }
+    unsafe {
+        bpf_sk_storage_get(map, sk, core::ptr::null_mut(), 0)
+            .cast::<Sock>()
+            .as_mut()
+    }
 }
 
 /// Remembers something with any socket that a helper takes.
@@ -95,7 +102,11 @@ pub fn remember_of(sk: *mut core::ffi::c_void, value: &mut Sock) -> bool {
     let map = core::ptr::addr_of!(SOCKS).cast_mut().cast();
     let copy = *value;
     // SAFETY: as above.
-    match unsafe { bpf_sk_storage_get(map, sk, core::ptr::from_mut(value).cast(), 1).cast::<Sock>().as_mut() } {
+    match unsafe {
+        bpf_sk_storage_get(map, sk, core::ptr::from_mut(value).cast(), 1)
+            .cast::<Sock>()
+            .as_mut()
+    } {
         Some(kept) => {
             *kept = copy;
             true
@@ -108,7 +119,11 @@ pub fn remember_of(sk: *mut core::ffi::c_void, value: &mut Sock) -> bool {
 #[inline(always)]
 pub fn getpeername(ctx: &SockAddrContext, v4: bool) {
     let Some(s) = storage(ctx) else { return };
-    if !matches!(s.kind(), SOCK_CAPTURED | SOCK_DIRECT | SOCK_SHOWN | SOCK_DNS) || s.port() == 0 {
+    if !matches!(
+        s.kind(),
+        SOCK_CAPTURED | SOCK_DIRECT | SOCK_SHOWN | SOCK_DNS
+    ) || s.port() == 0
+    {
         return;
     }
     let addr = s.addr();

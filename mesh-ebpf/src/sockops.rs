@@ -7,8 +7,8 @@ use aya_ebpf::programs::SockOpsContext;
 use mesh_abi::decide::{self, tcp_state};
 use mesh_abi::maps::size;
 use mesh_abi::{
-    Addr, Authorised, Counter, EVENT_DIRECT_CLOSE, EVENT_DIRECT_OPEN, Endpoint, Event, Original, SOCK_CAPTURED, SOCK_DIRECT,
-    SOCK_OWN, SOCK_SHOWN, Sock, Tuple,
+    Addr, Authorised, Counter, EVENT_DIRECT_CLOSE, EVENT_DIRECT_OPEN, Endpoint, Event, Original,
+    SOCK_CAPTURED, SOCK_DIRECT, SOCK_OWN, SOCK_SHOWN, Sock, Tuple,
 };
 
 use crate::maps::{ADDRS, CLIENTS, DIRECT, ORIGINALS, PODS, PROBES, Share, charge, used};
@@ -48,7 +48,10 @@ pub fn node(ctx: &SockOpsContext) {
     let t = tuple(ctx);
     if op == STATE {
         let _ = CLIENTS.remove(t);
-    } else if CLIENTS.insert(t, Endpoint::new(s.addr(), s.port()), 0).is_ok() {
+    } else if CLIENTS
+        .insert(t, Endpoint::new(s.addr(), s.port()), 0)
+        .is_ok()
+    {
         want_state(ctx);
     } else {
         count::decision(Counter::ClientLost);
@@ -103,8 +106,20 @@ fn opened(ctx: &SockOpsContext) {
 fn authorise(ctx: &SockOpsContext, s: &Sock) {
     let t = tuple(ctx);
     // SAFETY: the reference is not kept beyond this program.
-    let Some(owner) = (unsafe { ADDRS.get(t.server()) }) else { return };
-    let a = Authorised::new(s.index(), owner.index(), cookie(ctx), count::now(), s.addr(), s.port(), 0, 0, 0);
+    let Some(owner) = (unsafe { ADDRS.get(t.server()) }) else {
+        return;
+    };
+    let a = Authorised::new(
+        s.index(),
+        owner.index(),
+        cookie(ctx),
+        count::now(),
+        s.addr(),
+        s.port(),
+        0,
+        0,
+        0,
+    );
     let Some(u) = used(s.index()) else { return };
     // SAFETY: an entry of the array; a stale count is no harm.
     let full = unsafe { (*u).direct() } >= size::DIRECT_QUOTA as u64;
@@ -130,8 +145,24 @@ fn established(ctx: &SockOpsContext) {
         // SAFETY: as above.
         unsafe { *at = a };
         let e = Event::new(
-            EVENT_DIRECT_OPEN, 0, a.client(), count::now(), t, 0, a.dialed(), a.dialed_port(), 6, a.server(), a.cookie(), 0, 0, 0,
-            0, 0, 0, 1,
+            EVENT_DIRECT_OPEN,
+            0,
+            a.client(),
+            count::now(),
+            t,
+            0,
+            a.dialed(),
+            a.dialed_port(),
+            6,
+            a.server(),
+            a.cookie(),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            1,
         );
         count::tell(&e);
     }
@@ -141,7 +172,9 @@ fn established(ctx: &SockOpsContext) {
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
     let t = tuple(ctx).reversed();
-    let Some(client) = CLIENTS.get_ptr(t) else { return };
+    let Some(client) = CLIENTS.get_ptr(t) else {
+        return;
+    };
     // SAFETY: a value of the map, copied before it is removed.
     let client = unsafe { *client };
     let _ = CLIENTS.remove(t);
@@ -151,7 +184,11 @@ fn accepted(ctx: &SockOpsContext) {
     }
     let mut s = Sock::new(SOCK_SHOWN, client.port(), 0, client.addr(), Addr::NONE, 0);
     let done = peer::remember_of(sk.cast(), &mut s);
-    count::decision(if done { Counter::ClientShown } else { Counter::StorageFailed });
+    count::decision(if done {
+        Counter::ClientShown
+    } else {
+        Counter::StorageFailed
+    });
 }
 
 #[inline(always)]
@@ -195,13 +232,36 @@ fn ended(ctx: &SockOpsContext, t: &Tuple) {
     let c = ctx.ops;
     // SAFETY: readable fields of the context; the verifier checks each access.
     let (acked, received, srtt, again, segments, all_acked) = unsafe {
-        ((*c).bytes_acked, (*c).bytes_received, (*c).srtt_us, (*c).total_retrans, (*c).segs_out, (*c).snd_una == (*c).snd_nxt)
+        (
+            (*c).bytes_acked,
+            (*c).bytes_received,
+            (*c).srtt_us,
+            (*c).total_retrans,
+            (*c).segs_out,
+            (*c).snd_una == (*c).snd_nxt,
+        )
     };
     let (sent, received) = decide::payload(acked, received, &a, ctx.arg(0), all_acked);
     // The kernel keeps eight times the smoothed round trip.
     let e = Event::new(
-        EVENT_DIRECT_CLOSE, 0, a.client(), now, *t, 0, a.dialed(), a.dialed_port(), 6, a.server(), a.cookie(), sent, received,
-        now.saturating_sub(a.opened_ns()), srtt >> 3, again, segments, a.established().into(),
+        EVENT_DIRECT_CLOSE,
+        0,
+        a.client(),
+        now,
+        *t,
+        0,
+        a.dialed(),
+        a.dialed_port(),
+        6,
+        a.server(),
+        a.cookie(),
+        sent,
+        received,
+        now.saturating_sub(a.opened_ns()),
+        srtt >> 3,
+        again,
+        segments,
+        a.established().into(),
     );
     count::tell(&e);
 }
@@ -227,7 +287,11 @@ fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
 #[inline(always)]
 fn storage(ctx: &SockOpsContext) -> Option<&'static mut Sock> {
     let sk = socket(ctx);
-    if sk.is_null() { None } else { peer::storage_of(sk.cast()) }
+    if sk.is_null() {
+        None
+    } else {
+        peer::storage_of(sk.cast())
+    }
 }
 
 /// The connection as seen from this socket: itself as the client.
@@ -236,7 +300,12 @@ fn tuple(ctx: &SockOpsContext) -> Tuple {
     let c = ctx.ops;
     let (remote, local) = addresses(ctx);
     // SAFETY: readable fields of the context. The remote port is big-endian in the upper half of a word.
-    let (lport, rport) = unsafe { ((*c).local_port as u16, (u32::from_be((*c).remote_port)) as u16) };
+    let (lport, rport) = unsafe {
+        (
+            (*c).local_port as u16,
+            (u32::from_be((*c).remote_port)) as u16,
+        )
+    };
     Tuple::new(local, remote, lport, rport)
 }
 
@@ -255,7 +324,10 @@ fn addresses(ctx: &SockOpsContext) -> (Addr, Addr) {
                 return (remote, Addr::new([rd(l, 0), rd(l, 1), rd(l, 2), rd(l, 3)]));
             }
         }
-        (Addr::from_v4_word((*c).remote_ip4), Addr::from_v4_word((*c).local_ip4))
+        (
+            Addr::from_v4_word((*c).remote_ip4),
+            Addr::from_v4_word((*c).local_ip4),
+        )
     }
 }
 

@@ -17,7 +17,13 @@ const TARGET: &str = "bpfel-unknown-none";
 const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.13";
 /// Debian's toolchain with a prebuilt `core` for the target, and the LLVM that its linker is built with.
-const PACKAGES: &[&str] = &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "rust-web-llvm", "llvm-22-dev"];
+const PACKAGES: &[&str] = &[
+    "rustc-web",
+    "cargo-web",
+    "libstd-rust-web-dev-bpf",
+    "rust-web-llvm",
+    "llvm-22-dev",
+];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const TRIES: u32 = 3;
 
@@ -62,8 +68,16 @@ pub fn run(args: &Args) -> Result<()> {
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     publish(&object, &bytes)?;
     // The lock may have been written by the build, so hash again.
-    fs::write(&stamp, self::inputs(&root.join("mesh-ebpf"), Some(toolchain))?)?;
-    println!("ebpf: {} ({} KiB, {:.1} s)", object.display(), bytes.len() / 1024, begin.elapsed().as_secs_f32());
+    fs::write(
+        &stamp,
+        self::inputs(&root.join("mesh-ebpf"), Some(toolchain))?,
+    )?;
+    println!(
+        "ebpf: {} ({} KiB, {:.1} s)",
+        object.display(),
+        bytes.len() / 1024,
+        begin.elapsed().as_secs_f32()
+    );
     Ok(())
 }
 
@@ -73,12 +87,19 @@ pub fn object() -> PathBuf {
 }
 
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is in the workspace")
+        .to_owned()
 }
 
 /// A hash over everything that the object depends on.
 fn inputs(kernel: &Path, toolchain: Option<Toolchain>) -> Result<String> {
-    let mut files = vec![kernel.join("Cargo.toml"), kernel.join("Cargo.lock"), kernel.join("abi/Cargo.toml")];
+    let mut files = vec![
+        kernel.join("Cargo.toml"),
+        kernel.join("Cargo.lock"),
+        kernel.join("abi/Cargo.toml"),
+    ];
     walk(&kernel.join("src"), &mut files)?;
     walk(&kernel.join("abi/src"), &mut files)?;
     files.sort();
@@ -94,18 +115,33 @@ fn inputs(kernel: &Path, toolchain: Option<Toolchain>) -> Result<String> {
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
         let path = entry?.path();
-        if path.is_dir() { walk(&path, files)? } else { files.push(path) }
+        if path.is_dir() {
+            walk(&path, files)?
+        } else {
+            files.push(path)
+        }
     }
     Ok(())
 }
 
 fn find_toolchain() -> Option<Toolchain> {
     let sysroot = output(clean("rustc").args(["+nightly", "--print", "sysroot"]));
-    if sysroot.is_some_and(|s| Path::new(s.trim()).join("lib/rustlib/src/rust/library/core").exists()) {
+    if sysroot.is_some_and(|s| {
+        Path::new(s.trim())
+            .join("lib/rustlib/src/rust/library/core")
+            .exists()
+    }) {
         return Some(Toolchain::Nightly);
     }
-    let parts = ["/usr/bin/rustc", "/usr/bin/cargo", "/usr/lib/rustlib/bpfel-unknown-none/lib"];
-    parts.iter().all(|p| Path::new(p).exists()).then_some(Toolchain::Debian)
+    let parts = [
+        "/usr/bin/rustc",
+        "/usr/bin/cargo",
+        "/usr/lib/rustlib/bpfel-unknown-none/lib",
+    ];
+    parts
+        .iter()
+        .all(|p| Path::new(p).exists())
+        .then_some(Toolchain::Debian)
 }
 
 fn install_toolchain(args: &Args) -> Result<Toolchain> {
@@ -118,15 +154,27 @@ fn install_toolchain(args: &Args) -> Result<Toolchain> {
     if apt {
         println!("ebpf: installing {}", PACKAGES.join(" "));
         let mut install = Command::new("apt-get");
-        install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "--no-install-recommends"]).args(PACKAGES);
-        let done = retry("apt-get update", Command::new("apt-get").arg("update")).and_then(|()| retry("apt-get install", &mut install));
+        install
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(PACKAGES);
+        let done = retry("apt-get update", Command::new("apt-get").arg("update"))
+            .and_then(|()| retry("apt-get install", &mut install));
         if let Err(e) = done {
             eprintln!("ebpf: {e:#}");
         }
     } else if output(clean("rustup").arg("--version")).is_some() {
         println!("ebpf: installing nightly with rust-src by rustup");
         let mut install = clean("rustup");
-        install.args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"]);
+        install.args([
+            "toolchain",
+            "install",
+            "nightly",
+            "--profile",
+            "minimal",
+            "--component",
+            "rust-src",
+        ]);
         if let Err(e) = retry("rustup", &mut install) {
             eprintln!("ebpf: {e:#}");
         }
@@ -136,30 +184,61 @@ fn install_toolchain(args: &Args) -> Result<Toolchain> {
 
 /// `$XDG_CACHE_HOME/warren/tools`, or the same below `~/.cache`.
 fn tools() -> Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from);
     let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set")?.join("warren/tools"))
+    Ok(cache
+        .context("neither XDG_CACHE_HOME nor HOME is set")?
+        .join("warren/tools"))
 }
 
 fn find_linker() -> Option<PathBuf> {
     let cached = tools().ok().map(|t| t.join("bin").join(LINKER));
-    cached.into_iter().chain([PathBuf::from(LINKER)]).find(|linker| {
-        let version = output(Command::new(linker).arg("--version"));
-        version.is_some_and(|v| v.split_whitespace().any(|w| w.starts_with(LINKER_VERSION)))
-    })
+    cached
+        .into_iter()
+        .chain([PathBuf::from(LINKER)])
+        .find(|linker| {
+            let version = output(Command::new(linker).arg("--version"));
+            version.is_some_and(|v| v.split_whitespace().any(|w| w.starts_with(LINKER_VERSION)))
+        })
 }
 
 fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
     let tools = tools()?;
     let mut install = clean("cargo");
-    install.args(["install", LINKER, "--locked", "--version", LINKER_VERSION, "--root"]).arg(&tools);
+    install
+        .args([
+            "install",
+            LINKER,
+            "--locked",
+            "--version",
+            LINKER_VERSION,
+            "--root",
+        ])
+        .arg(&tools);
     if toolchain == Toolchain::Debian {
-        install.env("LLVM_PREFIX", LLVM_PREFIX).args(["--no-default-features", "--features", "llvm-22"]);
+        install.env("LLVM_PREFIX", LLVM_PREFIX).args([
+            "--no-default-features",
+            "--features",
+            "llvm-22",
+        ]);
     }
-    ensure!(!args.offline, "{LINKER} {LINKER_VERSION} is missing; run `cargo install {LINKER} --version {LINKER_VERSION}`");
-    println!("ebpf: installing {LINKER} into {} (a minute or two)", tools.display());
+    ensure!(
+        !args.offline,
+        "{LINKER} {LINKER_VERSION} is missing; run `cargo install {LINKER} --version {LINKER_VERSION}`"
+    );
+    println!(
+        "ebpf: installing {LINKER} into {} (a minute or two)",
+        tools.display()
+    );
     retry("cargo install bpf-linker", &mut install)?;
-    find_linker().with_context(|| format!("{LINKER} was installed but does not run from {}", tools.display()))
+    find_linker().with_context(|| {
+        format!(
+            "{LINKER} was installed but does not run from {}",
+            tools.display()
+        )
+    })
 }
 
 fn compile(root: &Path, toolchain: Toolchain, linker: &Path) -> Result<PathBuf> {
@@ -172,7 +251,9 @@ fn compile(root: &Path, toolchain: Toolchain, linker: &Path) -> Result<PathBuf> 
         }
         Toolchain::Debian => {
             let mut c = clean("/usr/bin/cargo");
-            c.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1").arg("build");
+            c.env("RUSTC", "/usr/bin/rustc")
+                .env("RUSTC_BOOTSTRAP", "1")
+                .arg("build");
             c
         }
     };
@@ -180,9 +261,20 @@ fn compile(root: &Path, toolchain: Toolchain, linker: &Path) -> Result<PathBuf> 
         .current_dir(root.join("mesh-ebpf"))
         .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
         .arg(&build)
-        .env("RUSTFLAGS", format!("-C linker={} -C debuginfo=2 -C link-arg=--btf", linker.display()));
-    let status = cargo.status().context("start cargo for the kernel programs")?;
-    ensure!(status.success(), "the kernel programs did not compile ({toolchain:?} toolchain)");
+        .env(
+            "RUSTFLAGS",
+            format!(
+                "-C linker={} -C debuginfo=2 -C link-arg=--btf",
+                linker.display()
+            ),
+        );
+    let status = cargo
+        .status()
+        .context("start cargo for the kernel programs")?;
+    ensure!(
+        status.success(),
+        "the kernel programs did not compile ({toolchain:?} toolchain)"
+    );
     Ok(build.join(TARGET).join("release/mesh-ebpf"))
 }
 
@@ -204,11 +296,22 @@ fn clean(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("CARGO") && text != "CARGO_HOME" && !text.starts_with("CARGO_NET") && !text.starts_with("CARGO_HTTP") {
+        if text.starts_with("CARGO")
+            && text != "CARGO_HOME"
+            && !text.starts_with("CARGO_NET")
+            && !text.starts_with("CARGO_HTTP")
+        {
             command.env_remove(&name);
         }
     }
-    for name in ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+    for name in [
+        "RUSTUP_TOOLCHAIN",
+        "RUSTC",
+        "RUSTDOC",
+        "RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+    ] {
         command.env_remove(name);
     }
     command
@@ -216,7 +319,9 @@ fn clean(program: &str) -> Command {
 
 fn output(command: &mut Command) -> Option<String> {
     let out = command.stderr(Stdio::null()).output().ok()?;
-    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+    out.status
+        .success()
+        .then(|| String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 fn retry(what: &str, command: &mut Command) -> Result<()> {

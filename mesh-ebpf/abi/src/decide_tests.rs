@@ -5,7 +5,7 @@ extern crate std;
 use std::net::IpAddr;
 
 fn ip(s: &str) -> Addr {
-    s.parse::<IpAddr>().unwrap().into()
+    s.parse::<IpAddr>().expect("an address").into()
 }
 
 fn pod() -> Pod {
@@ -28,7 +28,7 @@ fn an_address_is_its_sixteen_bytes() {
     assert_eq!(ip("::ffff:10.1.1.5"), ip("10.1.1.5"));
     assert_eq!(
         IpAddr::from(ip("10.1.1.5")),
-        "10.1.1.5".parse::<IpAddr>().unwrap()
+        "10.1.1.5".parse::<IpAddr>().expect("an address")
     );
     for (s, here, many) in [
         ("127.0.0.1", true, false),

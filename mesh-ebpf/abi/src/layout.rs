@@ -109,11 +109,15 @@ plain! {
 
 plain! {
     /// What is behind an interface of the node.
-    Iface[8] {
+    Iface[40] {
         /// Index of the pod, when enrolled.
         index: u32,
         /// `IFACE_*`.
         flags: u32,
+        /// The pod's IPv4 address or `NONE`: what comes from it needs no search.
+        addr4: Addr,
+        /// Its IPv6 address or `NONE`.
+        addr6: Addr,
     } zero {}
 }
 

@@ -85,3 +85,38 @@ fn explain(name: &str, error: ProgramError, logs: &Path) -> LoadError {
         log,
     }
 }
+
+/// Runs and nanoseconds of every loaded program of ours, while the kernel's statistics are on.
+pub fn statistics() -> std::io::Result<Vec<(String, u64, u64)>> {
+    let mut all = Vec::new();
+    for info in aya::programs::loaded_programs() {
+        let info = info.map_err(std::io::Error::other)?;
+        if let Some(name) = info.name_as_str().filter(|n| NAMES.contains(n)) {
+            all.push((
+                format!("{name}#{}", info.id()),
+                info.run_count(),
+                info.run_time().as_nanos() as u64,
+            ));
+        }
+    }
+    Ok(all)
+}
+
+/// Every program of the object.
+const NAMES: &[&str] = &[
+    "connect4",
+    "connect6",
+    "getpeername4",
+    "getpeername6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "release",
+    "flows",
+    "node",
+    "probe",
+    "lookup",
+    "guard",
+    "anchor",
+];

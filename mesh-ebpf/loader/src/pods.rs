@@ -154,7 +154,8 @@ impl Datapath {
         if self.lock().values().any(|k| k.info.veth_ifindex == ifindex) {
             return Ok(());
         }
-        self.ifaces.set(&ifindex, &Iface::new(0, 0))?;
+        self.ifaces
+            .set(&ifindex, &Iface::new(0, 0, Addr::NONE, Addr::NONE))?;
         self.attach_iface(
             "anchor",
             &format!("if-{ifindex}-anchor"),
@@ -342,8 +343,10 @@ impl Datapath {
             &Pod::new(index, flags, addr4, addr6, spec.outbound_listeners.into()),
         )?;
         if info.veth_ifindex != 0 {
-            self.ifaces
-                .set(&info.veth_ifindex, &Iface::new(index, abi::IFACE_ENROLLED))?;
+            self.ifaces.set(
+                &info.veth_ifindex,
+                &Iface::new(index, abi::IFACE_ENROLLED, addr4, addr6),
+            )?;
             self.attach_iface(
                 "guard",
                 &format!("pod-{index}-guard"),

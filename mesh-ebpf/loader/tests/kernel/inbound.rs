@@ -35,12 +35,10 @@ pub fn steer(w: &mut World) {
     );
     assert!(w.dp().counter("dropped", "no_listener").unwrap() > before);
     let dp = w.dp.take().unwrap();
-    for pod in [&mut w.b] {
-        pod.outbound.clear();
-        pod.outbound6.clear();
-        pod.dns = None;
-        crate::world::listen(&dp, pod).unwrap();
-    }
+    w.b.outbound.clear();
+    w.b.outbound6.clear();
+    w.b.dns = None;
+    crate::world::listen(&dp, &mut w.b).unwrap();
     let again = dp
         .enrol(&crate::world::spec("uid-b", &w.b, &w.node))
         .unwrap();

@@ -5,12 +5,14 @@
 //! other, because they share the pods.
 
 #![allow(unsafe_code)] // frames past the stack: pod.rs
+#![allow(clippy::unwrap_used)] // a test without the harness is not recognised as one
 
 mod cases;
 mod direct;
 mod dns;
 mod inbound;
 mod lifecycle;
+mod measure;
 mod packets;
 mod pod;
 mod world;
@@ -78,6 +80,7 @@ fn main() {
         println!("kernel tests passed over: {why}");
         return;
     }
+    let measuring = args.iter().any(|a| a == "--measure");
     let filter = args.iter().skip(1).find(|a| !a.starts_with('-'));
     let mut world = match world::World::build() {
         Ok(world) => world,
@@ -86,6 +89,9 @@ fn main() {
             std::process::exit(1);
         }
     };
+    if measuring {
+        return measure::run(&mut world);
+    }
     let mut failed = 0;
     for (name, case) in CASES
         .iter()

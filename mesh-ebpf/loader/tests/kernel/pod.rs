@@ -121,6 +121,31 @@ fn command(words: &[&str], socks: &mut HashMap<u32, Sock>) -> Answer {
             ))
         }
         "packet" => packet(words[1], &unhex(words[2])).map(|()| (None, String::new())),
+        "churn" => {
+            // Connect and close as fast as it goes; says how many nanoseconds each took.
+            let (to, n) = (addr(1), words[2].parse::<u32>().expect("a number"));
+            let begin = std::time::Instant::now();
+            for _ in 0..n {
+                let s = TcpStream::connect(to)?;
+                let reset = libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                };
+                nix::sys::socket::setsockopt(&s, nix::sys::socket::sockopt::Linger, &reset)?;
+            }
+            Ok((
+                None,
+                (begin.elapsed().as_nanos() / u128::from(n)).to_string(),
+            ))
+        }
+        "sink" => {
+            // Accepts and drops, for ever, on a thread.
+            let Some(Sock::Listener(l)) = socks.remove(&id()) else {
+                panic!("not a listener")
+            };
+            std::thread::spawn(move || while l.accept().is_ok() {});
+            Ok((None, String::new()))
+        }
         "close" => {
             socks.remove(&id());
             Ok((None, String::new()))

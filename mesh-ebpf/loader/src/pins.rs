@@ -1,0 +1,93 @@
+//! Where an instance's pins are, and what earlier layouts left beside them.
+//!
+//! Invariant: an earlier layout keeps its pods captured until it is told to retire, and that only once every
+//! pod is enrolled in the present one: at no moment is a pod in neither.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::{fs, io};
+
+use crate::datapath::Datapath;
+use crate::links::remove_tree;
+use crate::maps::pages;
+use crate::{LoadError, sys};
+
+impl Datapath {
+    /// The layouts of earlier versions that are still pinned beside this one.
+    pub fn previous(&self) -> Result<Vec<PathBuf>, LoadError> {
+        let instance = self
+            .folder
+            .parent()
+            .expect("the folder is below the instance's");
+        let mut all = Vec::new();
+        for entry in fs::read_dir(instance).map_err(LoadError::io("list layouts"))? {
+            let path = entry.map_err(LoadError::io("list layouts"))?.path();
+            if path != self.folder {
+                all.push(path);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Tells the programs of earlier layouts to take no new flows. To be called when every pod is enrolled
+    /// here: until then the earlier programs are what keeps the pods captured.
+    pub fn retire_previous(&self) -> Result<usize, LoadError> {
+        let previous = self.previous()?;
+        for folder in &previous {
+            retire(folder).map_err(LoadError::io(format!("retire {}", folder.display())))?;
+        }
+        Ok(previous.len())
+    }
+
+    /// Removes what earlier layouts left. Their flows lose their peer addresses; call it when they are gone.
+    pub fn purge_previous(&self) -> Result<(), LoadError> {
+        for folder in self.previous()? {
+            remove_tree(&folder).map_err(LoadError::io(format!("remove {}", folder.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything of an instance from the kernel. Pods are then no longer captured.
+    pub fn purge(bpffs: &Path, instance: &str) -> Result<(), LoadError> {
+        let folder = instance_folder(bpffs, instance)?;
+        remove_tree(&folder).map_err(LoadError::io(format!("remove {}", folder.display())))
+    }
+}
+
+/// The first word of `STATE` is the retired flag in every layout.
+fn retire(folder: &Path) -> io::Result<()> {
+    let map = sys::get(&folder.join("maps/STATE"))?;
+    let at = pages(map.as_fd(), 8)?;
+    // SAFETY: the mapping is at least one page, aligned, and shared with the kernel; the programs are little-endian.
+    let word = unsafe { std::sync::atomic::AtomicU32::from_ptr(at.as_ptr().cast()) };
+    word.store(1, Ordering::Release);
+    // SAFETY: the mapping was made above and `word` is not used any more.
+    unsafe { libc::munmap(at.as_ptr().cast(), 8) };
+    Ok(())
+}
+
+pub(crate) fn instance_folder(bpffs: &Path, instance: &str) -> Result<PathBuf, LoadError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if instance.is_empty()
+        || instance.len() > 128
+        || !instance.chars().all(|c| good(c) || c == '.')
+        || instance.starts_with('.')
+    {
+        let error = io::Error::from(io::ErrorKind::InvalidInput);
+        return Err(LoadError::Io {
+            what: format!("instance name {instance:?}: use letters, digits, '-', '_' and '.'"),
+            error,
+        });
+    }
+    // bpffs refuses names with dots.
+    Ok(bpffs.join("warren").join(instance.replace('.', "_")))
+}
+
+pub(crate) fn check_bpffs(path: &Path) -> Result<(), LoadError> {
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    match nix::sys::statfs::statfs(path) {
+        Ok(s) if s.filesystem_type().0 == BPF_FS_MAGIC => Ok(()),
+        _ => Err(LoadError::NoBpffs(path.to_owned())),
+    }
+}
