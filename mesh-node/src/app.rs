@@ -29,6 +29,7 @@ use crate::{
     dns::{DnsHandle, DnsParts, DnsServer},
     identify::{CaClient, Certificates, Controller, Handshakes, KeyDir, Renewer},
     observe::{self, AccessFormat, IdentityLabel, LogSink, Metrics, MetricsServer, Observer, ReadyCheck},
+    route::Director,
     serve::{DataThreads, Shared},
     state::{EnrolledNamespaces, MeshState, XdsClient, XdsParts, XdsStatus},
 };
@@ -112,6 +113,7 @@ async fn node(config: Config, sink: LogSink) -> Result<()> {
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
     let (listeners, receivers) = Listeners::new(config.threads);
     let data = start_data(&config, &state, &certificates, &kernel, &observer, receivers)?;
+    tasks.spawn("direct paths", Director::new(config.node_name.clone(), state.clone(), kernel.clone()).run());
     let capture = start_capture(&config, &mut tasks, &state, &kernel, &observer, listeners)?;
     let ready = readiness(&tasks, xds, certificates, capture.clone());
     let address = SocketAddr::new(config.node_ip, config.control.metrics_port);

@@ -63,4 +63,7 @@ pub trait Datapath: Send + Sync + fmt::Debug {
 
     /// Replaces the slots of a virtual address; none removes it.
     fn set_slots(&self, vip: SocketAddr, slots: &[VipSlot]) -> io::Result<()>;
+
+    /// The virtual addresses that have slots, whoever wrote them.
+    fn vips(&self) -> io::Result<Vec<SocketAddr>>;
 }

@@ -101,6 +101,10 @@ impl Datapath for FakeDatapath {
         }
         Ok(())
     }
+
+    fn vips(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(self.told().slots.keys().copied().collect())
+    }
 }
 
 impl Kernel for FakeDatapath {

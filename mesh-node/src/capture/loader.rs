@@ -101,6 +101,10 @@ impl Datapath for LoadedDatapath {
         let slots: Vec<_> = slots.iter().map(slot).collect();
         self.inner.set_vip(vip, &slots).map_err(io::Error::other)
     }
+
+    fn vips(&self) -> io::Result<Vec<SocketAddr>> {
+        self.inner.vips().map_err(io::Error::other)
+    }
 }
 
 impl Kernel for LoadedDatapath {

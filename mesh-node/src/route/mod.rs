@@ -2,6 +2,10 @@
 //!
 //! Invariant: a plan is made from a permit and the snapshot that gave it.
 
+mod direct;
+
+pub use direct::{Director, learn};
+
 use std::net::IpAddr;
 
 use mesh_model::{

@@ -112,6 +112,7 @@ async fn connect(data: &Rc<Data>, accepted: &Accepted, original: SocketAddr, rep
     drop(snapshot);
     let request = dial::Request { pod: &accepted.pod, permit: &permit, client: accepted.peer, timeout: shared.limits.connect_timeout };
     let dialed = dial::outbound(&data.tunnels, &request, &plan).await;
+    route::learn(&*shared.datapath, &shared.state, &shared.node, &accepted.pod, permit.subject());
     // A failure is reported with what was tried first.
     let candidate = dialed.as_ref().map_or(plan.candidates.first(), |(_, c)| Some(*c));
     if let Some(candidate) = candidate {
