@@ -85,7 +85,7 @@ fn opened(ctx: &SockOpsContext) {
     let Some(s) = storage(ctx) else { return };
     match s.kind() {
         SOCK_CAPTURED => {
-            let o = Original::new(s.addr(), cookie(ctx), s.index(), s.port());
+            let o = Original::new(s.addr(), cookie(ctx), count::now(), s.index(), s.port());
             let t = tuple(ctx);
             // A leftover of the same tuple is overwritten, and was counted already.
             if ORIGINALS.insert(t, o, NOEXIST).is_ok() {
@@ -197,7 +197,7 @@ fn closed(ctx: &SockOpsContext) {
     let t = tuple(ctx);
     match s.kind() {
         SOCK_CAPTURED => {
-            if ORIGINALS.remove(t).is_ok() {
+            if !decide::may_wait(ctx.arg(0)) && ORIGINALS.remove(t).is_ok() {
                 charge(s.index(), Share::Originals, -1);
             }
         }

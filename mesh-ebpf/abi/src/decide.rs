@@ -255,6 +255,13 @@ pub mod tcp_state {
     pub const CLOSING: u32 = 11;
 }
 
+/// Whether a captured connection that ends in state `last` may still wait to be accepted. A client that sends
+/// and closes at once is gone before the proxy looks: what it sent must still find its way.
+#[inline(always)]
+pub fn may_wait(last: u32) -> bool {
+    last == tcp_state::FIN_WAIT2 || last == tcp_state::CLOSING
+}
+
 /// The payload bytes of a flow that ends in state `last`. TCP's own counters take SYN and FIN for a byte each;
 /// `fin_acked`: everything sent was acknowledged.
 #[inline(always)]

@@ -282,3 +282,13 @@ fn a_flow_is_told_in_payload_bytes() {
     let never = Authorised::new(1, 3, 5, 6, Addr::NONE, 80, 0, 0, 0);
     assert_eq!(payload(0, 0, &never, 2, false), (0, 0));
 }
+
+#[test]
+fn a_client_that_closed_in_order_may_still_be_waiting() {
+    use tcp_state::*;
+    assert!(may_wait(FIN_WAIT2) && may_wait(CLOSING));
+    // Reset, refused, timed out, or closed by the proxy, which then had accepted it.
+    for last in [1, 2, 4, CLOSE_WAIT, LAST_ACK] {
+        assert!(!may_wait(last), "{last}");
+    }
+}

@@ -167,11 +167,13 @@ plain! {
 
 plain! {
     /// The original destination of a captured connection.
-    Original[32] {
+    Original[40] {
         /// Address that the application dialed.
         addr: Addr,
         /// The namespace cookie of the pod that dialed.
         cookie: u64,
+        /// When, CLOCK_MONOTONIC.
+        at_ns: u64,
         /// The pod that dialed.
         index: u32,
         /// Port that it dialed.

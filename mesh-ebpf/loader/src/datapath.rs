@@ -283,6 +283,17 @@ impl Datapath {
         }))
     }
 
+    /// Removes captured connections that nobody asked about for so long: those that were waiting when a proxy
+    /// died. To be called now and then; says how many there were.
+    pub fn sweep(&self, age: Duration) -> Result<usize, LoadError> {
+        let oldest = sys::now_ns().saturating_sub(age.as_nanos() as u64);
+        let gone = self.originals.retain(|_, o| o.at_ns() > oldest)?;
+        for (_, o) in &gone {
+            subtract(self.uses.word(o.index(), USED_ORIGINALS));
+        }
+        Ok(gone.len())
+    }
+
     /// The resolver that a UDP socket of a pod asked last, by the datagram's source.
     pub fn dns_resolver(&self, source: SocketAddr) -> Result<Option<SocketAddr>, LoadError> {
         let asked = self.asked.get(&endpoint(source))?;

@@ -74,6 +74,38 @@ pub fn capture_mptcp(w: &mut World) {
     w.a.app.must(&format!("close {}", c.id));
 }
 
+pub fn send_and_close(w: &mut World) {
+    let to = SocketAddr::new(w.b.v4, 8080);
+    let c = w.a.app.must(&format!("connect {to}")).id;
+    w.a.app.must(&format!("send {c} farewell"));
+    w.a.app.must(&format!("close {c}"));
+    // Only now does the proxy look: the client's socket is gone.
+    let all: Vec<_> = w.a.outbound.iter().collect();
+    let (mut stream, peer) = accept(&all).expect("it waits");
+    let original = w
+        .dp()
+        .take_original(peer, stream.local_addr().unwrap())
+        .unwrap();
+    assert_eq!(original.expect("still known").destination, to);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
+    assert_eq!(text, "farewell");
+}
+
+pub fn sweep(w: &mut World) {
+    let c =
+        w.a.app
+            .must(&format!("connect {}", SocketAddr::new(w.b.v4, 8080)))
+            .id;
+    w.a.app.must(&format!("close {c}"));
+    let all: Vec<_> = w.a.outbound.iter().collect();
+    drop(accept(&all).expect("captured"));
+    let a = w.a.info.as_ref().unwrap().id;
+    assert_eq!(w.dp().sweep(Duration::from_secs(3600)).unwrap(), 0);
+    assert_eq!(w.dp().sweep(Duration::ZERO).unwrap(), 1);
+    assert_eq!(w.dp().usage(a).originals, 0);
+}
+
 pub fn local(w: &mut World) {
     let before = w.dp().counter("decision", "connect_captured").unwrap();
     for address in [

@@ -29,6 +29,11 @@ const CASES: &[Case] = &[
     ("captures IPv6", cases::capture_v6),
     ("captures IPv4 from an IPv6 socket", cases::capture_mapped),
     ("captures Multipath TCP", cases::capture_mptcp),
+    (
+        "keeps what a client sent before it closed",
+        cases::send_and_close,
+    ),
+    ("sweeps what nobody asked for", cases::sweep),
     ("leaves loopback and the pod itself alone", cases::local),
     (
         "refuses with the reason's errno, until the epoch moves",
