@@ -52,7 +52,16 @@ fn ask(ctx: &SkLookupContext, t: &Tuple, family: u32) -> u32 {
         && PROBE_PORTS
             .get_ptr(ListenerKey::new(index, t.server_port(), 0))
             .is_some();
-    match decide::lookup(index, authorised, probe, declared) {
+    // SAFETY: as above.
+    let client = match unsafe { ADDRS.get(t.client()) } {
+        Some(owner) => owner.index(),
+        None => decide::NOBODY,
+    };
+    match decide::lookup(index, authorised, probe, declared, client) {
+        Inbound::Own => {
+            count::decision(Counter::InboundLocal);
+            PASS
+        }
         Inbound::Direct => {
             count::decision(Counter::InboundDirect);
             PASS

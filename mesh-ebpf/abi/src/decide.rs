@@ -216,18 +216,25 @@ pub enum Inbound {
     Direct,
     /// Kubelet, to a port declared as a probe.
     Probe,
+    /// From another address of the same pod.
+    Own,
     /// To the proxy.
     Steer,
 }
 
+/// No pod. A number, because the verifier cannot follow an `Option` of one that the compiler took apart.
+pub const NOBODY: u32 = u32::MAX;
+
 /// Decides what is left. `server`: the pod that owns the local address; `authorised`: the entry of exactly
-/// this tuple; `probe`: the tuple is kubelet's.
+/// this tuple; `probe`: the tuple is kubelet's; `client`: the pod that owns the remote address, or
+/// `NOBODY`.
 #[inline(always)]
 pub fn lookup(
     server: u32,
     authorised: Option<&Authorised>,
     probe: bool,
     declared: bool,
+    client: u32,
 ) -> Inbound {
     if let Some(a) = authorised
         && a.server() == server
@@ -235,7 +242,10 @@ pub fn lookup(
         return Inbound::Direct;
     }
     if probe && declared {
-        Inbound::Probe
+        return Inbound::Probe;
+    }
+    if client == server {
+        Inbound::Own
     } else {
         Inbound::Steer
     }

@@ -198,15 +198,21 @@ fn inbound_is_steered_unless_it_is_known() {
         );
     }
     let a = Authorised::new(1, 3, 5, 6, server, 80, 0, 0, 0);
-    assert_eq!(lookup(3, Some(&a), false, false), Inbound::Direct);
+    assert_eq!(lookup(3, Some(&a), false, false, NOBODY), Inbound::Direct);
     assert_eq!(
-        lookup(4, Some(&a), false, false),
+        lookup(4, Some(&a), false, false, NOBODY),
         Inbound::Steer,
         "another pod has the address now"
     );
-    assert_eq!(lookup(3, None, true, true), Inbound::Probe);
-    assert_eq!(lookup(3, None, true, false), Inbound::Steer);
-    assert_eq!(lookup(3, None, false, true), Inbound::Steer);
+    assert_eq!(lookup(3, None, true, true, NOBODY), Inbound::Probe);
+    assert_eq!(
+        lookup(3, None, false, false, 3),
+        Inbound::Own,
+        "between two addresses of one pod"
+    );
+    assert_eq!(lookup(3, None, false, false, 2), Inbound::Steer);
+    assert_eq!(lookup(3, None, true, false, NOBODY), Inbound::Steer);
+    assert_eq!(lookup(3, None, false, true, NOBODY), Inbound::Steer);
 }
 
 #[test]
