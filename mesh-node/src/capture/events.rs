@@ -157,3 +157,7 @@ impl KernelReporter {
         tracing::warn!(reason = key, %source, %destination, ifindex, "a packet was dropped: {text}");
     }
 }
+
+#[cfg(test)]
+#[path = "events_tests.rs"]
+mod tests;

@@ -38,4 +38,4 @@ pub use sockets::{Doors, Listening, Refiller, SocketStock};
 pub use wanted::{Wanted, wanted};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

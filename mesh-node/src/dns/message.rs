@@ -25,10 +25,7 @@ pub enum Incoming {
     /// A question about the addresses of a name.
     Question(Box<Question>),
     /// A query that only the resolver can answer.
-    Other {
-        /// Its id.
-        id: u16,
-    },
+    Other,
     /// Bytes that are no query: what to reply.
     Malformed(Option<Vec<u8>>),
 }
@@ -56,7 +53,7 @@ pub fn read(packet: &[u8], stream: bool) -> Incoming {
         return Incoming::Malformed(None);
     }
     if message.metadata.op_code != OpCode::Query {
-        return Incoming::Other { id };
+        return Incoming::Other;
     }
     let [query] = message.queries.as_slice() else {
         return Incoming::Malformed(header_only(packet, ResponseCode::FormErr));
@@ -65,7 +62,7 @@ pub fn read(packet: &[u8], stream: bool) -> Incoming {
         (DNSClass::IN, RecordType::A) => Asked::A,
         (DNSClass::IN, RecordType::AAAA) => Asked::Aaaa,
         (DNSClass::IN, RecordType::HTTPS | RecordType::SVCB) => Asked::Nothing,
-        _ => return Incoming::Other { id },
+        _ => return Incoming::Other,
     };
     let name = query.name().to_lowercase().to_ascii();
     let room = match (stream, &message.edns) {

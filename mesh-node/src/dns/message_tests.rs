@@ -69,7 +69,7 @@ fn an_alias_points_on() {
 
 #[test]
 fn what_is_no_question_is_passed_on_or_answered_with_an_error() {
-    assert!(matches!(read(&query("x.", RecordType::TXT, None), false), Incoming::Other { id: 0x1234 }));
+    assert!(matches!(read(&query("x.", RecordType::TXT, None), false), Incoming::Other));
     let mut response = query("x.", RecordType::A, None);
     response[2] |= 0x80;
     assert!(matches!(read(&response, false), Incoming::Malformed(None)), "a response was answered");
@@ -94,7 +94,7 @@ fn no_bytes_crash_the_reader() {
         bytes.truncate(rng.usize(..=bytes.len()));
         match read(&bytes, false) {
             Incoming::Question(q) => drop(q.reply(&many(3)).map(|r| assert!(r.len() <= LARGE))),
-            Incoming::Other { .. } => {}
+            Incoming::Other => {}
             Incoming::Malformed(reply) => assert!(reply.is_none_or(|r| r.len() == 12)),
         }
     }

@@ -211,7 +211,7 @@ impl Shared {
     fn mesh_answer(&self, query: &Query) -> Step {
         let question = match read(&query.packet, query.transport == "tcp") {
             Incoming::Question(question) => question,
-            Incoming::Other { .. } => return Step::Forward(None),
+            Incoming::Other => return Step::Forward(None),
             Incoming::Malformed(reply) => {
                 self.count(query, "malformed");
                 return Step::Reply(reply);

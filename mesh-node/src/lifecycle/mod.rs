@@ -1,1 +1,15 @@
-//! Placeholder: declared early so that every part compiles against one module tree.
+//! The life of the process: when it is ready, how it ends, and how a successor takes over.
+//!
+//! Invariants: a part that dies takes readiness with it; a drain has a deadline and then ends by force; in a
+//! hand-over the old process serves until the new one says that it does, and again when the new one dies.
+
+mod drain;
+mod handover;
+mod readiness;
+
+pub use drain::{Ending, Lifecycle, Phase, end_of_signals};
+pub use handover::{Blobs, HandoverError, HandoverServer, Predecessor, take_over};
+pub use readiness::{Part, Readiness};
+
+#[cfg(test)]
+mod handover_tests;

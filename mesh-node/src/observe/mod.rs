@@ -10,6 +10,8 @@ mod log;
 mod node;
 mod traffic;
 
+pub(crate) use http::reply;
+
 pub use access::AccessFormat;
 pub use flow::{Direction, FlowGuard, FlowRecord, Observer, Party, Path, Verdict};
 pub use http::{MetricsServer, ReadyCheck};

@@ -3,4 +3,4 @@
 //! Invariant: needs root for the namespaces; without it each test says so and ends.
 
 mod enrolment;
-mod world;
+pub(crate) mod world;
