@@ -8,32 +8,35 @@ use std::{
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
 use mesh_model::name::NetworkId;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
+use tokio::sync::watch;
 
 use crate::{
-    accept::{ListenerEvent, Listeners},
+    accept::Listeners,
+    admin::{AdminParts, AdminServer},
     capture::{
         Capture, CaptureParts, Enroller, Finder, Kernel, KernelMetrics, KernelReporter, LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
     },
-    config::{Config, Invocation, LogFormat, cgroup},
+    config::{Config, Invocation, LogFormat, Takeover, cgroup},
     dns::{DnsHandle, DnsParts, DnsServer},
     identify::{CaClient, Certificates, Controller, Handshakes, KeyDir, Renewer},
-    observe::{self, AccessFormat, IdentityLabel, LogSink, Metrics, MetricsServer, Observer, ReadyCheck},
+    lifecycle::{Blobs, Ending, HandoverServer, Lifecycle, Part, Predecessor, Readiness, end_of_signals, take_over},
+    observe::{self, AccessFormat, IdentityLabel, LogControl, LogSink, Metrics, MetricsServer, Observer},
     route::Director,
     serve::{DataThreads, Shared},
     state::{EnrolledNamespaces, MeshState, XdsClient, XdsParts, XdsStatus},
 };
 
+/// Who may use the process's own sockets.
+const ROOT: u32 = 0;
 /// How long the last log lines, and tasks that are told to end, may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -45,15 +48,11 @@ pub fn run(invocation: Invocation) -> Result<()> {
     }
     // Fails only when one has been set before, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let sink = LogSink::new(io::stdout()).context("starting the log")?;
-    let format = match config.log_format {
-        LogFormat::Text => observe::LogFormat::Text,
-        LogFormat::Json => observe::LogFormat::Json,
-    };
-    let _log = observe::init_logging(format, &config.log, sink.clone()).context("starting the log")?;
+    let log = Log::start(&config).context("starting the log")?;
+    let sink = log.sink.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build();
     let runtime = runtime.context("starting the control runtime")?;
-    let outcome = runtime.block_on(node(config, sink.clone()));
+    let outcome = runtime.block_on(node(config, log));
     if let Err(error) = &outcome {
         tracing::error!(error = format!("{error:#}"), "the node proxy ends");
     }
@@ -62,77 +61,125 @@ pub fn run(invocation: Invocation) -> Result<()> {
     outcome
 }
 
-/// The tasks of the control runtime, by name.
-#[derive(Default)]
+/// The log: where lines go and how they look.
+struct Log {
+    sink: LogSink,
+    access: AccessFormat,
+    control: LogControl,
+}
+
+impl Log {
+    fn start(config: &Config) -> Result<Self> {
+        let sink = LogSink::new(io::stdout())?;
+        let (format, access) = match config.log_format {
+            LogFormat::Text => (observe::LogFormat::Text, AccessFormat::Text),
+            LogFormat::Json => (observe::LogFormat::Json, AccessFormat::Json),
+        };
+        let control = observe::init_logging(format, &config.log, sink.clone())?;
+        Ok(Self { sink, access, control })
+    }
+}
+
+/// The tasks of the control runtime: while one that must not end runs, its part is ready.
 struct Tasks {
-    running: JoinSet<&'static str>,
-    ended: Arc<Mutex<Vec<&'static str>>>,
+    readiness: Readiness,
+    lifecycle: Lifecycle,
 }
 
 impl Tasks {
     /// Runs something that must not end before the process does.
-    fn spawn(&mut self, name: &'static str, task: impl Future<Output: Send> + Send + 'static) {
-        self.running.spawn(async move {
-            // A panic ends the task like a return does.
-            let guarded = tokio::spawn(task);
-            match guarded.await {
-                Ok(_) => tracing::error!(task = name, "a task ended that should not; the process is no longer ready"),
-                Err(error) => tracing::error!(task = name, %error, "a task failed; the process is no longer ready"),
-            }
-            name
+    fn spawn(&self, name: &'static str, task: impl Future<Output: Send> + Send + 'static) {
+        let part = self.readiness.part(name, "its start");
+        part.ready();
+        tokio::spawn(async move {
+            // Dropped when the task ends, also by a panic: the part then counts as dead.
+            let _part = part;
+            task.await;
+            tracing::error!(task = name, "a task ended that should not; the process is no longer ready");
         });
     }
 
-    /// Notes tasks that end; never returns.
-    async fn watch(&mut self) {
-        loop {
-            match self.running.join_next().await {
-                Some(Ok(name)) => self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(name),
-                Some(Err(_)) => {}
-                None => std::future::pending().await,
+    /// Runs something that a successor takes over: two of it would get in each other's way.
+    fn spawn_until_handed_over(&self, name: &'static str, task: impl Future<Output: Send> + Send + 'static) {
+        let lifecycle = self.lifecycle.clone();
+        self.spawn(name, async move {
+            let handed_over = async {
+                if lifecycle.draining().await == Ending::Stop {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                _ = task => {}
+                () = handed_over => std::future::pending().await,
             }
-        }
+        });
     }
 }
 
 /// The role `node`.
-async fn node(config: Config, sink: LogSink) -> Result<()> {
+async fn node(config: Config, log: Log) -> Result<()> {
     prepare(&config)?;
-    let mut tasks = Tasks::default();
+    let tasks = Tasks { readiness: Readiness::default(), lifecycle: Lifecycle::default() };
     let metrics = Metrics::new();
-    metrics.add_log(&sink);
-    let access = match config.log_format {
-        LogFormat::Text => AccessFormat::Text,
-        LogFormat::Json => AccessFormat::Json,
-    };
-    let observer = Observer::new(metrics.clone(), sink, access, config.access_log);
+    metrics.add_log(&log.sink);
+    let observer = Observer::new(metrics.clone(), log.sink.clone(), log.access, config.access_log);
     let state = MeshState::new();
     let certificates = Certificates::new(SystemTime::now);
-    let xds = control(&config, &mut tasks, &state, &certificates, &metrics)?;
+    control(&config, &tasks, &state, &certificates, &metrics)?;
+    let predecessor = predecessor(&config).await;
     let kernel = open_kernel(&config)?;
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
     let (listeners, receivers) = Listeners::new(config.threads);
-    let data = start_data(&config, &state, &certificates, &kernel, &observer, receivers)?;
-    tasks.spawn("direct paths", Director::new(config.node_name.clone(), state.clone(), kernel.clone()).run());
-    let capture = start_capture(&config, &mut tasks, &state, &kernel, &observer, listeners)?;
-    let ready = readiness(&tasks, xds, certificates, capture.clone());
-    let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
-    let listener = MetricsServer::bind(address).await.with_context(|| format!("listening on {address} for metrics"))?;
-    tasks.spawn("metrics", MetricsServer::new(metrics.clone(), ready).run(listener));
-    let taken = capture.restore().await?;
-    let pods_sock = config.run_dir.join("pods.sock");
-    let server = RegistrationServer::bind(&pods_sock, 0, capture).with_context(|| format!("listening on {}", pods_sock.display()))?;
-    tasks.spawn("registration", server.run());
-    tracing::info!(node = %config.node_name, instance = config.instance, threads = config.threads, pods = taken, "the node proxy serves");
+    let shared = data_parts(&config, &state, &certificates, &kernel, &observer);
+    let data = DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
+    let capture = start_capture(&config, &tasks, &state, &kernel, &observer, listeners)?;
+    let (pods, _taken_up) = take_up(&tasks, &capture, predecessor).await?;
+    serve_sockets(&config, &tasks, Sockets { metrics: metrics.clone(), capture, state, certificates, observer, shared: shared.clone(), log: log.control })?;
+    tasks.spawn("signals", end_of_signals(tasks.lifecycle.clone(), config.drain));
+    tracing::info!(node = %config.node_name, instance = config.instance, threads = config.threads, pods, "the node proxy serves");
     tokio::select! {
-        name = stop_signal() => tracing::info!(signal = name?, "stopping"),
+        ending = tasks.lifecycle.draining() => tracing::info!(?ending, "draining"),
         () = data.ended() => bail!("the data threads have ended"),
-        () = tasks.watch() => {}
     }
     metrics.node().draining.set(1);
-    data.drain(config.drain).await;
+    data.drain();
+    let left = tasks.lifecycle.drained(|| shared.flows.load(Relaxed)).await;
+    if left > 0 {
+        tracing::warn!(flows = left, "flows were still live when the time to drain was over; they are ended");
+    }
+    data.end().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A running process of the same instance, which then waits for us to serve what it gave.
+async fn predecessor(config: &Config) -> Option<Predecessor> {
+    if config.takeover == Takeover::Never {
+        return None;
+    }
+    match take_over(&config.run_dir.join("handover.sock"), ROOT).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "a running process did not hand over; starting from what is on disk");
+            None
+        }
+    }
+}
+
+/// The pods of an earlier process: from its hands, or from disk.
+async fn take_up(tasks: &Tasks, capture: &Capture, predecessor: Option<Predecessor>) -> Result<(usize, Part)> {
+    let part = tasks.readiness.part("earlier pods", "being taken up");
+    let Some(mut predecessor) = predecessor else {
+        let pods = capture.restore().await?;
+        part.ready();
+        return Ok((pods, part));
+    };
+    let pods = capture.adopt(std::mem::take(&mut predecessor.pods)).await?;
+    predecessor.ready().await.context("telling the earlier process that its pods are served")?;
+    predecessor.done().await.context("letting the earlier process go")?;
+    tracing::info!(pods, "took over from the earlier process");
+    part.ready();
+    Ok((pods, part))
 }
 
 /// Directories and limits.
@@ -150,8 +197,8 @@ fn prepare(config: &Config) -> Result<()> {
 
 /// Certificates and configuration.
 fn control(
-    config: &Config, tasks: &mut Tasks, state: &MeshState, certificates: &Certificates, metrics: &Metrics,
-) -> Result<watch::Receiver<XdsStatus>> {
+    config: &Config, tasks: &Tasks, state: &MeshState, certificates: &Certificates, metrics: &Metrics,
+) -> Result<()> {
     let controller = Controller { url: config.controller.clone(), ca: config.controller_ca.clone(), timeout: config.control.xds_timeout };
     let signer = CaClient {
         controller: controller.clone(),
@@ -173,8 +220,9 @@ fn control(
         state_dir: config.state_dir.clone(),
         metrics: metrics.clone(),
     });
-    tasks.spawn("configuration", client.run());
-    Ok(status)
+    tasks.spawn("configuration stream", client.run());
+    tasks.spawn("readiness", follow_readiness(tasks.readiness.clone(), status, certificates.clone()));
+    Ok(())
 }
 
 fn open_kernel(config: &Config) -> Result<Arc<LoadedDatapath>> {
@@ -184,11 +232,8 @@ fn open_kernel(config: &Config) -> Result<Arc<LoadedDatapath>> {
     Ok(Arc::new(kernel))
 }
 
-fn start_data(
-    config: &Config, state: &MeshState, certificates: &Certificates, kernel: &Arc<LoadedDatapath>, observer: &Observer,
-    receivers: Vec<mpsc::Receiver<ListenerEvent>>,
-) -> Result<DataThreads> {
-    let shared = Shared {
+fn data_parts(config: &Config, state: &MeshState, certificates: &Certificates, kernel: &Arc<LoadedDatapath>, observer: &Observer) -> Arc<Shared> {
+    Arc::new(Shared {
         node: config.node_name.clone(),
         state: state.clone(),
         certificates: certificates.clone(),
@@ -197,13 +242,12 @@ fn start_data(
         handshakes: Handshakes::new(config.limits.handshakes, config.limits.handshakes_per_source),
         limits: config.limits,
         flows: AtomicUsize::new(0),
-    };
-    DataThreads::start(Arc::new(shared), receivers).context("starting the data threads")
+    })
 }
 
 /// Pods: who they are, what the kernel knows of them, their DNS.
 fn start_capture(
-    config: &Config, tasks: &mut Tasks, state: &MeshState, kernel: &Arc<LoadedDatapath>, observer: &Observer, listeners: Listeners,
+    config: &Config, tasks: &Tasks, state: &MeshState, kernel: &Arc<LoadedDatapath>, observer: &Observer, listeners: Listeners,
 ) -> Result<Capture> {
     let metrics = observer.metrics();
     let network = NetworkId::new("");
@@ -229,30 +273,105 @@ fn start_capture(
     });
     tasks.spawn("pods", task.run());
     let seen: Arc<dyn Kernel> = kernel.clone();
-    tasks.spawn("heartbeat", beat(seen.clone(), metrics.clone()));
-    tasks.spawn("kernel events", KernelReporter::new(seen, state.clone(), observer.clone(), network).run());
+    let director = Director::new(config.node_name.clone(), state.clone(), kernel.clone());
+    tasks.spawn_until_handed_over("direct paths", director.run());
+    tasks.spawn_until_handed_over("heartbeat", beat(seen.clone(), metrics.clone()));
+    tasks.spawn_until_handed_over("kernel events", KernelReporter::new(seen, state.clone(), observer.clone(), network).run());
     Ok(capture)
 }
 
-fn readiness(tasks: &Tasks, xds: watch::Receiver<XdsStatus>, certificates: Certificates, capture: Capture) -> ReadyCheck {
-    let ended = tasks.ended.clone();
-    Arc::new(move || {
-        if let Some(name) = ended.lock().unwrap_or_else(PoisonError::into_inner).first() {
-            return Err(format!("the task {name:?} has ended"));
+/// What the sockets of the process show and change.
+struct Sockets {
+    metrics: Metrics,
+    capture: Capture,
+    state: MeshState,
+    certificates: Certificates,
+    observer: Observer,
+    shared: Arc<Shared>,
+    log: LogControl,
+}
+
+/// Registration, administration, hand-over, and the read-only port of metrics.
+fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
+    let Sockets { metrics, capture, state, certificates, observer, shared, log } = parts;
+    let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
+    tasks.spawn_until_handed_over("metrics", serve_metrics(MetricsServer::new(metrics, tasks.readiness.as_check()), address));
+    let at = |name: &str| config.run_dir.join(name);
+    let bind = |name: &'static str| move || format!("listening on {name} in the run directory");
+    let registration = RegistrationServer::bind(&at("pods.sock"), ROOT, capture.clone()).with_context(bind("pods.sock"))?;
+    tasks.spawn_until_handed_over("registration", registration.run());
+    let admin = AdminServer::bind(
+        &at("admin.sock"),
+        ROOT,
+        AdminParts {
+            state,
+            capture: capture.clone(),
+            log: Some(log),
+            observer,
+            lifecycle: tasks.lifecycle.clone(),
+            drain: config.drain,
+            config: serde_json::json!({ "node": config.node_name.as_str(), "settings": format!("{config:?}") }),
+            certificates: Arc::new(move || describe_certificates(&certificates)),
+            sessions: Arc::new(move || serde_json::json!({ "flows": shared.flows.load(Relaxed) })),
+        },
+    );
+    tasks.spawn("administration", admin.with_context(bind("admin.sock"))?.run());
+    let handover = HandoverServer::bind(&at("handover.sock"), ROOT, capture, tasks.lifecycle.clone(), Arc::new(Blobs::new), config.drain);
+    // Ends when a successor has taken over, which is no failure.
+    tokio::spawn(handover.with_context(bind("handover.sock"))?.run());
+    Ok(())
+}
+
+/// Listens as soon as nobody else does: an earlier process may hold the port until it has handed over.
+async fn serve_metrics(server: MetricsServer, address: SocketAddr) {
+    let mut said = false;
+    loop {
+        match MetricsServer::bind(address).await {
+            Ok(listener) => return server.run(listener).await,
+            Err(error) if !said => tracing::warn!(%address, %error, "the port of metrics cannot be had yet; trying on"),
+            Err(_) => {}
         }
-        let xds = xds.borrow();
-        if !xds.complete {
-            let why = xds.last_error.as_deref().unwrap_or("none has come yet");
-            return Err(format!("waiting for configuration: {why}"));
+        said = true;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn describe_certificates(certificates: &Certificates) -> serde_json::Value {
+    let seconds = |t: SystemTime| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let all = certificates.status();
+    all.iter()
+        .map(|c| {
+            serde_json::json!({
+                "identity": c.identity.to_string(), "expires": c.not_after.map(seconds), "wanted": c.wanted, "failure": c.failure,
+            })
+        })
+        .collect()
+}
+
+/// Follows what readiness depends on besides tasks.
+async fn follow_readiness(readiness: Readiness, mut xds: watch::Receiver<XdsStatus>, certificates: Certificates) {
+    let configuration = readiness.part("configuration", "the controller");
+    let certificate = readiness.part("certificate", "the controller");
+    let mut changes = certificates.changes();
+    loop {
+        changes.mark_unchanged();
+        let status = xds.borrow_and_update().clone();
+        match (status.complete, status.last_error) {
+            (true, _) => configuration.ready(),
+            (false, why) => configuration.waits(&why.unwrap_or_else(|| "the controller".into())),
         }
-        if certificates.node().is_none() {
-            return Err("waiting for the node's certificate".into());
+        match certificates.node() {
+            Some(_) => certificate.ready(),
+            None => certificate.waits("the controller to sign the node's certificate"),
         }
-        if !capture.is_settled() {
-            return Err("taking up pods of an earlier process".into());
+        let ended = tokio::select! {
+            changed = xds.changed() => changed.is_err(),
+            changed = changes.changed() => changed.is_err(),
+        };
+        if ended {
+            return;
         }
-        Ok(())
-    })
+    }
 }
 
 /// Shows when certificates expire.
@@ -274,13 +393,4 @@ async fn show_certificates(certificates: Certificates, metrics: Metrics) {
             return;
         }
     }
-}
-
-async fn stop_signal() -> Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    })
 }

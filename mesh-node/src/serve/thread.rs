@@ -66,7 +66,6 @@ enum Phase {
 pub struct DataThreads {
     phase: watch::Sender<Phase>,
     threads: Vec<JoinHandle<()>>,
-    shared: Arc<Shared>,
     /// Closed when any thread has ended.
     alive: watch::Receiver<()>,
 }
@@ -121,7 +120,7 @@ impl DataThreads {
             };
             threads.push(std::thread::Builder::new().name(format!("data-{n}")).spawn(run)?);
         }
-        Ok(Self { phase, threads, shared, alive })
+        Ok(Self { phase, threads, alive })
     }
 
     /// Waits until a thread has ended, which in ordinary life none does.
@@ -131,19 +130,15 @@ impl DataThreads {
         while alive.changed().await.is_ok() {}
     }
 
-    /// Stops accepting, waits until the flows have ended but not longer than `most`, then ends them.
-    pub async fn drain(self, most: Duration) {
+    /// Stops accepting and tells peers to go elsewhere; live flows go on.
+    pub fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
-        let empty = async {
-            while self.shared.flows.load(Relaxed) > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(most, empty).await.is_err() {
-            tracing::warn!(flows = self.shared.flows.load(Relaxed), ?most, "flows were still live when the time to drain was over; they are ended");
-        }
+    }
+
+    /// Ends the flows that are left, and the threads.
+    pub async fn end(self) {
         self.phase.send_replace(Phase::Ended);
-        let joined = tokio::task::spawn_blocking(move || self.threads.into_iter().filter(|t| !t.is_finished()).for_each(|t| drop(t.join())));
+        let joined = tokio::task::spawn_blocking(move || self.threads.into_iter().for_each(|t| drop(t.join())));
         if tokio::time::timeout(LAST_WORDS * 3, joined).await.is_err() {
             tracing::error!("a data thread did not end in time");
         }
