@@ -1,5 +1,5 @@
 //! Measures a pair of relays on loopback against direct connections in the same round: request/response,
-//! throughput, new connections. `cargo run --release -p mesh-node --example tunnel_bench -- [seconds] [spin us]`.
+//! throughput, new connections. `cargo run --release -p mesh-node --example tunnel_bench -- [seconds] [spin us] [name]`.
 //!
 //! Four threads: load, opening relay, serving relay, application. Ratios mean something; figures depend on the machine.
 
@@ -33,12 +33,17 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let seconds = args.next().and_then(|a| a.parse().ok()).unwrap_or(2.0);
     let spin = args.next().and_then(|a| a.parse().ok()).unwrap_or(0);
+    let only = args.next().unwrap_or_default();
     let round = Duration::from_secs_f64(seconds);
     let (client, server) = trust();
-    let echo = thread(|listener| async move { application(listener).await });
+    let echo = thread("application", application);
     let spin = Duration::from_micros(spin);
-    let far = thread(move |listener| serving(listener, server, echo, spin));
-    let near = thread(move |listener| opening(listener, client, far, echo, spin));
+    let far = thread("serving", move |listener| {
+        serving(listener, server, echo, spin)
+    });
+    let near = thread("opening", move |listener| {
+        opening(listener, client, far, echo, spin)
+    });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -52,6 +57,9 @@ fn main() {
         ("new connections, 16 at once", 16, Kind::Open),
     ] {
         for _ in 0..2 {
+            if !name.contains(&only) {
+                continue;
+            }
             let before = cpu();
             let direct = local.block_on(&runtime, load(echo, connections, kind, round));
             let between = cpu();
@@ -112,10 +120,11 @@ fn cpu() -> f64 {
 
 /// Runs `serve` on a thread of its own with a listener; gives the listener's address.
 fn thread<F: Future<Output = ()> + 'static>(
+    name: &str,
     serve: impl FnOnce(TcpListener) -> F + Send + 'static,
 ) -> SocketAddr {
     let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || {
+    let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -126,7 +135,11 @@ fn thread<F: Future<Output = ()> + 'static>(
                 .expect("the main thread waits");
             serve(listener).await;
         });
-    });
+    };
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .expect("a thread");
     told.recv().expect("the thread came up")
 }
 

@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     error::TunnelError,
     shared::{Inner, Shared, Slot, Turn, watch},
+    spin,
 };
 use crate::wire::{
     Limits,
@@ -184,6 +185,7 @@ impl Driver {
             }
             self.last_received = Instant::now();
             self.ping_sent = None;
+            spin::event(self.last_received.into_std(), self.limits.spin);
             let len = kept + n;
             let taken = self.open_records(inner, buf, len, events);
             deliver(inner, buf, events);
@@ -211,7 +213,12 @@ impl Driver {
             match Pin::new(&mut self.tcp).poll_write(cx, ready) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Err(e)) => return Err(TunnelError::Io(e.to_string())),
-                Poll::Ready(Ok(n)) => inner.conn.out.sent(n),
+                Poll::Ready(Ok(n)) => {
+                    inner.conn.out.sent(n);
+                    if !self.limits.spin.is_zero() {
+                        spin::event(Instant::now().into_std(), self.limits.spin);
+                    }
+                }
             }
         }
     }
@@ -423,7 +430,7 @@ fn deliver(inner: &mut Inner, buf: &[u8], events: &mut Vec<Event>) {
                 with(inner, id, |slot| {
                     slot.reset = Some(code);
                     if code != Code::NO_ERROR {
-                        slot.pending = Default::default();
+                        slot.pending = None;
                     }
                 });
             }
@@ -450,7 +457,7 @@ fn data(inner: &mut Inner, id: u32, slices: &[IoSlice<'_>], total: usize) {
     if let Some(sink) = slot
         .sink
         .as_ref()
-        .filter(|_| slot.pending.is_empty() && slot.failed.is_none())
+        .filter(|_| slot.is_drained() && slot.failed.is_none())
     {
         match sink.try_write_vectored(slices) {
             Ok(n) => taken = n,
@@ -468,11 +475,12 @@ fn data(inner: &mut Inner, id: u32, slices: &[IoSlice<'_>], total: usize) {
         return;
     }
     if taken < total {
-        let first = slot.pending.is_empty();
+        let first = slot.is_drained();
+        let pending = slot.pending.get_or_insert_default();
         let mut skip = taken;
         for slice in slices {
             let from = skip.min(slice.len());
-            slot.pending.extend(&slice[from..]);
+            pending.extend(&slice[from..]);
             skip -= from;
         }
         if first {

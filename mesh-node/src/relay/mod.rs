@@ -8,6 +8,7 @@ mod driver;
 pub mod error;
 pub mod flow;
 mod shared;
+mod spin;
 mod splice;
 pub mod tunnel;
 

@@ -59,7 +59,7 @@ pub struct Slot {
     /// The application's socket while it is spliced: the driver writes to it.
     pub sink: Option<Rc<TcpStream>>,
     /// Content that the application did not take yet; the stream's window bounds it.
-    pub pending: VecDeque<u8>,
+    pub pending: Option<Box<VecDeque<u8>>>,
     /// Counts what the driver writes to the application.
     pub meter: Option<Meter>,
     /// The answer to our request.
@@ -89,6 +89,11 @@ pub enum Turn {
 }
 
 impl Slot {
+    /// Whether the application took everything.
+    pub fn is_drained(&self) -> bool {
+        self.pending.is_none()
+    }
+
     /// Wakes the stream's task.
     pub fn wake(&self) {
         if let Some(waker) = &self.waker {
@@ -134,8 +139,10 @@ impl Shared {
     /// One handle less; the last one lets the tunnel end.
     pub fn release(&self) {
         self.handles.set(self.handles.get() - 1);
-        if self.handles.get() == 0 {
-            self.inner.borrow().wake_driver();
+        if self.handles.get() == 0
+            && let Ok(inner) = self.inner.try_borrow()
+        {
+            inner.wake_driver();
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::{
     future::{Future, poll_fn},
     io::{self, ErrorKind, IoSlice},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -46,6 +47,8 @@ struct Splice {
     stream: Stream,
     meter: Meter,
     cut: CutSignal,
+    /// While nothing is read from the application, only this notices that it is gone.
+    gone: Option<Pin<Box<dyn Future<Output = ()>>>>,
     /// The application sends nothing more, and the far side was told.
     app_ended: bool,
     /// The far side sends nothing more, and the application was told.
@@ -68,6 +71,7 @@ impl Splice {
             stream,
             meter: meter.clone(),
             cut,
+            gone: None,
             app_ended: false,
             shut: false,
             done: false,
@@ -96,6 +100,12 @@ impl Splice {
             self.done = true;
             self.stream_ends(inner, Code::NO_ERROR);
             return Poll::Ready(End::clean());
+        }
+        if self.app_ended
+            && let Some(end) = self.is_gone(cx)
+        {
+            self.stream_ends(inner, Code::CONNECT_ERROR);
+            return Poll::Ready(end);
         }
         Poll::Pending
     }
@@ -131,7 +141,7 @@ impl Splice {
         let code = slot.reset?;
         if code == Code::NO_ERROR && slot.ended {
             // The far side had sent everything and only stopped to listen: what it sent still counts.
-            if slot.pending.is_empty() {
+            if slot.is_drained() {
                 let _ = SockRef::from(&*self.app).shutdown(std::net::Shutdown::Write);
                 self.done = true;
                 return Some(End::clean());
@@ -150,23 +160,23 @@ impl Splice {
         let id = self.stream.id;
         loop {
             let slot = inner.conn.get(id)?;
-            if slot.pending.is_empty() {
+            let Some(pending) = &mut slot.pending else {
                 break;
-            }
+            };
             match self.app.poll_write_ready(cx) {
                 Poll::Pending => return None,
                 Poll::Ready(Err(e)) => return Some(app_failed(&e)),
                 Poll::Ready(Ok(())) => {}
             }
-            let (a, b) = slot.pending.as_slices();
+            let (a, b) = pending.as_slices();
             match self
                 .app
                 .try_write_vectored(&[IoSlice::new(a), IoSlice::new(b)])
             {
                 Ok(n) => {
-                    slot.pending.drain(..n);
-                    if slot.pending.is_empty() {
-                        slot.pending = Default::default();
+                    pending.drain(..n);
+                    if pending.is_empty() {
+                        slot.pending = None;
                     }
                     self.meter.add_backward(n);
                     inner.conn.drained(id, n);
@@ -215,6 +225,7 @@ impl Splice {
                     inner.wake_driver();
                 }
                 Fill::Taken(n) => {
+                    self.gone = None;
                     self.meter.add_forward(n);
                     inner.wake_driver();
                     if let Some(slot) = inner.conn.get(id) {
@@ -237,7 +248,7 @@ impl Splice {
                 }
                 Fill::NoWindow => {
                     self.pass_turn(inner);
-                    return None;
+                    return self.is_gone(cx);
                 }
                 Fill::Closed => return None,
                 Fill::Failed(e) if e.kind() == ErrorKind::WouldBlock => {}
@@ -245,6 +256,23 @@ impl Splice {
             }
         }
         None
+    }
+
+    /// Whether the application reset its connection while nothing is read from it.
+    fn is_gone(&mut self, cx: &mut Context<'_>) -> Option<End> {
+        let app = &self.app;
+        let gone = self.gone.get_or_insert_with(|| {
+            let app = app.clone();
+            Box::pin(async move { drop(app.ready(Interest::ERROR).await) })
+        });
+        if gone.as_mut().poll(cx).is_pending() {
+            return None;
+        }
+        self.gone = None;
+        let error = self.app.take_error().ok().flatten();
+        Some(app_failed(
+            &error.unwrap_or_else(|| ErrorKind::ConnectionReset.into()),
+        ))
     }
 
     /// A turn that is not used goes to the next.

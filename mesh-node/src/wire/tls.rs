@@ -176,12 +176,9 @@ fn drive<D>(
     ) -> (usize, Option<Result<Step, TlsError>>),
 ) -> Result<Step, TlsError> {
     let mut failed: Option<TlsError> = None;
-    // A failed handshake first gives its alert to `outgoing` and then the same error again.
-    let mut rounds = 0;
     loop {
-        // After a failure there is nothing more to read, only the alert to fetch.
-        let unread: &mut [u8] = if failed.is_none() { incoming } else { &mut [] };
-        let (discard, step) = process(unread, &mut |status| {
+        let before = outgoing.len();
+        let (discard, step) = process(incoming, &mut |status| {
             let step = match status.state {
                 Ok(state) => handle(state, outgoing, early),
                 Err(e) => Some(Err(e.into())),
@@ -189,15 +186,16 @@ fn drive<D>(
             (status.discard, step)
         });
         incoming.drain(..discard.min(incoming.len()));
-        match step {
-            None => {}
-            Some(Err(e)) if failed.is_none() && rounds < 8 => failed = Some(e),
-            Some(Err(e)) => return Err(failed.unwrap_or(e)),
-            Some(Ok(step)) => return failed.map_or(Ok(step), Err),
-        }
-        rounds += usize::from(failed.is_some());
-        if rounds > 8 {
-            return Err(failed.unwrap_or(TlsError::Record("the handshake makes no progress")));
+        match (step, failed.take()) {
+            (None, None) => {}
+            // After a failure the messages before it and then the alert come out. Nothing may be asked of
+            // rustls after the alert: it would read on, and fail again.
+            (None, Some(error)) if !matches!(outgoing.get(before), Some(21 | 23)) => {
+                failed = Some(error)
+            }
+            (Some(Err(error)), None) => failed = Some(error),
+            (_, Some(error)) => return Err(error),
+            (Some(Ok(step)), None) => return Ok(step),
         }
     }
 }

@@ -147,6 +147,78 @@ fn a_reset_travels_as_a_reset() {
 }
 
 #[test]
+fn a_client_that_vanishes_is_noticed_while_its_flow_stands_still() {
+    run(async {
+        let (near, mut far) = tunnels(Limits::client(), Limits::server()).await;
+        // Blocked by the window, and half-closed: in neither case is anything read from the client.
+        for blocked in [true, false] {
+            let mut path = path(&near, &mut far).await;
+            if blocked {
+                let data = vec![1; 64 << 20];
+                let write = path.client.write_all(&data);
+                assert!(
+                    tokio::time::timeout(Duration::from_millis(500), write)
+                        .await
+                        .is_err()
+                );
+            } else {
+                path.client.shutdown().await.unwrap();
+                assert_eq!(path.server.read(&mut [0; 1]).await.unwrap(), 0);
+            }
+            socket2::SockRef::from(&path.client)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+            drop(path.client);
+            let end = path.near.await.unwrap();
+            assert_eq!(
+                (end.reason, end.side),
+                (Some(Reason::PeerReset), Some(Side::First)),
+                "{end:?}"
+            );
+            assert_eq!(path.far.await.unwrap().side, Some(Side::Second));
+        }
+    });
+}
+
+#[test]
+fn elephants_do_not_starve_a_small_flow() {
+    run(async {
+        let (near, mut far) = tunnels(Limits::client(), Limits::server()).await;
+        let moved = std::rc::Rc::new(std::cell::Cell::new(0u64));
+        for _ in 0..8 {
+            let path = path(&near, &mut far).await;
+            let (mut client, mut server, moved) = (path.client, path.server, moved.clone());
+            spawn_local(async move {
+                let data = vec![1; 256 << 10];
+                while client.write_all(&data).await.is_ok() {}
+            });
+            spawn_local(async move {
+                let mut buf = vec![0; 256 << 10];
+                while let Ok(n @ 1..) = server.read(&mut buf).await {
+                    moved.set(moved.get() + n as u64);
+                }
+            });
+        }
+        let small = path(&near, &mut far).await;
+        let (mut client, mut server) = (small.client, small.server);
+        spawn_local(async move {
+            let mut buf = [0; 128];
+            while server.read_exact(&mut buf).await.is_ok() && server.write_all(&buf).await.is_ok()
+            {
+            }
+        });
+        // Per answer of the small flow, the elephants may move what buffers between the two ends hold, not more.
+        for _ in 0..50 {
+            client.write_all(&[5; 128]).await.unwrap();
+            client.read_exact(&mut [0; 128]).await.unwrap();
+        }
+        let each = moved.get() / 50;
+        println!("elephants moved {each} bytes per answer of the small flow");
+        assert!(moved.get() > 0 && each < 16 << 20, "{each} bytes");
+    });
+}
+
+#[test]
 fn a_cut_resets_one_flow_and_no_other() {
     run(async {
         let (near, mut far) = tunnels(Limits::client(), Limits::server()).await;

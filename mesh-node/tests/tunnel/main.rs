@@ -1,5 +1,6 @@
 //! Tunnels over loopback, as the node uses them.
 
+mod cost;
 mod flows;
 mod interop;
 mod life;

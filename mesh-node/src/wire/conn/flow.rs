@@ -40,7 +40,7 @@ impl<S: Default> Conn<S> {
         let Some(entry) = self.streams.get(id) else {
             return Fill::Closed;
         };
-        let window = entry.send_window.min(self.send_window);
+        let window = i64::from(entry.send_window).min(self.send_window);
         if window <= 0 {
             return Fill::NoWindow;
         }
@@ -48,7 +48,7 @@ impl<S: Default> Conn<S> {
             None => Fill::NoRoom,
             Some(Err(e)) => Fill::Failed(e),
             Some(Ok(n)) => {
-                entry.send_window -= n as i64;
+                entry.send_window -= n as i32;
                 self.send_window -= n as i64;
                 self.counter.sent();
                 Fill::Taken(n)
@@ -134,10 +134,11 @@ impl<S: Default> Conn<S> {
             return self.stream_error(id, Code::PROTOCOL_ERROR, events);
         }
         let blocked = entry.send_window <= 0;
-        entry.send_window += i64::from(increment);
-        if entry.send_window > max {
+        // Both are at most 2^31-1, so only an excess can overflow.
+        let Some(window) = entry.send_window.checked_add(increment as i32) else {
             return self.stream_error(id, Code::FLOW_CONTROL_ERROR, events);
-        }
+        };
+        entry.send_window = window;
         if blocked {
             events.push(Event::Window { id });
         }
@@ -153,13 +154,14 @@ impl<S: Default> Conn<S> {
         let change = i64::from(window) - i64::from(self.peer.initial_window);
         self.peer.initial_window = window;
         for (_, entry) in self.streams.each() {
-            entry.send_window += change;
-            if entry.send_window > i64::from(frame::MAX_WINDOW) {
+            // Below zero it stays above -2^31: only what was sent within an earlier window can be missing.
+            let Ok(window) = i32::try_from(i64::from(entry.send_window) + change) else {
                 return Err(ConnError::new(
                     Code::FLOW_CONTROL_ERROR,
                     "a setting makes a window larger than 2^31-1",
                 ));
-            }
+            };
+            entry.send_window = window;
         }
         if change > 0 {
             events.push(Event::Windows);

@@ -41,7 +41,7 @@ impl Flags {
 #[derive(Debug)]
 pub struct Entry<S> {
     /// What we may send.
-    pub send_window: i64,
+    pub send_window: i32,
     /// What the peer may send.
     pub receive_left: i32,
     /// What was drained and not credited yet.
@@ -71,7 +71,7 @@ impl<S> Default for Streams<S> {
 impl<S> Streams<S> {
     pub fn insert(&mut self, id: u32, send: u32, receive: u32, user: S) {
         let entry = Entry {
-            send_window: i64::from(send),
+            send_window: send as i32,
             receive_left: receive as i32,
             owed: 0,
             flags: Flags::default(),
