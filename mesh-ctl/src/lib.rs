@@ -1,6 +1,15 @@
-//! The controller and command line of Warren.
+//! The controller and command line of Warren: objects in, resources, certificates and statuses out.
+//!
+//! Invariants: `app` is the only file that wires parts together; decisions are `mesh-translate`'s and `mesh-model`'s.
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod app;
 pub mod ca;
+pub mod cli;
+pub mod listen;
+pub mod monitor;
+pub mod publish;
 pub mod token;
+pub mod watch;

@@ -1,13 +1,23 @@
 //! The signing keys and what they sign; root rotation in three steps.
+//!
+//! Invariants: no certificate outlives its signer; each step of a rotation leaves every certificate in use trusted,
+//! or is refused; who watches the roots sees a step only once it is on the disk.
 
-use std::{path::{Path, PathBuf}, sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    collections::HashMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use arc_swap::ArcSwap;
-use mesh_model::name::TrustDomain;
+use mesh_model::name::{NodeName, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
+
+use tokio::sync::watch;
 
 use super::{grant::Grant, keep::{self, Kept, Signer}};
 
@@ -38,6 +48,12 @@ pub enum CaError {
     /// A rotation step out of order.
     #[error("root rotation: {0}")]
     Order(&'static str),
+    /// Certificates of the old root are still in use.
+    #[error("root rotation: {0}; wait, or use --force and cut off whoever still uses the old root")]
+    InUse(String),
+    /// The signer has expired.
+    #[error("the CA's own certificate has expired; take `mesh-ctl ca rotate` steps to replace it")]
+    Expired,
     /// Signing itself.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
@@ -53,7 +69,8 @@ pub struct Given {
 }
 
 /// A step of root rotation. Each may be taken when every node has followed the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Step {
     /// Make (or take) a new root; both are trusted, the old one signs.
     Prepare,
@@ -61,6 +78,29 @@ pub enum Step {
     Switch,
     /// Only the new root is trusted.
     Finish,
+    /// Takes `prepare` back.
+    Abort,
+}
+
+/// How far a rotation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// One root is trusted, and signs.
+    Steady,
+    /// The next root is trusted too.
+    Prepared,
+    /// The new root signs; the old one is still trusted.
+    Switched,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Steady => "steady: one root is trusted and signs; to replace it take step `prepare`",
+            Phase::Prepared => "prepared: the next root is trusted too, the old one signs; next comes step `switch` (or `abort`)",
+            Phase::Switched => "switched: the new root signs, the old one is still trusted; next comes step `finish`",
+        })
+    }
 }
 
 /// The certificate authority. Cheap to share; signing never blocks on rotation.
@@ -68,22 +108,23 @@ pub enum Step {
 pub struct Authority {
     path: PathBuf,
     domain: TrustDomain,
-    kept: ArcSwap<Kept>,
+    kept: watch::Sender<Arc<Kept>>,
+    /// The newest certificate of each holder: the root it chains to and when it expires.
+    newest: Mutex<HashMap<String, (String, SystemTime)>>,
 }
 
 impl Authority {
-    /// Opens the authority kept in `dir`, makes a root when there is none, or takes `given` as the signer.
+    /// Opens the authority kept in `dir`, makes a root when there is none, or takes `given` as the first signer.
     pub fn open(dir: &Path, given: Option<Given>, domain: TrustDomain) -> Result<Self, CaError> {
         let path = dir.join("ca.json");
-        let state = |source| CaError::State { path: path.clone(), source };
-        let found = keep::read(&path).map_err(state)?;
+        let found = keep::read(&path).map_err(|source| CaError::State { path: path.clone(), source })?;
         let kept = match (found, given) {
             (Some(kept), None) => kept,
             (found, Some(given)) => adopt(found, given)?,
-            (None, None) => Kept { active: generate(&domain)?, next: None, old_roots: Vec::new() },
+            (None, None) => steady(generate(&domain)?),
         };
-        keep::write(&path, &kept).map_err(state)?;
-        Ok(Self { path, domain, kept: ArcSwap::from_pointee(kept) })
+        write(&path, &kept)?;
+        Ok(Self { path, domain, kept: watch::Sender::new(Arc::new(kept)), newest: Mutex::default() })
     }
 
     /// The trust domain it vouches for.
@@ -93,12 +134,23 @@ impl Authority {
 
     /// All roots that peers must trust now, PEM, the signing one first.
     pub fn roots(&self) -> String {
-        roots_of(&self.kept.load())
+        self.kept.borrow().roots().concat()
     }
 
-    /// Signs the public key of a PEM request for `grant`, valid from a minute ago for `ttl` from `now`.
-    /// Returns the chain, leaf first and root last. The request's own names and extensions are ignored.
-    pub fn sign(&self, csr: &str, grant: &Grant, now: SystemTime, ttl: Duration) -> Result<Vec<String>, CaError> {
+    /// Wakes at every step of a rotation.
+    pub fn watch(&self) -> watch::Receiver<Arc<Kept>> {
+        self.kept.subscribe()
+    }
+
+    /// How far a rotation is.
+    pub fn phase(&self) -> Phase {
+        phase(&self.kept.borrow())
+    }
+
+    /// Signs the public key of a PEM request for `grant`, valid from a minute ago for `ttl` from `now`, and remembers
+    /// that `node` holds it. Returns the chain, leaf first, then what leads to the root, then all roots to trust, the
+    /// signing one last. The request's own names and extensions are ignored.
+    pub fn sign(&self, csr: &str, grant: &Grant, node: &NodeName, now: SystemTime, ttl: Duration) -> Result<Vec<String>, CaError> {
         if csr.len() > MAX_CSR {
             return Err(CaError::Request(format!("{} bytes; at most {MAX_CSR} are read", csr.len())));
         }
@@ -106,64 +158,157 @@ impl Authority {
         if request.public_key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
             return Err(CaError::Request("the key must be ECDSA P-256".into()));
         }
-        self.sign_key(&request.public_key, grant, now, ttl)
+        let chain = self.sign_key(&request.public_key, grant, now, ttl)?;
+        let root = chain.last().expect("a chain ends in a root").clone();
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.retain(|_, (_, until)| *until > now);
+        newest.insert(format!("{} on node {node}", grant.uri()), (root, now + ttl));
+        Ok(chain)
     }
 
     /// Signs a key that the controller itself holds.
     pub fn sign_key(&self, key: &impl PublicKeyData, grant: &Grant, now: SystemTime, ttl: Duration) -> Result<Vec<String>, CaError> {
-        let kept = self.kept.load();
+        let kept = self.kept.borrow().clone();
+        let until = (now + ttl).min(expiry(&kept.active)?);
+        if until <= now {
+            return Err(CaError::Expired);
+        }
         let issuer = Issuer::from_ca_cert_pem(&kept.active.chain[0], KeyPair::from_pem(&kept.active.key)?)?;
-        let leaf = leaf(grant, now, ttl)?.signed_by(key, &issuer)?;
-        Ok(std::iter::once(leaf.pem()).chain(kept.active.chain.iter().cloned()).collect())
+        let leaf = leaf(grant, now, until)?.signed_by(key, &issuer)?;
+        let (_, intermediates) = kept.active.chain.split_last().expect("a signer has a certificate");
+        let roots = kept.roots().into_iter().rev().map(str::to_owned);
+        Ok(std::iter::once(leaf.pem()).chain(intermediates.iter().cloned()).chain(roots).collect())
     }
 
-    /// Takes one step of root rotation and returns the roots that are trusted from now on.
-    pub fn rotate(&self, step: Step) -> Result<String, CaError> {
-        let kept = Kept::clone(&self.kept.load());
-        let kept = match (step, kept.next, kept.old_roots.is_empty()) {
-            (Step::Prepare, None, true) => Kept { active: kept.active, next: Some(generate(&self.domain)?), old_roots: Vec::new() },
-            (Step::Prepare, _, _) => return Err(CaError::Order("a rotation is under way: take `switch` or `finish` first")),
-            (Step::Switch, Some(next), _) => Kept { old_roots: vec![kept.active.root().to_owned()], active: next, next: None },
-            (Step::Switch, None, _) => return Err(CaError::Order("no new root is prepared: take `prepare` first")),
-            (Step::Finish, None, false) => Kept { active: kept.active, next: None, old_roots: Vec::new() },
-            (Step::Finish, Some(_), _) => return Err(CaError::Order("the new root does not sign yet: take `switch` first")),
-            (Step::Finish, None, true) => return Err(CaError::Order("no rotation is under way: take `prepare` first")),
+    /// Takes one step of root rotation and returns the roots that are trusted from now on. `prepare` takes the given
+    /// CA as the next one, or makes one. `ttl` is the longest life of what was signed so far.
+    pub fn rotate(&self, step: Step, given: Option<Given>, force: bool, now: SystemTime, ttl: Duration) -> Result<String, CaError> {
+        let kept = Kept::clone(&self.kept.borrow());
+        let kept = match (step, phase(&kept), kept.next.clone()) {
+            (Step::Prepare, Phase::Steady, _) => {
+                let next = given.map_or_else(|| generate(&self.domain), |given| checked(given))?;
+                Kept { next: Some(next), ..kept }
+            }
+            (Step::Prepare, Phase::Prepared | Phase::Switched, _) => {
+                return Err(CaError::Order("a rotation is under way: take `switch` or `finish` first"));
+            }
+            (Step::Switch, _, Some(next)) => {
+                Kept { old_roots: vec![kept.active.root().to_owned()], active: next, next: None, old_until: seconds(now + ttl) }
+            }
+            (Step::Switch, _, None) => return Err(CaError::Order("no new root is prepared: take `prepare` first")),
+            (Step::Finish, Phase::Switched, _) => {
+                if !force {
+                    self.unused(&kept, now)?;
+                }
+                steady(kept.active)
+            }
+            (Step::Finish, Phase::Prepared, _) => return Err(CaError::Order("the new root does not sign yet: take `switch` first")),
+            (Step::Finish, Phase::Steady, _) => return Err(CaError::Order("no rotation is under way: take `prepare` first")),
+            (Step::Abort, Phase::Prepared, _) => steady(kept.active),
+            (Step::Abort, Phase::Steady | Phase::Switched, _) => {
+                return Err(CaError::Order("only `prepare` can be taken back, before `switch`"));
+            }
         };
-        keep::write(&self.path, &kept).map_err(|source| CaError::State { path: self.path.clone(), source })?;
-        let roots = roots_of(&kept);
-        self.kept.store(Arc::new(kept));
+        write(&self.path, &kept)?;
+        let roots = kept.roots().concat();
+        self.kept.send_replace(Arc::new(kept));
         Ok(roots)
     }
-}
 
-fn roots_of(kept: &Kept) -> String {
-    let next = kept.next.as_ref().map(Signer::root);
-    std::iter::once(kept.active.root()).chain(next).chain(kept.old_roots.iter().map(String::as_str)).collect()
-}
-
-/// Takes a given signer; a different one that signed before stays trusted, so that replacing it cuts nobody off.
-fn adopt(found: Option<Kept>, given: Given) -> Result<Kept, CaError> {
-    let chain = certificates(&given.chain);
-    let first = chain.first().ok_or_else(|| CaError::Given("no PEM certificate found".into()))?;
-    let key = KeyPair::from_pem(&given.key).map_err(|e| CaError::Given(format!("key: {e}")))?;
-    let (_, pem) = x509_parser::pem::parse_x509_pem(first.as_bytes()).map_err(|e| CaError::Given(e.to_string()))?;
-    let cert = pem.parse_x509().map_err(|e| CaError::Given(e.to_string()))?;
-    if !cert.is_ca() {
-        return Err(CaError::Given("the first certificate is not a CA (basicConstraints)".into()));
-    }
-    if cert.public_key().raw != key.subject_public_key_info() {
-        return Err(CaError::Given("the key does not belong to the first certificate".into()));
-    }
-    let active = Signer { chain, key: given.key };
-    Ok(match found {
-        Some(kept) if kept.active == active => kept,
-        Some(kept) => {
-            let old = kept.active.root().to_owned();
-            let old_roots = kept.old_roots.into_iter().chain([old]).filter(|r| r != active.root()).collect();
-            Kept { active, next: None, old_roots }
+    /// Whether nobody can still hold a certificate of an old root.
+    fn unused(&self, kept: &Kept, now: SystemTime) -> Result<(), CaError> {
+        if seconds(now) >= kept.old_until {
+            return Ok(());
         }
-        None => Kept { active, next: None, old_roots: Vec::new() },
-    })
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = |(_, (root, until)): &(&String, &(String, SystemTime))| root != kept.active.root() && *until > now;
+        let mut holders: Vec<&String> = newest.iter().filter(old).map(|(holder, _)| holder).collect();
+        holders.sort_unstable();
+        let left = kept.old_until - seconds(now);
+        match holders.first() {
+            Some(first) => Err(CaError::InUse(format!("{} certificates of the old root are in use, the first {first}", holders.len()))),
+            // After a restart nobody remembers who else may hold one.
+            None if newest.is_empty() => Err(CaError::InUse(format!("certificates of the old root may be in use for {left} more seconds"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn phase(kept: &Kept) -> Phase {
+    match (&kept.next, kept.old_roots.is_empty()) {
+        (Some(_), _) => Phase::Prepared,
+        (None, false) => Phase::Switched,
+        (None, true) => Phase::Steady,
+    }
+}
+
+fn steady(active: Signer) -> Kept {
+    Kept { active, next: None, old_roots: Vec::new(), old_until: 0 }
+}
+
+/// Keeps the keys, and puts the roots where nodes and people read them.
+fn write(path: &Path, kept: &Kept) -> Result<(), CaError> {
+    let public = path.with_file_name("ca.pem");
+    let state = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CaError::State { path, source }
+    };
+    keep::write(path, kept).map_err(state(path))?;
+    keep::write_public(&public, kept.roots().concat().as_bytes()).map_err(state(&public))
+}
+
+/// When the first certificate of a signer's chain expires.
+fn expiry(signer: &Signer) -> Result<SystemTime, CaError> {
+    let mut first = i64::MAX;
+    for cert in &signer.chain {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(cert.as_bytes()).map_err(|e| CaError::Given(e.to_string()))?;
+        let cert = pem.parse_x509().map_err(|e| CaError::Given(e.to_string()))?;
+        first = first.min(cert.validity().not_after.timestamp());
+    }
+    Ok(UNIX_EPOCH + Duration::from_secs(u64::try_from(first).unwrap_or(0)))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Takes a given CA where there is none yet. One that is in use is replaced by the steps of a rotation only: nodes
+/// that do not trust it yet would be cut off.
+fn adopt(found: Option<Kept>, given: Given) -> Result<Kept, CaError> {
+    let signer = checked(given)?;
+    match found {
+        None => Ok(steady(signer)),
+        Some(kept) if kept.active == signer || kept.next.as_ref() == Some(&signer) => Ok(kept),
+        Some(_) => Err(CaError::Given(
+            "another CA signs in this state directory; bring the new one in with `mesh-ctl ca rotate --step prepare --ca-cert FILE --ca-key FILE`".into(),
+        )),
+    }
+}
+
+/// Checks that the key signs under the chain and that the chain ends in a root.
+fn checked(given: Given) -> Result<Signer, CaError> {
+    let bad = |text: String| CaError::Given(text);
+    let chain = certificates(&given.chain);
+    let key = KeyPair::from_pem(&given.key).map_err(|e| bad(format!("key: {e}")))?;
+    let ders = chain.iter().map(|c| x509_parser::pem::parse_x509_pem(c.as_bytes()).map(|(_, pem)| pem));
+    let ders = ders.collect::<Result<Vec<_>, _>>().map_err(|e| bad(e.to_string()))?;
+    let certs = ders.iter().map(|p| p.parse_x509()).collect::<Result<Vec<_>, _>>().map_err(|e| bad(e.to_string()))?;
+    let (Some(first), Some(root)) = (certs.first(), certs.last()) else { return Err(bad("no PEM certificate found".into())) };
+    if let Some(cert) = certs.iter().find(|c| !c.is_ca()) {
+        return Err(bad(format!("{} is not a CA (basicConstraints)", cert.subject())));
+    }
+    if first.public_key().raw != key.subject_public_key_info() {
+        return Err(bad("the key does not belong to the first certificate".into()));
+    }
+    for pair in certs.windows(2) {
+        if pair[0].issuer() != pair[1].subject() || pair[0].verify_signature(Some(pair[1].public_key())).is_err() {
+            return Err(bad(format!("{} was not signed by the certificate after it", pair[0].subject())));
+        }
+    }
+    if root.issuer() != root.subject() || root.verify_signature(None).is_err() {
+        return Err(bad("the last certificate has to be the root, which signs itself".into()));
+    }
+    Ok(Signer { chain, key: given.key })
 }
 
 fn certificates(pem: &str) -> Vec<String> {
@@ -178,6 +323,7 @@ fn generate(domain: &TrustDomain) -> Result<Signer, CaError> {
     let now = SystemTime::now();
     params.not_before = (now - BACKDATE).into();
     params.not_after = (now + ROOT_LIFE).into();
+    params.serial_number = Some(serial());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name = DistinguishedName::new();
@@ -188,10 +334,20 @@ fn generate(domain: &TrustDomain) -> Result<Signer, CaError> {
     Ok(Signer { chain: vec![root.pem()], key: key.serialize_pem() })
 }
 
-fn leaf(grant: &Grant, now: SystemTime, ttl: Duration) -> Result<CertificateParams, CaError> {
+/// A serial number that nobody can guess.
+fn serial() -> SerialNumber {
+    let mut bytes = [0; 16];
+    rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes).expect("the system's random source answers");
+    // Positive, as X.509 wants it, and never zero.
+    bytes[0] = (bytes[0] & 0x7f) | 0x40;
+    SerialNumber::from_slice(&bytes)
+}
+
+fn leaf(grant: &Grant, now: SystemTime, until: SystemTime) -> Result<CertificateParams, CaError> {
     let mut params = CertificateParams::default();
     params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + ttl).into();
+    params.not_after = until.into();
+    params.serial_number = Some(serial());
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -208,84 +364,4 @@ fn leaf(grant: &Grant, now: SystemTime, ttl: Duration) -> Result<CertificatePara
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    fn csr(san: &str) -> String {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(san.try_into().expect("a URI"))];
-        params.serialize_request(&key).expect("a request").pem().expect("PEM")
-    }
-
-    fn open(dir: &Path) -> Authority {
-        Authority::open(dir, None, "cluster.local".into()).expect("an authority")
-    }
-
-    #[test]
-    fn a_certificate_says_what_was_granted_and_not_what_was_asked() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let ca = open(dir.path());
-        let id = "spiffe://cluster.local/ns/a/sa/b";
-        let grant = Grant::Workload(id.parse().expect("an identity"));
-        let chain = ca.sign(&csr("spiffe://cluster.local/ns/kube-system/sa/admin"), &grant, SystemTime::now(), Duration::from_secs(60)).expect("signed");
-        assert_eq!(chain.len(), 2);
-        let (_, pem) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).expect("PEM");
-        let cert = pem.parse_x509().expect("a certificate");
-        let sans = &cert.subject_alternative_name().expect("parses").expect("a SAN").value.general_names;
-        assert_eq!(sans.iter().map(ToString::to_string).collect::<Vec<_>>(), [format!("URI({id})")]);
-        assert!(!cert.is_ca());
-    }
-
-    #[test]
-    fn requests_that_cannot_be_used_are_refused() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let ca = open(dir.path());
-        let grant = Grant::Node("cluster.local".into(), "n1".into());
-        let check = |csr: &str| matches!(ca.sign(csr, &grant, SystemTime::now(), Duration::from_secs(60)), Err(CaError::Request(_)));
-        assert!(check(""));
-        assert!(check("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"));
-        assert!(check(&"x".repeat(MAX_CSR + 1)));
-        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
-        assert!(check(&CertificateParams::default().serialize_request(&p384).expect("a request").pem().expect("PEM")));
-        let mut forged = csr("spiffe://a/ns/b/sa/c");
-        let middle = forged.len() - 60;
-        let flipped = if &forged[middle..=middle] == "A" { "B" } else { "A" };
-        forged.replace_range(middle..=middle, flipped);
-        assert!(check(&forged), "a request whose signature does not verify");
-    }
-
-    #[test]
-    fn the_root_is_kept_private_and_rotates_in_order() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let ca = open(dir.path());
-        let mode = std::fs::metadata(dir.path().join("ca.json")).expect("kept").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let first = ca.roots();
-        assert_eq!(open(dir.path()).roots(), first, "a restart keeps the root");
-        assert!(ca.rotate(Step::Switch).is_err() && ca.rotate(Step::Finish).is_err());
-        let both = ca.rotate(Step::Prepare).expect("prepared");
-        assert!(both.starts_with(&first) && both.len() > first.len());
-        assert!(ca.rotate(Step::Prepare).is_err() && ca.rotate(Step::Finish).is_err());
-        let switched = ca.rotate(Step::Switch).expect("switched");
-        assert!(switched.ends_with(&first) && switched.len() == both.len());
-        let last = ca.rotate(Step::Finish).expect("finished");
-        assert!(!last.contains(&first) && switched.starts_with(&last));
-        assert_eq!(open(dir.path()).roots(), last);
-    }
-
-    #[test]
-    fn a_given_ca_must_fit_its_key_and_leaves_the_old_root_trusted() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let first = open(dir.path()).roots();
-        let signer = generate(&"cluster.local".into()).expect("a root");
-        let other = generate(&"cluster.local".into()).expect("a root");
-        let given = |chain: &str, key: &str| Authority::open(dir.path(), Some(Given { chain: chain.into(), key: key.into() }), "cluster.local".into());
-        assert!(given(&signer.chain[0], &other.key).is_err());
-        assert!(given("", &signer.key).is_err());
-        let ca = given(&signer.chain[0], &signer.key).expect("taken");
-        assert_eq!(ca.roots(), format!("{}{first}", signer.chain[0]));
-    }
-}
+mod tests;

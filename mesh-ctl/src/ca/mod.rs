@@ -8,7 +8,7 @@ mod grant;
 mod keep;
 mod service;
 
-pub use authority::{Authority, CaError, Given, Step};
+pub use authority::{Authority, CaError, Given, Phase, Step};
 pub use grant::{Grant, is_node_name, node_of};
-pub use keep::write_private;
-pub use service::{CertificateService, Hosted, Peer, Policy};
+pub use keep::{Kept, lock, write_private};
+pub use service::{CertificateService, Hosted, Policy};

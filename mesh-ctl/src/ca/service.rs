@@ -14,19 +14,16 @@ use prost_types::value::Kind;
 use tonic::{Request, Response, Status};
 
 use super::{Authority, CaError, grant::Grant};
-use crate::token::JoinKey;
+use crate::{
+    listen::{Peer, PeerName},
+    monitor::Metrics,
+    token::JoinKey,
+};
 
 /// Who hosts what: the answer comes from the controller's own view, never from the node.
 pub trait Hosted: Send + Sync + 'static {
     /// Whether a pod with this identity runs on this node.
     fn hosts(&self, node: &NodeName, identity: &Identity) -> bool;
-}
-
-/// Who is on the other end of a TLS connection; the server puts it into each request's extensions.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
-    /// The node whose certificate was presented and verified.
-    pub node: Option<NodeName>,
 }
 
 /// Limits and lifetimes of what is signed.
@@ -50,6 +47,7 @@ pub struct CertificateService {
     hosted: Arc<dyn Hosted>,
     join: JoinKey,
     policy: Policy,
+    metrics: Arc<Metrics>,
     spent: Mutex<HashMap<NodeName, (Instant, u32)>>,
 }
 
@@ -62,17 +60,19 @@ enum Proof {
 
 impl CertificateService {
     /// A service that signs with `authority` what `hosted` confirms.
-    pub fn new(authority: Arc<Authority>, hosted: Arc<dyn Hosted>, join: JoinKey, policy: Policy) -> Self {
-        Self { authority, hosted, join, policy, spent: Mutex::default() }
+    pub fn new(authority: Arc<Authority>, hosted: Arc<dyn Hosted>, join: JoinKey, policy: Policy, metrics: Arc<Metrics>) -> Self {
+        Self { authority, hosted, join, policy, metrics, spent: Mutex::default() }
     }
 
     fn caller(&self, request: &Request<IstioCertificateRequest>) -> Result<(NodeName, Proof), Status> {
-        if let Some(node) = request.extensions().get::<Peer>().and_then(|p| p.node.clone()) {
-            return Ok((node, Proof::Certificate));
+        match request.extensions().get::<Peer>().map(|p| &p.name) {
+            Some(PeerName::Node(node)) => return Ok((node.clone(), Proof::Certificate)),
+            Some(PeerName::Other(name)) => return Err(Status::permission_denied(format!("only nodes ask for certificates; this is {name}"))),
+            Some(PeerName::Nobody) | None => {}
         }
         let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
         let token = header.and_then(|h| h.strip_prefix("Bearer ")).ok_or_else(|| {
-            Status::unauthenticated("no node certificate and no `authorization: Bearer` join token")
+            Status::unauthenticated("no node certificate and no `authorization: Bearer` join token; make one with `mesh-ctl token create --node NAME`")
         })?;
         let node = self.join.verify(token.trim(), SystemTime::now()).map_err(|e| Status::unauthenticated(e.to_string()))?;
         Ok((node, Proof::Token))
@@ -113,7 +113,7 @@ impl CertificateService {
         let grant = self.decide(&node, proof, impersonated(body))?;
         let asked = u64::try_from(body.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);
         let ttl = asked.map_or(self.policy.leaf_ttl, |a| a.min(self.policy.leaf_ttl));
-        let chain = self.authority.sign(&body.csr, &grant, SystemTime::now(), ttl).map_err(status)?;
+        let chain = self.authority.sign(&body.csr, &grant, &node, SystemTime::now(), ttl).map_err(status)?;
         tracing::info!(target: "ca", node = %node, identity = %grant.uri(), by = ?proof, ttl_seconds = ttl.as_secs(), "signed");
         Ok((grant, chain))
     }
@@ -125,7 +125,9 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        match self.answer(&request) {
+        let answer = self.answer(&request);
+        self.metrics.certificate(answer.as_ref().err().map(Status::code));
+        match answer {
             Ok((_, cert_chain)) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
             Err(status) => {
                 let wanted = impersonated(request.get_ref()).unwrap_or("the node's own identity");
@@ -147,7 +149,8 @@ fn impersonated(request: &IstioCertificateRequest) -> Option<&str> {
 fn status(error: CaError) -> Status {
     match error {
         CaError::Request(_) => Status::invalid_argument(error.to_string()),
-        CaError::State { .. } | CaError::Given(_) | CaError::Order(_) | CaError::Sign(_) => Status::internal(error.to_string()),
+        CaError::Expired => Status::failed_precondition(error.to_string()),
+        CaError::State { .. } | CaError::Given(_) | CaError::Order(_) | CaError::InUse(_) | CaError::Sign(_) => Status::internal(error.to_string()),
     }
 }
 

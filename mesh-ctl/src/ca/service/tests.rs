@@ -13,7 +13,7 @@ impl Hosted for OnN1 {
 fn service(dir: &std::path::Path, per_minute: u32) -> CertificateService {
     let authority = Authority::open(dir, None, "cluster.local".into()).expect("an authority");
     let policy = Policy { per_minute, ..Policy::default() };
-    CertificateService::new(Arc::new(authority), Arc::new(OnN1), JoinKey::open(dir).expect("a key"), policy)
+    CertificateService::new(Arc::new(authority), Arc::new(OnN1), JoinKey::open(dir).expect("a key"), policy, Arc::default())
 }
 
 fn request(identity: Option<&str>, node: Option<&str>, token: Option<&str>) -> Request<IstioCertificateRequest> {
@@ -23,7 +23,9 @@ fn request(identity: Option<&str>, node: Option<&str>, token: Option<&str>) -> R
     let metadata = identity.map(|i| prost_types::Struct { fields: [("ImpersonatedIdentity".to_owned(), text(i))].into() });
     let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: 3600, metadata });
     if let Some(node) = node {
-        request.extensions_mut().insert(Peer { node: Some(node.into()) });
+        let name = if node.starts_with("spiffe:") { PeerName::Other(node.into()) } else { PeerName::Node(node.into()) };
+        let address = "127.0.0.1:1".parse().expect("is one");
+        request.extensions_mut().insert(Peer { address, name, not_after: None });
     }
     if let Some(token) = token {
         let value = format!("Bearer {token}").parse().expect("ASCII");
@@ -54,6 +56,7 @@ fn a_node_gets_itself_and_what_it_hosts() {
     check(Some("spiffe://cluster.local/warren/controller"), Some("n1"), None, Err(tonic::Code::InvalidArgument));
     check(Some("junk"), Some("n1"), None, Err(tonic::Code::InvalidArgument));
     check(None, None, None, Err(tonic::Code::Unauthenticated));
+    check(None, Some(web), Some(&token), Err(tonic::Code::PermissionDenied));
     check(None, None, Some("warren1.e30.AAAA"), Err(tonic::Code::Unauthenticated));
 }
 

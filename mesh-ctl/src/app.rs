@@ -1,0 +1,216 @@
+//! Wires the controller together: objects are watched, translated and published, certificates are signed.
+//!
+//! Invariants: every task has an owner, and when one that matters ends the controller ends; who runs where is known
+//! to the CA before nodes are told of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use mesh_api::{
+    auth::istio_certificate_service_server::IstioCertificateServiceServer,
+    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+};
+use mesh_model::{
+    mesh::Change,
+    name::{Identity, NodeName, TrustDomain},
+};
+use mesh_translate::{ClusterView, Output, translate};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tonic::transport::Server;
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::{self, Admin},
+    ca::{self, Authority, CertificateService, Given, Hosted, Policy},
+    listen::{self, Credentials, Names},
+    monitor::{self, Metrics},
+    publish::{self, Handle},
+    token::JoinKey,
+    watch::{Delta, Manifests, Source},
+};
+
+/// The largest request of a subscriber: versions of everything that it holds.
+const MAX_SUBSCRIPTION: usize = 64 * 1024 * 1024;
+/// The largest request for a certificate.
+const MAX_CERTIFICATE_REQUEST: usize = 64 * 1024;
+/// A connection that does not answer pings this long is closed.
+const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+
+/// What to run.
+pub struct Options {
+    /// Where objects are read from.
+    pub manifests: PathBuf,
+    /// Where keys are kept.
+    pub state: PathBuf,
+    /// Where nodes connect.
+    pub listen: SocketAddr,
+    /// Where metrics and health are.
+    pub monitor: SocketAddr,
+    /// What the controller is called.
+    pub names: Names,
+    /// Whose identities are signed.
+    pub trust_domain: TrustDomain,
+    /// How long certificates live.
+    pub leaf_ttl: Duration,
+    /// The CA to begin with.
+    pub given: Option<Given>,
+}
+
+/// A controller that runs until this is dropped.
+pub struct Running {
+    /// Where nodes connect.
+    pub address: SocketAddr,
+    /// Where metrics and health are.
+    pub monitor: SocketAddr,
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    _lock: nix::fcntl::Flock<std::fs::File>,
+}
+
+/// Runs until a signal or a failure.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let Running { tasks, _lock, .. } = start(options).await?;
+    until_stopped(tasks).await
+}
+
+/// Starts a controller; it listens when this returns.
+pub async fn start(options: Options) -> anyhow::Result<Running> {
+    let Options { manifests, state, listen, monitor, names, trust_domain, leaf_ttl, given } = options;
+    let _lock = ca::lock(&state)?;
+    let source = Manifests::new(&manifests)?;
+    let authority = Arc::new(Authority::open(&state, given, trust_domain)?);
+    let metrics = Arc::new(Metrics::default());
+    let mut tasks = JoinSet::new();
+
+    let (handle, discovery, publishing) = publish::publisher(metrics.clone());
+    tasks.spawn(named("publishing", publishing));
+    tasks.spawn(named("following the roots", follow_roots(authority.clone(), handle.clone())));
+
+    let placed = Arc::new(Placed::default());
+    let policy = Policy { leaf_ttl, ..Policy::default() };
+    let certificates = CertificateService::new(authority.clone(), placed.clone(), JoinKey::open(&state)?, policy, metrics.clone());
+
+    let credentials = Credentials::issue(&authority, &names, SystemTime::now()).context("making the controller's certificate")?;
+    let config = Arc::new(ArcSwap::new(credentials.config));
+    tasks.spawn(named("renewing", listen::keep_fresh(authority.clone(), names, credentials.not_after, config.clone())));
+
+    let socket = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    let address = socket.local_addr()?;
+    let incoming = listen::accept(socket, config, authority.domain().clone());
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(PING.0))
+        .http2_keepalive_timeout(Some(PING.1))
+        .add_service(AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_SUBSCRIPTION))
+        .add_service(IstioCertificateServiceServer::new(certificates).max_decoding_message_size(MAX_CERTIFICATE_REQUEST));
+    tasks.spawn(async move { ("serving nodes", server.serve_with_incoming(incoming).await.map_err(Into::into)) });
+
+    let socket = TcpListener::bind(monitor).await.with_context(|| format!("listening on {monitor}"))?;
+    let monitor = socket.local_addr()?;
+    tasks.spawn(named("monitoring", monitor::serve(socket, metrics)));
+    let domain = authority.domain().clone();
+    let admin = Arc::new(Admin { authority, leaf_ttl, publish: Some(handle.clone()) });
+    tasks.spawn(named("the admin socket", admin::serve(admin::listen(&state)?, admin)));
+    tasks.spawn(async move { ("reading objects", translating(source, handle, placed, domain).await) });
+
+    info!(%address, %monitor, manifests = %manifests.display(), "the controller serves xDS and certificates");
+    Ok(Running { address, monitor, tasks, _lock })
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> (&'static str, anyhow::Result<()>) {
+    task.await;
+    (name, Ok(()))
+}
+
+/// Ends with a signal, or with the first task that ends: none is meant to.
+async fn until_stopped(mut tasks: JoinSet<(&'static str, anyhow::Result<()>)>) -> anyhow::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let ended = tokio::select! {
+        _ = term.recv() => None,
+        _ = int.recv() => None,
+        ended = tasks.join_next() => ended,
+    };
+    match ended {
+        None => {
+            info!("the controller stops; nodes go on with what they have");
+            Ok(())
+        }
+        Some(Ok((name, Ok(())))) => anyhow::bail!("{name} ended unexpectedly"),
+        Some(Ok((name, Err(e)))) => Err(e.context(format!("{name} failed"))),
+        Some(Err(panic)) => Err(panic.into()),
+    }
+}
+
+/// Tells nodes which roots to trust, now and after each step of a rotation.
+async fn follow_roots(authority: Arc<Authority>, handle: Handle) {
+    let mut kept = authority.watch();
+    loop {
+        let roots: Vec<String> = kept.borrow_and_update().roots().into_iter().map(str::to_owned).collect();
+        handle.set_roots(&roots);
+        if kept.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Which identities have pods on which node, as last translated.
+#[derive(Default)]
+struct Placed(ArcSwap<BTreeMap<NodeName, BTreeSet<Identity>>>);
+
+impl Hosted for Placed {
+    fn hosts(&self, node: &NodeName, identity: &Identity) -> bool {
+        self.0.load().get(node).is_some_and(|identities| identities.contains(identity))
+    }
+}
+
+/// Takes what the source tells, translates the whole, and publishes it.
+async fn translating(mut source: impl Source, handle: Handle, placed: Arc<Placed>, domain: TrustDomain) -> anyhow::Result<()> {
+    let mut view = ClusterView::default();
+    let mut told = BTreeSet::new();
+    loop {
+        for delta in source.next().await? {
+            match delta {
+                Delta::Applied { object, origin, unknown } => view.apply(object, origin, unknown),
+                Delta::Removed(reference) => view.remove(&reference),
+                Delta::Bad(reference, broken) => view.set_broken(reference, broken),
+            }
+        }
+        let work = move || {
+            let output = translate(&view);
+            (view, output)
+        };
+        let output;
+        (view, output) = tokio::task::spawn_blocking(work).await.context("translating objects")?;
+        publish(output, &handle, &placed, &domain, &mut told);
+    }
+}
+
+fn publish(output: Output, handle: &Handle, placed: &Placed, domain: &TrustDomain, told: &mut BTreeSet<String>) {
+    let Output { changes, statuses: _, warnings, hosted } = output;
+    let warnings: BTreeSet<String> = warnings.into_iter().collect();
+    for warning in warnings.difference(told) {
+        warn!("{warning}");
+    }
+    for settled in told.difference(&warnings) {
+        info!("settled: {settled}");
+    }
+    *told = warnings;
+    let wrong = changes.iter().find_map(|c| match c {
+        Change::Config(config) if config.trust_domain != *domain => Some(&config.trust_domain),
+        _ => None,
+    });
+    if let Some(wanted) = wrong {
+        error!(%wanted, signed = %domain, "the MeshConfig names another trust domain than --trust-domain; no certificate will be signed");
+    }
+    placed.0.store(Arc::new(hosted));
+    handle.replace(changes);
+}

@@ -1,0 +1,104 @@
+//! The command line: one file per command, errors that say what happened and what to do.
+
+mod ca;
+mod controller;
+mod token;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+/// The controller and command line of Warren, a service mesh without sidecars.
+#[derive(Parser)]
+#[command(name = "mesh-ctl", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the controller: read objects, tell nodes, sign certificates.
+    Controller(controller::Args),
+    /// Make the token with which a node joins.
+    Token {
+        #[command(subcommand)]
+        command: token::Command,
+    },
+    /// Look at the certificate authority, or replace its root step by step.
+    Ca {
+        #[command(subcommand)]
+        command: ca::Command,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// Runs the command of this process's arguments.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Controller(args) => controller::run(args),
+        Command::Token { command } => token::run(command),
+        Command::Ca { command } => ca::run(command),
+        Command::Version => {
+            println!("mesh-ctl {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}
+
+/// A time such as `90`, `90s`, `15m`, `24h` or `7d`; without a unit it is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        other => return Err(format!("{other:?} is no unit of time; there are s, m, h and d")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no time; write for example 90s, 15m, 24h"))?;
+    match number.checked_mul(unit) {
+        Some(seconds) if (1..=10 * 365 * 86_400).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("{text:?} is not between one second and ten years")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units() {
+        let check = |text: &str, expect: Option<u64>| assert_eq!(duration(text).ok().map(|d| d.as_secs()), expect, "{text}");
+        check("5", Some(5));
+        check("90s", Some(90));
+        check("15m", Some(900));
+        check("24h", Some(86_400));
+        check("7d", Some(604_800));
+        check("0", None);
+        check("h", None);
+        check("-1", None);
+        check("5 s", None);
+        check("1w", None);
+        check("99999999999999999999", None);
+        check("18446744073709551615d", None);
+    }
+}

@@ -1,0 +1,7 @@
+//! The `mesh-ctl` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mesh_ctl::cli::main()
+}

@@ -1,0 +1,198 @@
+//! Port 15014: `/metrics`, `/readyz`, `/livez`. Read-only, plain HTTP.
+//!
+//! Invariant: nothing here changes anything, whatever the method or the path.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{Method, Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_api::resource::Kind;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tracing::warn;
+
+/// Requests that are answered at once.
+const AT_ONCE: usize = 64;
+/// A connection may stay this long.
+const CONNECTION: Duration = Duration::from_secs(30);
+
+/// What the controller counts.
+pub struct Metrics {
+    registry: Registry,
+    ready: AtomicBool,
+    /// Subscribers that are connected.
+    pub subscribers: Gauge,
+    resources: Family<KindLabel, Gauge>,
+    sent: Family<KindLabel, Counter>,
+    refused: Family<KindLabel, Counter>,
+    certificates: Family<CodeLabel, Counter>,
+    /// Seconds from a change's publication until it was handed to a subscriber's stream.
+    pub push_seconds: Histogram,
+    /// Until when the certificate of the CA is valid, in seconds since 1970.
+    pub ca_expires: Gauge,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabel {
+    kind: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CodeLabel {
+    code: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let buckets = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
+        let mut metrics = Self {
+            registry: Registry::with_prefix("warren_ctl"),
+            ready: AtomicBool::new(false),
+            subscribers: Gauge::default(),
+            resources: Family::default(),
+            sent: Family::default(),
+            refused: Family::default(),
+            certificates: Family::default(),
+            push_seconds: Histogram::new(buckets),
+            ca_expires: Gauge::default(),
+        };
+        let r = &mut metrics.registry;
+        r.register("subscribers", "Nodes that are connected", metrics.subscribers.clone());
+        r.register("resources", "Resources that are published", metrics.resources.clone());
+        r.register("resources_sent", "Resources that were sent", metrics.sent.clone());
+        r.register("resources_refused", "Resources that a node did not understand", metrics.refused.clone());
+        r.register("certificates", "Requests for certificates by outcome", metrics.certificates.clone());
+        r.register("push_seconds", "Time from publication to a subscriber's stream", metrics.push_seconds.clone());
+        r.register("ca_expires_timestamp_seconds", "When the CA's certificate expires", metrics.ca_expires.clone());
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Says whether configuration is being served.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// Counts what is published.
+    pub fn published(&self, kind: Kind, resources: usize) {
+        self.resources.get_or_create(&label(kind)).set(i64::try_from(resources).unwrap_or(i64::MAX));
+    }
+
+    /// Counts what was sent.
+    pub fn sent(&self, kind: Kind, resources: usize) {
+        self.sent.get_or_create(&label(kind)).inc_by(resources as u64);
+    }
+
+    /// Counts what was not understood.
+    pub fn refused(&self, kind: Kind, resources: usize) {
+        self.refused.get_or_create(&label(kind)).inc_by(resources as u64);
+    }
+
+    /// Counts a request for a certificate; `None` when it was granted.
+    pub fn certificate(&self, refused: Option<tonic::Code>) {
+        let code = refused.map_or_else(|| "Ok".to_owned(), |c| format!("{c:?}"));
+        self.certificates.get_or_create(&CodeLabel { code }).inc();
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+fn label(kind: Kind) -> KindLabel {
+    KindLabel { kind: kind.to_string() }
+}
+
+/// Answers until the listener is gone. Never ends by itself.
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
+    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let metrics = metrics.clone();
+                tokio::spawn(async move {
+                    answer(socket, metrics).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "accepting a monitoring connection failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn answer(socket: TcpStream, metrics: Arc<Metrics>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = respond(&request, &metrics);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(5)).max_buf_size(16 * 1024);
+    // A client that breaks off is of no interest.
+    let _ = timeout(CONNECTION, http.serve_connection(TokioIo::new(socket), service)).await;
+}
+
+fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
+    let (status, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => (StatusCode::OK, metrics.text()),
+        (&Method::GET, "/livez") => (StatusCode::OK, "ok\n".to_owned()),
+        (&Method::GET, "/readyz") if metrics.ready.load(Ordering::Relaxed) => (StatusCode::OK, "ok\n".to_owned()),
+        (&Method::GET, "/readyz") => (StatusCode::SERVICE_UNAVAILABLE, "the configuration has not been read yet\n".to_owned()),
+        (&Method::GET, _) => (StatusCode::NOT_FOUND, "there are /metrics, /readyz and /livez\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "this port only answers GET\n".to_owned()),
+    };
+    let kind = if text.starts_with('#') { "application/openmetrics-text; version=1.0.0; charset=utf-8" } else { "text/plain" };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let value = hyper::header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, value);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_reading_is_answered() {
+        let metrics = Metrics::default();
+        let status = |method: &str, path: &str| {
+            let request = Request::builder().method(method).uri(path).body(()).expect("is one");
+            respond(&request, &metrics).status().as_u16()
+        };
+        assert_eq!(status("GET", "/livez"), 200);
+        assert_eq!(status("GET", "/readyz"), 503);
+        metrics.set_ready(true);
+        assert_eq!(status("GET", "/readyz"), 200);
+        assert_eq!(status("POST", "/livez"), 405);
+        assert_eq!(status("GET", "/debug/xds"), 404);
+        metrics.sent(Kind::Address, 3);
+        metrics.certificate(None);
+        let text = metrics.text();
+        assert!(text.contains("warren_ctl_resources_sent_total{kind=\"Address\"} 3"), "{text}");
+        assert!(text.contains("warren_ctl_certificates_total{code=\"Ok\"} 1"), "{text}");
+    }
+}
