@@ -151,6 +151,7 @@ fn refused(status: u16, headers: &Headers) -> Reason {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -59,6 +59,8 @@ pub struct Slot {
     /// The application's socket while it is spliced: the driver writes to it.
     pub sink: Option<Rc<TcpStream>>,
     /// Content that the application did not take yet; the stream's window bounds it.
+    #[allow(clippy::box_collection)]
+    // Nothing waits most of the time, and this keeps the slot small.
     pub pending: Option<Box<VecDeque<u8>>>,
     /// Counts what the driver writes to the application.
     pub meter: Option<Meter>,

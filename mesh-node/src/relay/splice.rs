@@ -88,11 +88,11 @@ impl Splice {
         if let Some(end) = self.failed(inner, cx) {
             return Poll::Ready(end);
         }
-        if let Some(end) = self.to_app(inner, cx) {
+        if let Some(end) = self.deliver(inner, cx) {
             self.stream_ends(inner, Code::CONNECT_ERROR);
             return Poll::Ready(end);
         }
-        if let Some(end) = self.from_app(inner, cx) {
+        if let Some(end) = self.collect(inner, cx) {
             self.stream_ends(inner, Code::CONNECT_ERROR);
             return Poll::Ready(end);
         }
@@ -156,7 +156,7 @@ impl Splice {
     }
 
     /// Content that the driver could not write at once, then the end of the far side's data.
-    fn to_app(&mut self, inner: &mut Inner, cx: &mut Context<'_>) -> Option<End> {
+    fn deliver(&mut self, inner: &mut Inner, cx: &mut Context<'_>) -> Option<End> {
         let id = self.stream.id;
         loop {
             let slot = inner.conn.get(id)?;
@@ -197,7 +197,7 @@ impl Splice {
     }
 
     /// Content from the application, straight into the outgoing record.
-    fn from_app(&mut self, inner: &mut Inner, cx: &mut Context<'_>) -> Option<End> {
+    fn collect(&mut self, inner: &mut Inner, cx: &mut Context<'_>) -> Option<End> {
         let id = self.stream.id;
         while !self.app_ended {
             match self.app.poll_read_ready(cx) {

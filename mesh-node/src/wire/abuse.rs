@@ -36,7 +36,7 @@ pub enum Kind {
 const KINDS: usize = 9;
 
 /// The counts of the running window.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Counter {
     since: Option<Instant>,
     counts: [u32; KINDS],
@@ -45,12 +45,8 @@ pub struct Counter {
 
 impl Counter {
     /// Nothing counted yet.
-    pub const fn new() -> Self {
-        Self {
-            since: None,
-            counts: [0; KINDS],
-            frames_sent: 0,
-        }
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// We sent data, which explains window updates.
@@ -107,6 +103,7 @@ impl Counter {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::wire::Limits;

@@ -106,6 +106,7 @@ pub fn number(kind: u8, id: u32, number: u32) -> [u8; 13] {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -450,4 +450,5 @@ fn alert(content: &[u8]) -> Result<Record, TlsError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

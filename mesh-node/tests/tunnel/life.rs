@@ -151,6 +151,9 @@ fn a_peer_that_does_not_speak_tls_gets_no_tunnel() {
     });
 }
 
+/// The frames of one round.
+type Flood = Box<dyn Fn(u32) -> Vec<u8>>;
+
 /// A client that says what it likes, over good TLS.
 async fn raw(trust: &Trust, tcp: tokio::net::TcpStream) -> TlsStream<tokio::net::TcpStream> {
     let name = ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into());
@@ -173,7 +176,7 @@ fn a_hostile_client_loses_its_tunnel_and_its_neighbour_does_not_notice() {
     run(async {
         let trust = trust();
         let connect_block = [&[2, 7][..], b"CONNECT", &[1, 11], b"10.0.0.1:80"].concat();
-        let floods: [(&str, Box<dyn Fn(u32) -> Vec<u8>>); 5] = [
+        let floods: [(&str, Flood); 5] = [
             ("ping", Box::new(|_| frame(6, 0, 0, b"12345678"))),
             ("settings", Box::new(|_| frame(4, 0, 0, &[]))),
             ("rapid reset", {

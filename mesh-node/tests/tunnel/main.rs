@@ -1,5 +1,7 @@
 //! Tunnels over loopback, as the node uses them.
 
+#![allow(clippy::unwrap_used)]
+
 mod cost;
 mod flows;
 mod interop;

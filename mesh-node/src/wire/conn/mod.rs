@@ -388,4 +388,5 @@ impl<S: Default> Conn<S> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

@@ -254,82 +254,59 @@ impl<S: Default> Conn<S> {
         {
             return Err(protocol("a header block was interrupted"));
         }
-        let fixed = |len: usize, what| {
-            if header.len == len {
-                Ok(())
-            } else {
-                Err(wrong_size(what))
-            }
-        };
-        let on_stream = |yes: bool, what| {
-            if (header.id != 0) == yes {
-                Ok(())
-            } else {
-                Err(protocol(what))
-            }
-        };
+        if block.is_none() && header.kind == frame::CONTINUATION {
+            return Err(protocol("CONTINUATION without HEADERS"));
+        }
         match header.kind {
-            frame::DATA => return self.data_begins(header, events),
-            frame::HEADERS => {
-                on_stream(true, "HEADERS on no stream")?;
-                if header.len > self.limits.header_block + HEADERS_EXTRA {
-                    return Err(ConnError::new(
-                        Code::ENHANCE_YOUR_CALM,
-                        "a header block larger than we accept",
-                    ));
-                }
-            }
-            frame::CONTINUATION => {
-                if block.is_none() {
-                    return Err(protocol("CONTINUATION without HEADERS"));
-                }
-                if header.len > self.limits.header_block {
-                    return Err(ConnError::new(
-                        Code::ENHANCE_YOUR_CALM,
-                        "a header block larger than we accept",
-                    ));
-                }
-            }
-            frame::RST_STREAM => {
-                on_stream(true, "RST_STREAM on no stream")?;
-                fixed(4, "RST_STREAM of a wrong size")?;
-            }
-            frame::SETTINGS => {
-                on_stream(false, "SETTINGS on a stream")?;
-                let ok = if header.has(frame::ACK) {
-                    header.len == 0
-                } else {
-                    header.len.is_multiple_of(6)
-                };
-                if !ok || header.len > SMALL_FRAME {
-                    return Err(wrong_size("SETTINGS of a wrong size"));
-                }
-            }
-            frame::PUSH_PROMISE => return Err(protocol("PUSH_PROMISE, which we do not allow")),
-            frame::PING => {
-                on_stream(false, "PING on a stream")?;
-                fixed(8, "PING of a wrong size")?;
-            }
-            frame::GOAWAY => {
-                on_stream(false, "GOAWAY on a stream")?;
-                if !(8..=SMALL_FRAME).contains(&header.len) {
-                    return Err(wrong_size("GOAWAY of a wrong size"));
-                }
-            }
-            frame::WINDOW_UPDATE => fixed(4, "WINDOW_UPDATE of a wrong size")?,
-            _ => {
+            frame::DATA => self.data_begins(header, events),
+            frame::PRIORITY | 10.. => {
                 self.count(Kind::Stray)?;
                 if header.len > 0 {
                     self.parser.state = State::Skip(header.len);
                 }
-                return Ok(());
+                Ok(())
+            }
+            _ => {
+                self.check_shape(header)?;
+                if header.len == 0 {
+                    return self.frame_ends(header, &[], events);
+                }
+                self.parser.state = State::Payload(header);
+                Ok(())
             }
         }
-        if header.len == 0 {
-            return self.frame_ends(header, &[], events);
-        }
-        self.parser.state = State::Payload(header);
-        Ok(())
+    }
+
+    /// Whether a frame that will be kept may have this size and stream.
+    fn check_shape(&self, header: Header) -> Result<(), ConnError> {
+        const LARGE: ConnError = ConnError::new(
+            Code::ENHANCE_YOUR_CALM,
+            "a header block larger than we accept",
+        );
+        let (len, on_stream) = (header.len, header.id != 0);
+        let acknowledges = header.has(frame::ACK);
+        let error = match header.kind {
+            frame::HEADERS if !on_stream => protocol("HEADERS on no stream"),
+            frame::HEADERS if len > self.limits.header_block + HEADERS_EXTRA => LARGE,
+            frame::CONTINUATION if len > self.limits.header_block => LARGE,
+            frame::RST_STREAM if !on_stream => protocol("RST_STREAM on no stream"),
+            frame::RST_STREAM if len != 4 => wrong_size("RST_STREAM of a wrong size"),
+            frame::SETTINGS if on_stream => protocol("SETTINGS on a stream"),
+            frame::SETTINGS if acknowledges && len > 0 => wrong_size("SETTINGS of a wrong size"),
+            frame::SETTINGS if len > SMALL_FRAME || !len.is_multiple_of(6) => {
+                wrong_size("SETTINGS of a wrong size")
+            }
+            frame::PUSH_PROMISE => protocol("PUSH_PROMISE, which we do not allow"),
+            frame::PING if on_stream => protocol("PING on a stream"),
+            frame::PING if len != 8 => wrong_size("PING of a wrong size"),
+            frame::GOAWAY if on_stream => protocol("GOAWAY on a stream"),
+            frame::GOAWAY if !(8..=SMALL_FRAME).contains(&len) => {
+                wrong_size("GOAWAY of a wrong size")
+            }
+            frame::WINDOW_UPDATE if len != 4 => wrong_size("WINDOW_UPDATE of a wrong size"),
+            _ => return Ok(()),
+        };
+        Err(error)
     }
 
     fn data_begins(&mut self, header: Header, events: &mut Vec<Event>) -> Result<(), ConnError> {

@@ -86,6 +86,7 @@ pub fn decode(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

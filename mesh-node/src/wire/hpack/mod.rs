@@ -25,10 +25,13 @@ pub enum HpackError {
     TooLarge(usize),
 }
 
+/// A name and its value.
+type Entry = (Box<[u8]>, Box<[u8]>);
+
 /// The decoding side's state: the dynamic table.
 #[derive(Debug)]
 pub struct Decoder {
-    entries: VecDeque<(Box<[u8]>, Box<[u8]>)>,
+    entries: VecDeque<Entry>,
     size: usize,
     max: usize,
     name: Vec<u8>,
@@ -230,4 +233,5 @@ fn put_text(text: &[u8], out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

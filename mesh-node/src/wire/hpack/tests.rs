@@ -10,8 +10,11 @@ fn bytes(hex: &str) -> Vec<u8> {
         .collect()
 }
 
+/// A block, its fields, and the size of the table after it.
+type Block<'a> = (&'a str, &'a [(&'a str, &'a str)], usize);
+
 /// Decodes blocks in one decoder; each must give these fields and leave a table of this size.
-fn check(blocks: &[(&str, &[(&str, &str)], usize)], max: usize) {
+fn check(blocks: &[Block<'_>], max: usize) {
     let mut decoder = Decoder::default();
     decoder.resize(max).unwrap();
     for (hex, expect, size) in blocks {
