@@ -158,6 +158,13 @@ impl KernelReporter {
     }
 }
 
+impl Drop for KernelReporter {
+    fn drop(&mut self) {
+        // Direct flows outlive the process that reports them; its successor sees them end.
+        self.open.drain().for_each(|(_, guard)| guard.abandon());
+    }
+}
+
 #[cfg(test)]
 #[path = "events_tests.rs"]
 mod tests;

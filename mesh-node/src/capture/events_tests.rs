@@ -68,3 +68,10 @@ fn a_refusal_at_connect_names_its_reason() {
     assert!(log.contains("connection refused direction=outbound") && log.contains("reason=policy_not_allowed"), "{log}");
     assert!(metrics.contains(r#"warren_flow_failures_total{reason="policy_not_allowed"} 1"#), "{metrics}");
 }
+
+#[test]
+fn an_open_flow_is_left_to_the_successor() {
+    let (log, metrics) = check(vec![KernelEvent::DirectOpened(flow())]);
+    assert!(log.is_empty(), "{log}");
+    assert!(!metrics.contains("istio_tcp_connections_closed_total{"), "{metrics}");
+}

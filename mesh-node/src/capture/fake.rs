@@ -51,6 +51,8 @@ pub struct Told {
     pub anchored: Vec<u32>,
     /// Clients shown, in the order of marking.
     pub marked: Vec<Option<SocketAddr>>,
+    /// How often earlier layouts were retired.
+    pub retired: usize,
     /// Heartbeats.
     pub beats: u64,
     /// Events that wait.
@@ -149,6 +151,19 @@ impl Kernel for FakeDatapath {
 
     fn beat(&self) -> io::Result<()> {
         self.told().beats += 1;
+        Ok(())
+    }
+
+    fn sweep(&self, _: Duration) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn retire_older(&self) -> io::Result<usize> {
+        self.told().retired += 1;
+        Ok(0)
+    }
+
+    fn purge_older(&self) -> io::Result<()> {
         Ok(())
     }
 

@@ -148,6 +148,15 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// Says that the proxy is alive.
     fn beat(&self) -> io::Result<()>;
 
+    /// Removes captured connections that nobody asked about for `age`: they waited when a proxy died.
+    fn sweep(&self, age: Duration) -> io::Result<usize>;
+
+    /// Every pod is enrolled here: programs of earlier layouts take no new flows from now on.
+    fn retire_older(&self) -> io::Result<usize>;
+
+    /// Removes programs of earlier layouts, whose flows are long gone.
+    fn purge_older(&self) -> io::Result<()>;
+
     /// The resolver that a UDP query with this source was sent to by the application.
     fn resolver(&self, client: SocketAddr) -> Option<SocketAddr>;
 

@@ -24,6 +24,9 @@ use super::{
 };
 use crate::accept::Family;
 
+/// How long the proxy may be silent before new connections are refused; it beats every second.
+const STALE: Duration = Duration::from_secs(3);
+
 /// The kernel programs of this node.
 #[derive(Debug)]
 pub struct LoadedDatapath {
@@ -37,6 +40,7 @@ impl LoadedDatapath {
     /// Loads the programs, or adopts what an earlier process pinned.
     pub fn open(config: &Config) -> Result<Self, LoadError> {
         let inner = mesh_loader::Datapath::open(config)?;
+        inner.set_stale_after(STALE);
         let events = Mutex::new(inner.events()?);
         Ok(Self { inner, events, started: Instant::now(), complained: AtomicU64::new(0) })
     }
@@ -153,6 +157,18 @@ impl Kernel for LoadedDatapath {
     fn beat(&self) -> io::Result<()> {
         self.inner.heartbeat();
         Ok(())
+    }
+
+    fn sweep(&self, age: Duration) -> io::Result<usize> {
+        self.inner.sweep(age).map_err(io::Error::other)
+    }
+
+    fn retire_older(&self) -> io::Result<usize> {
+        self.inner.retire_previous().map_err(io::Error::other)
+    }
+
+    fn purge_older(&self) -> io::Result<()> {
+        self.inner.purge_previous().map_err(io::Error::other)
     }
 
     fn resolver(&self, client: SocketAddr) -> Option<SocketAddr> {

@@ -29,7 +29,7 @@ pub use fake::FakeDatapath;
 pub use heart::{KernelMetrics, beat};
 pub use kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, ListenerEntry, PodEntry};
 pub use loader::LoadedDatapath;
-pub use netns::{Finder, Netns};
+pub use netns::{Finder, Found, Netns};
 pub use registration::{PodReport, PodState, Registration};
 pub use registry::{Capture, CaptureGone, CaptureParts, CaptureTask, HandedPod};
 pub use saved::{SavedPod, SavedPods};

@@ -4,7 +4,7 @@
 //! process ends; a namespace found again is believed only when its inode and its addresses agree.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     io,
     net::IpAddr,
@@ -139,21 +139,24 @@ impl Default for Finder {
     }
 }
 
+/// Every namespace that can be reached now, by inode.
+#[derive(Debug)]
+pub struct Found(HashMap<u64, Vec<PathBuf>>);
+
 impl Finder {
-    /// The namespace with this inode that holds all these addresses.
-    pub fn find(&self, inode: u64, addresses: &[IpAddr], cgroup: Option<&Path>) -> io::Result<Option<Netns>> {
-        let candidates = cgroup.into_iter().flat_map(|c| self.of_cgroup(c)).chain(self.of_names()).chain(self.of_processes());
-        for path in candidates {
-            if fs::metadata(&path).map(|m| m.ino()).ok() != Some(inode) {
-                continue;
-            }
-            let Ok(netns) = Netns::open(&path) else { continue };
-            let inside: BTreeSet<_> = netns.interfaces()?.into_iter().map(|(_, ip)| ip).collect();
-            if netns.inode() == inode && addresses.iter().all(|ip| inside.contains(ip)) {
-                return Ok(Some(netns));
+    /// Looks everywhere once.
+    pub fn look(&self) -> Found {
+        let mut found: HashMap<u64, Vec<PathBuf>> = HashMap::new();
+        for path in self.of_names().chain(self.of_processes()) {
+            if let Ok(meta) = fs::metadata(&path) {
+                let paths = found.entry(meta.ino()).or_default();
+                // A few suffice, should one of the processes end meanwhile.
+                if paths.len() < 8 {
+                    paths.push(path);
+                }
             }
         }
-        Ok(None)
+        Found(found)
     }
 
     fn of_names(&self) -> impl Iterator<Item = PathBuf> {
@@ -166,17 +169,18 @@ impl Finder {
             .filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
             .map(|e| e.path().join("ns/net"))
     }
+}
 
-    /// The namespaces of the processes of a cgroup and those below it.
-    fn of_cgroup(&self, cgroup: &Path) -> Vec<PathBuf> {
-        let mut waiting = vec![cgroup.to_owned()];
-        let mut found = Vec::new();
-        while let Some(dir) = waiting.pop() {
-            let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-            found.extend(pids.lines().map(|pid| self.proc.join(pid).join("ns/net")));
-            let below = fs::read_dir(&dir).into_iter().flatten().filter_map(Result::ok);
-            waiting.extend(below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+impl Found {
+    /// The namespace with this inode that holds all these addresses.
+    pub fn namespace(&self, inode: u64, addresses: &[IpAddr]) -> io::Result<Option<Netns>> {
+        for path in self.0.get(&inode).into_iter().flatten() {
+            let Ok(netns) = Netns::open(path) else { continue };
+            let inside: BTreeSet<_> = netns.interfaces()?.into_iter().map(|(_, ip)| ip).collect();
+            if netns.inode() == inode && addresses.iter().all(|ip| inside.contains(ip)) {
+                return Ok(Some(netns));
+            }
         }
-        found
+        Ok(None)
     }
 }

@@ -81,6 +81,7 @@ pub(super) enum Command {
     Export { reply: oneshot::Sender<Vec<HandedPod>> },
     Pause { done: oneshot::Sender<()> },
     Resume { done: oneshot::Sender<()> },
+    Close { done: oneshot::Sender<()> },
 }
 
 /// A handle to the registry. Cloning is cheap.
@@ -150,6 +151,12 @@ impl Capture {
     /// Takes everything up again after a hand-over that failed.
     pub async fn resume(&self) -> Result<(), CaptureGone> {
         self.ask(|done| Command::Resume { done }).await
+    }
+
+    /// Closes every listener for good, because the process ends without a successor: connections are refused
+    /// rather than left waiting. Pods stay captured; sockets of flows under way stay open.
+    pub async fn close(&self) -> Result<(), CaptureGone> {
+        self.ask(|done| Command::Close { done }).await
     }
 
     /// Whether the pods of an earlier process have been taken up.
@@ -263,6 +270,10 @@ impl CaptureTask {
                 self.paused = true;
                 let _ = reply.send(self.export());
             }
+            Command::Close { done } => {
+                self.close().await;
+                let _ = done.send(());
+            }
             Command::Pause { done } => {
                 self.paused = true;
                 self.told(self.parts.listeners.pause().await.err());
@@ -275,6 +286,18 @@ impl CaptureTask {
                 self.paused = false;
                 self.reconcile().await;
                 let _ = done.send(());
+            }
+        }
+    }
+
+    /// Lets go of the registry's own descriptors of listeners; the data threads close theirs when they drain.
+    async fn close(&mut self) {
+        self.paused = true;
+        for live in self.pods.values_mut().filter_map(|e| e.live.as_mut()) {
+            live.doors = Arc::new(Doors::default());
+            if self.parts.dns.tell(DnsEvent::Remove(live.pod.uid.clone())).await.is_err() {
+                // The DNS server has ended, and its sockets with it.
+                break;
             }
         }
     }
@@ -362,13 +385,14 @@ impl CaptureTask {
             Vec::new()
         });
         let mut taken = 0;
+        let found = self.parts.finder.look();
         for pod in saved {
             let reg = &pod.report.pod;
-            let found = match pod.report.state {
+            let netns = match pod.report.state {
                 PodState::Gone => Ok(None),
-                _ => self.parts.finder.find(pod.netns, &reg.addresses, reg.cgroup.as_deref()),
+                _ => found.namespace(pod.netns, &reg.addresses),
             };
-            let netns = match found {
+            let netns = match netns {
                 Ok(Some(netns)) => netns.duplicate().ok(),
                 Ok(None) => None,
                 Err(error) => {
@@ -418,8 +442,9 @@ impl CaptureTask {
     /// it is registered again.
     fn look_after_strangers(&mut self) {
         let known = self.parts.enroller.kernel.known().unwrap_or_default();
+        let found = self.parts.finder.look();
         for pod in known.into_iter().filter(|k| !self.pods.contains_key(&k.uid)) {
-            match self.parts.finder.find(pod.inode, &pod.addresses, None) {
+            match found.namespace(pod.inode, &pod.addresses) {
                 Ok(None) => {
                     if let Err(error) = self.parts.enroller.kernel.remove(&pod.uid) {
                         tracing::warn!(uid = pod.uid, %error, "the entries of a pod that is gone could not be removed");
@@ -428,6 +453,11 @@ impl CaptureTask {
                 Ok(Some(_)) => tracing::error!(uid = pod.uid, "a captured pod is not known here; its traffic is refused until it is registered again"),
                 Err(error) => tracing::warn!(uid = pod.uid, %error, "looking for a pod's network namespace failed; its traffic is refused"),
             }
+        }
+        match self.parts.enroller.kernel.retire_older() {
+            Ok(0) => {}
+            Ok(layouts) => tracing::info!(layouts, "programs of an earlier layout serve only the flows that they have"),
+            Err(error) => tracing::error!(%error, "programs of an earlier layout could not be retired; both decide"),
         }
     }
 

@@ -192,6 +192,7 @@ impl Observer {
             from_client: 0,
             to_client: 0,
             counted: (0, 0),
+            abandoned: false,
         }
     }
 }
@@ -209,6 +210,7 @@ pub struct FlowGuard {
     from_client: u64,
     to_client: u64,
     counted: (u64, u64),
+    abandoned: bool,
 }
 
 impl FlowGuard {
@@ -279,6 +281,11 @@ impl FlowGuard {
         self.lasted = Some(duration);
     }
 
+    /// Reports nothing: the flow goes on, and somebody else will see its end.
+    pub fn abandon(mut self) {
+        self.abandoned = true;
+    }
+
     fn reporter(&self) -> Reporter {
         match self.record.direction {
             Direction::Inbound => Reporter::Destination,
@@ -306,6 +313,9 @@ impl FlowGuard {
 
 impl Drop for FlowGuard {
     fn drop(&mut self) {
+        if self.abandoned {
+            return self.progress();
+        }
         self.count_end();
         if !self.observer.access.load(Relaxed) {
             return;

@@ -103,7 +103,7 @@ async fn what_is_not_known_is_captured_first() {
     let (early, listed, plain) = (TestPod::new("early", "10.77.2.5"), TestPod::new("listed", "10.77.2.6"), TestPod::new("plain", "10.77.2.7"));
     let dir = std::env::temp_dir().join(format!("w-edges-unknown-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    let world = World::on(dir.clone(), Default::default(), Default::default());
+    let world = <World>::on(dir.clone(), Default::default(), Default::default());
     // Configuration is incomplete and the time is up: captured, and refused until it is known.
     let reply = world.add(&early, 20).await;
     assert_eq!(state(&reply), PodState::Captured);
@@ -122,7 +122,7 @@ async fn what_is_not_known_is_captured_first() {
     world.die().await;
 
     std::fs::write(dir.join("enrolled"), "shop\n").unwrap();
-    let world = World::on(dir.clone(), Default::default(), Default::default());
+    let world = <World>::on(dir.clone(), Default::default(), Default::default());
     let before = std::time::Instant::now();
     assert_eq!(state(&world.add(&listed, 60_000).await), PodState::Captured);
     assert!(before.elapsed() < Duration::from_secs(30), "a pod of an enrolled namespace waited for configuration");
@@ -231,6 +231,28 @@ async fn a_restarted_agent_takes_its_pods_up_again() {
         }
     };
     assert_eq!(pod.identity.trust_domain.as_str(), "cluster.local");
+}
+
+#[tokio::test]
+async fn a_process_that_ends_refuses_rather_than_keeps_waiting() {
+    if !root() {
+        return;
+    }
+    let pod = TestPod::new("ends", "10.77.7.5");
+    let mut world = World::new("ends");
+    world.complete();
+    world.configure("ends", &[pod.address], Enrolment::Enrolled, false);
+    assert_eq!(state(&world.add(&pod, 1000).await), PodState::Captured);
+    for thread in &mut world.threads {
+        thread.close();
+        while thread.recv().await.is_some() {}
+    }
+    let to = SocketAddr::new(pod.address, 15001);
+    pod.inside(move || TcpStream::connect_timeout(&to, Duration::from_secs(5)).map(drop));
+    world.capture.close().await.unwrap();
+    let refused = pod.inside(move || Ok(TcpStream::connect_timeout(&to, Duration::from_secs(5)).map(drop)));
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(world.kernel.told().pods.contains_key("ends"), "a pod was released because the proxy ended");
 }
 
 #[tokio::test]

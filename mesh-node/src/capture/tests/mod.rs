@@ -3,4 +3,5 @@
 //! Invariant: needs root for the namespaces; without it each test says so and ends.
 
 mod enrolment;
+mod real;
 pub(crate) mod world;

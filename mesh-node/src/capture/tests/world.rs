@@ -93,9 +93,9 @@ impl Drop for TestPod {
 }
 
 /// The node.
-pub struct World {
+pub struct World<K = FakeDatapath> {
     pub dir: PathBuf,
-    pub kernel: Arc<FakeDatapath>,
+    pub kernel: Arc<K>,
     pub state: MeshState,
     pub metrics: Metrics,
     pub capture: Capture,
@@ -112,9 +112,19 @@ impl World {
         std::fs::create_dir_all(&dir).unwrap();
         Self::on(dir, Arc::new(FakeDatapath::default()), MeshState::new())
     }
+}
+
+impl<K: Kernel + Datapath + 'static> World<K> {
+    /// The same with another kernel.
+    pub fn with_kernel(name: &str, kernel: Arc<K>) -> Self {
+        let dir = std::env::temp_dir().join(format!("w-edges-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        Self::on(dir, kernel, MeshState::new())
+    }
 
     /// A process that starts on what another left.
-    pub fn on(dir: PathBuf, kernel: Arc<FakeDatapath>, state: MeshState) -> Self {
+    pub fn on(dir: PathBuf, kernel: Arc<K>, state: MeshState) -> Self {
         let metrics = Metrics::new();
         let (listeners, threads) = Listeners::new(2);
         let (dns, dns_events) = DnsHandle::new();
@@ -145,7 +155,7 @@ impl World {
     }
 
     /// Ends the process: its sockets close, its pins stay.
-    pub async fn die(mut self) -> (PathBuf, Arc<FakeDatapath>) {
+    pub async fn die(mut self) -> (PathBuf, Arc<K>) {
         self.tasks.shutdown().await;
         (self.dir.clone(), self.kernel.clone())
     }
@@ -229,7 +239,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl<K> Drop for World<K> {
     fn drop(&mut self) {
         if Arc::strong_count(&self.kernel) <= 1 {
             let _ = std::fs::remove_dir_all(&self.dir);
