@@ -90,6 +90,20 @@ pub async fn components(place: &Arc<Place>, spec: &Spec, programs: &Programs, st
     Ok(all)
 }
 
+/// Asks a node proxy again and again how its pods are: enrolment changes with the configuration.
+pub async fn follow(place: Arc<Place>, node: NodeIndex, told: mpsc::Sender<(NodeIndex, Vec<register::Listed>)>) {
+    loop {
+        sleep(Duration::from_millis(250)).await;
+        let socket = agent_socket(&place, node);
+        // A node proxy that is away answers nothing; what it said last stays true until it is back.
+        if let Ok(Ok(pods)) = spawn_blocking(move || register::list(&socket, Duration::from_secs(5))).await
+            && told.send((node, pods)).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
 /// Tells a node proxy that has just started of a pod; gives up when it is not there within its time.
 pub async fn introduce(place: Arc<Place>, pod: Arc<Settled>, ifindex: u32, reports: Reports) {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -126,7 +140,7 @@ fn controller(place: &Place, spec: &Spec, programs: &Programs) -> Recipe {
         beside(programs, "mesh-ctl").display().to_string(), "controller".into(),
         "--manifests".into(), place.manifests().display().to_string(),
         "--state".into(), state.display().to_string(),
-        "--listen".into(), FABRIC.to_string(),
+        "--listen".into(), format!("{FABRIC}:{CONTROLLER_PORT}"),
         "--listen-name".into(), FABRIC.to_string(),
     ];
     program.extend(spec.controller_args.iter().cloned());
@@ -167,7 +181,7 @@ pub fn beside(programs: &Programs, name: &str) -> PathBuf {
 
 /// Waits until the controller takes connections; returns the roots that it can be known by.
 async fn wait_for_controller(place: &Arc<Place>, controller: &Component) -> Result<PathBuf> {
-    let ca = controller_state(place).join("root.pem");
+    let ca = controller_state(place).join("ca.pem");
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let netns = place.netns_path(FABRIC_NAME);

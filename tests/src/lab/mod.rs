@@ -22,6 +22,7 @@ pub mod publish;
 pub mod register;
 pub mod schedule;
 pub mod service;
+pub mod suite;
 pub mod supervisor;
 
 use std::{
@@ -252,14 +253,37 @@ impl Lab {
 
     /// Removes the lab.
     pub async fn down(mut self) -> Result<down::Removed> {
+        self.save_logs();
         self.keep = true;
         let place = self.place.clone();
         spawn_blocking(move || down::down(&place)).await.context("removing the lab")?
     }
 }
 
+impl Lab {
+    /// Copies the logs to where the suite wants them.
+    fn save_logs(&self) {
+        let Some(dir) = suite::logs_dir() else { return };
+        let logs = self.place.state().join("logs");
+        let copy = || -> std::io::Result<()> {
+            fs::create_dir_all(dir)?;
+            for entry in fs::read_dir(&logs)? {
+                let entry = entry?;
+                fs::copy(entry.path(), dir.join(entry.file_name()))?;
+            }
+            Ok(())
+        };
+        if let Err(e) = copy() {
+            eprintln!("saving the logs of lab {}: {e}", self.place.name);
+        }
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
+        if !self.keep {
+            self.save_logs();
+        }
         if !self.keep && let Err(e) = down::down(&self.place) {
             eprintln!("{e:#}");
         }

@@ -54,6 +54,20 @@ pub struct Answer {
     pub reason: String,
     #[serde(default)]
     error: String,
+    #[serde(default)]
+    pods: Vec<Listed>,
+}
+
+/// A pod in the node proxy's list.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Listed {
+    /// Its uid.
+    pub uid: String,
+    /// `captured`, `out` or `refused`.
+    pub state: String,
+    /// Why, where there is something to say.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// Announces a pod; answers when its capture is complete or is certain not to be.
@@ -73,6 +87,11 @@ pub fn add(socket: &Path, pod: &Registration, timeout: Duration) -> Result<Answe
 /// Takes a pod back.
 pub fn del(socket: &Path, uid: &str, timeout: Duration) -> Result<Answer> {
     call(socket, &json!({"op": "del", "uid": uid}), None, timeout)
+}
+
+/// All pods that the node proxy has.
+pub fn list(socket: &Path, timeout: Duration) -> Result<Vec<Listed>> {
+    call(socket, &json!({"op": "list"}), None, timeout).map(|a| a.pods)
 }
 
 fn call(path: &Path, request: &Value, netns: Option<&File>, timeout: Duration) -> Result<Answer> {

@@ -26,6 +26,7 @@ use super::{
     place::{LabName, Place},
     pod::{self, Happening, Programs, Reports, Settled},
     podspec, publish,
+    register::Listed,
     schedule::{self, Existing, NewPod, Nodes},
     service::{Allocator, Backend, ClusterIps},
 };
@@ -105,6 +106,10 @@ pub async fn run(spec: Spec, programs: Programs) -> Result<()> {
     };
     world.settle();
     world.components = boot::components(&place, &spec, &programs, starts).await?;
+    let (listed, mut lists) = mpsc::channel(64);
+    for node in (1..=spec.nodes).map(NodeIndex).filter(|_| spec.mesh) {
+        tokio::spawn(boot::follow(place.clone(), node, listed.clone()));
+    }
     // Only now the lab answers: whoever asks finds it complete.
     let listener = UnixListener::bind(place.control()).with_context(|| format!("listening on {}", place.control().display()))?;
     let mut serving = tokio::spawn(control::serve(listener, questions));
@@ -120,6 +125,7 @@ pub async fn run(spec: Spec, programs: Programs) -> Result<()> {
             }
             Some(question) = asked.recv() => world.answer(question),
             Some(node) = started.recv() => world.introduce(node),
+            Some((node, list)) = lists.recv() => world.compare(node, &list),
             ended = &mut serving => return ended.context("the control socket")?,
         }
     }
@@ -296,6 +302,15 @@ impl World {
             // A pod that has no answer yet is still asking by itself.
             if let (Some(ifindex), false) = (pod.ifindex, pod.mesh.0.is_empty()) {
                 tokio::spawn(boot::introduce(self.place.clone(), pod.settled.clone(), ifindex, self.reports.clone()));
+            }
+        }
+    }
+
+    /// Takes over what a node proxy says of its pods.
+    fn compare(&mut self, node: NodeIndex, list: &[Listed]) {
+        for pod in self.pods.values_mut().filter(|p| p.settled.node == node) {
+            if let Some(said) = list.iter().find(|l| l.uid == pod.settled.uid) {
+                pod.mesh = (said.state.clone(), said.reason.clone());
             }
         }
     }

@@ -1,0 +1,25 @@
+//! The demo as a program; `cargo xtask demo` builds what it needs and runs it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use mesh_tests::demo::{self, Options};
+
+/// Shows the mesh at work, step by step; the exit status says whether every step held.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// Leave the lab running afterwards.
+    #[arg(long)]
+    keep: bool,
+    /// The lab's name.
+    #[arg(long, default_value = "demo")]
+    name: String,
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    demo::run(Options { name: cli.name.parse()?, keep: cli.keep }).await
+}

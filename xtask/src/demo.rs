@@ -1,0 +1,30 @@
+//! `cargo xtask demo`: builds what is missing, then hands over to the demo of the lab.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::{provision, root, step};
+
+/// Show the mesh at work, step by step.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Leave the lab running afterwards, and say how to reach it.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Builds, then runs the demo; its exit status says whether every step held.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    step::timed("preparing", || {
+        provision::require_lab()?;
+        step::build_programs()
+    })?;
+    let program = step::built()?.join("warren-demo");
+    let mut command = root::command(&program, "the demo runs in the lab: network namespaces and kernel programs")?;
+    if args.keep {
+        command.arg("--keep");
+    }
+    let status = command.status().with_context(|| format!("starting {}", program.display()))?;
+    Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(255)))
+}

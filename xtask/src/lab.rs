@@ -1,0 +1,37 @@
+//! `cargo xtask lab`: builds what the lab needs, then hands over to it.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::{provision, root, step};
+
+/// Start, use and remove a lab.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    /// What to do: up, apply, delete, ps, exec, logs, metrics, capture, component, down; `help` tells more.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
+}
+
+/// Hands over to the lab's own program.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let program = step::built()?.join("warren-lab");
+    let first = args.words.iter().find(|w| !w.starts_with('-')).map(String::as_str);
+    let helps = first.is_none_or(|w| w == "help") || args.words.iter().take_while(|w| *w != "--").any(|w| w == "-h" || w == "--help");
+    // A lab that runs is used with the programs it was started with.
+    if first == Some("up") && !helps {
+        provision::require_lab()?;
+        step::build_programs()?;
+    } else if !program.exists() {
+        step::run(step::cargo()?.args(["build", "--locked", "--workspace", "--bins"]))?;
+    }
+    let mut command = if helps {
+        std::process::Command::new(&program)
+    } else {
+        root::command(&program, "the lab makes network namespaces and loads kernel programs")?
+    };
+    let status = command.args(&args.words).status().with_context(|| format!("starting {}", program.display()))?;
+    Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(255)))
+}

@@ -1,0 +1,117 @@
+//! `cargo xtask test`: the tiers of tests.
+//!
+//! Invariant: a tier that cannot run here says why; only a tier that was not asked for by name may be skipped.
+
+use std::{path::PathBuf, process::{Command, Stdio}};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::{provision, root, step};
+
+/// The environment variable by which tests are told why they are to skip what needs root.
+pub const SKIP: &str = "WARREN_SKIP_ROOT_TESTS";
+
+/// Which tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Tier {
+    /// Without root: unit, property, golden and in-process tests.
+    #[default]
+    Unit,
+    /// In the lab and in the kernel; needs root.
+    Lab,
+    /// In a real Kubernetes cluster.
+    Kube,
+    /// All of them.
+    All,
+}
+
+/// Run tests.
+#[derive(Debug, Default, clap::Args)]
+pub struct Args {
+    /// Which tests.
+    #[arg(value_enum, default_value = "unit")]
+    tier: Tier,
+    /// Only tests whose name holds this.
+    filter: Option<String>,
+    /// In the gate a tier that cannot run here is skipped aloud.
+    #[arg(skip)]
+    lenient: bool,
+}
+
+impl Args {
+    /// What the gate runs.
+    pub fn gate(no_lab: bool) -> Self {
+        Self { tier: if no_lab { Tier::Unit } else { Tier::All }, filter: None, lenient: true }
+    }
+}
+
+/// Runs tests.
+pub fn run(args: &Args) -> Result<()> {
+    match args.tier {
+        Tier::Unit => unit(args, "only the tests without root were asked for"),
+        Tier::Lab => {
+            prepare_lab()?;
+            lab(args)
+        }
+        Tier::Kube => bail!("the tests in a real Kubernetes cluster are not built yet"),
+        Tier::All if args.lenient && !root::is_root() => {
+            println!("test: the lab and kernel tiers are SKIPPED: they need root (run `cargo xtask test lab`)");
+            unit(args, "this is not root")
+        }
+        Tier::All => {
+            prepare_lab()?;
+            unit(args, "they run in a step of their own")?;
+            lab(args)
+        }
+    }
+}
+
+fn prepare_lab() -> Result<()> {
+    provision::require_lab()?;
+    step::build_programs()
+}
+
+fn unit(args: &Args, why_skip: &str) -> Result<()> {
+    let mut command = step::cargo()?;
+    command.args(["test", "--workspace", "--locked"]).env(SKIP, why_skip);
+    if let Some(filter) = &args.filter {
+        command.args(["--", filter]);
+    }
+    step::run(&mut command)
+}
+
+/// Builds as who we are, then runs the test programs as root.
+fn lab(args: &Args) -> Result<()> {
+    for program in test_programs()? {
+        let mut command = root::command(&program, "the tests make network namespaces and load kernel programs")?;
+        command.current_dir(crate::workspace()?).env_remove(SKIP);
+        if let Some(filter) = &args.filter {
+            command.arg(filter);
+        }
+        step::run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// The test programs that need root: of the lab and of the kernel.
+fn test_programs() -> Result<Vec<PathBuf>> {
+    let mut command: Command = step::cargo()?;
+    command.args(["test", "--workspace", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
+    let out = command.stderr(Stdio::inherit()).output().with_context(|| format!("starting {}", step::show(&command)))?;
+    if !out.status.success() {
+        bail!("`{}` ended with {}", step::show(&command), out.status);
+    }
+    let text = String::from_utf8(out.stdout).context("cargo writes UTF-8")?;
+    let artifacts = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+    let ours = artifacts.filter(|a| {
+        let name = a["target"]["name"].as_str().unwrap_or_default();
+        a["target"]["kind"][0] == "test" && (name.starts_with("lab") || name == "kernel")
+    });
+    let programs: Vec<PathBuf> = ours.filter_map(|a| a["executable"].as_str().map(PathBuf::from)).collect();
+    if programs.is_empty() {
+        bail!("cargo built no test program named lab or kernel");
+    }
+    Ok(programs)
+}
