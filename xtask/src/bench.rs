@@ -26,11 +26,19 @@ enum What {
 pub fn run(args: &Args) -> Result<()> {
     let What::L4 { words } = &args.what;
     if !workspace()?.join("tests/src/bin/warren-bench.rs").exists() {
-        bail!("the L4 benchmark is not built yet: there is no tests/src/bin/warren-bench.rs; no figure is made up instead");
+        bail!(
+            "the L4 benchmark is not built yet: there is no tests/src/bin/warren-bench.rs; no figure is made up instead"
+        );
     }
     provision::require_lab()?;
     ebpf::run(&ebpf::Args::default())?;
     step::run(step::cargo()?.args(["build", "--release", "--locked", "--workspace", "--bins"]))?;
-    let program = step::built()?.with_file_name("release").join("warren-bench");
-    step::run(root::command(&program, "the benchmark runs in the lab")?.arg("l4").args(words))
+    let program = step::built()?
+        .with_file_name("release")
+        .join("warren-bench");
+    step::run(
+        root::command(&program, "the benchmark runs in the lab")?
+            .arg("l4")
+            .args(words),
+    )
 }

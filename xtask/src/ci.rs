@@ -16,14 +16,30 @@ pub struct Args {
 
 /// Runs the gate.
 pub fn run(args: &Args) -> Result<()> {
-    step::timed("fmt", || step::run(step::cargo()?.args(["fmt", "--all", "--check"])))?;
+    step::timed("fmt", || {
+        step::run(step::cargo()?.args(["fmt", "--all", "--check"]))
+    })?;
     step::timed("tidy", tidy::run)?;
     step::timed("codegen", || codegen::run(true))?;
     step::timed("clippy", || {
-        step::run(step::cargo()?.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+        step::run(step::cargo()?.args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ]))
     })?;
     step::timed("doc", || {
-        step::run(step::cargo()?.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps", "--locked", "--quiet"]))
+        step::run(step::cargo()?.env("RUSTDOCFLAGS", "-D warnings").args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--locked",
+            "--quiet",
+        ]))
     })?;
     step::timed("deny", deny::run)?;
     step::timed("test", || test::run(&test::Args::gate(args.no_lab)))

@@ -21,10 +21,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         step::build_programs()
     })?;
     let program = step::built()?.join("warren-demo");
-    let mut command = root::command(&program, "the demo runs in the lab: network namespaces and kernel programs")?;
+    let mut command = root::command(
+        &program,
+        "the demo runs in the lab: network namespaces and kernel programs",
+    )?;
     if args.keep {
         command.arg("--keep");
     }
-    let status = command.status().with_context(|| format!("starting {}", program.display()))?;
-    Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(255)))
+    let status = command
+        .status()
+        .with_context(|| format!("starting {}", program.display()))?;
+    Ok(ExitCode::from(
+        status
+            .code()
+            .and_then(|c| u8::try_from(c).ok())
+            .unwrap_or(255),
+    ))
 }

@@ -18,8 +18,17 @@ pub struct Args {
 /// Hands over to the lab's own program.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let program = step::built()?.join("warren-lab");
-    let first = args.words.iter().find(|w| !w.starts_with('-')).map(String::as_str);
-    let helps = first.is_none_or(|w| w == "help") || args.words.iter().take_while(|w| *w != "--").any(|w| w == "-h" || w == "--help");
+    let first = args
+        .words
+        .iter()
+        .find(|w| !w.starts_with('-'))
+        .map(String::as_str);
+    let helps = first.is_none_or(|w| w == "help")
+        || args
+            .words
+            .iter()
+            .take_while(|w| *w != "--")
+            .any(|w| w == "-h" || w == "--help");
     // A lab that runs is used with the programs it was started with.
     if first == Some("up") && !helps {
         provision::require_lab()?;
@@ -30,8 +39,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut command = if helps {
         std::process::Command::new(&program)
     } else {
-        root::command(&program, "the lab makes network namespaces and loads kernel programs")?
+        root::command(
+            &program,
+            "the lab makes network namespaces and loads kernel programs",
+        )?
     };
-    let status = command.args(&args.words).status().with_context(|| format!("starting {}", program.display()))?;
-    Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(255)))
+    let status = command
+        .args(&args.words)
+        .status()
+        .with_context(|| format!("starting {}", program.display()))?;
+    Ok(ExitCode::from(
+        status
+            .code()
+            .and_then(|c| u8::try_from(c).ok())
+            .unwrap_or(255),
+    ))
 }

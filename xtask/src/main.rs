@@ -77,5 +77,8 @@ fn failed(e: anyhow::Error) -> ExitCode {
 /// The root of the workspace.
 fn workspace() -> Result<std::path::PathBuf> {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(here.parent().ok_or_else(|| anyhow::anyhow!("xtask lies one level below the root"))?.to_owned())
+    Ok(here
+        .parent()
+        .ok_or_else(|| anyhow::anyhow!("xtask lies one level below the root"))?
+        .to_owned())
 }

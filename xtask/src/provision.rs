@@ -2,7 +2,12 @@
 //!
 //! Invariants: only what is missing is installed; no service is started by installing it.
 
-use std::{path::Path, process::{Command, Stdio}, thread, time::Duration};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -31,7 +36,16 @@ impl Group {
         match self {
             Self::Build => &["build-essential"],
             Self::Lab => &["iproute2", "nftables"],
-            Self::Programs => &["curl", "nginx-light", "wrk", "iperf3", "redis-server", "redis-tools", "postgresql", "postgresql-client"],
+            Self::Programs => &[
+                "curl",
+                "nginx-light",
+                "wrk",
+                "iperf3",
+                "redis-server",
+                "redis-tools",
+                "postgresql",
+                "postgresql-client",
+            ],
             Self::Ebpf | Self::Deny => &[],
         }
     }
@@ -47,7 +61,11 @@ pub struct Args {
 
 /// Installs what is missing.
 pub fn run(args: &Args) -> Result<()> {
-    let groups = if args.groups.is_empty() { Group::value_variants() } else { &args.groups };
+    let groups = if args.groups.is_empty() {
+        Group::value_variants()
+    } else {
+        &args.groups
+    };
     let wanted: Vec<&str> = groups.iter().flat_map(|g| g.packages()).copied().collect();
     packages(&wanted)?;
     if groups.contains(&Group::Ebpf) {
@@ -68,31 +86,52 @@ pub fn packages(wanted: &[&str]) -> Result<()> {
     }
     let apt = Path::new("/usr/bin/apt-get");
     if !apt.exists() {
-        bail!("this is not Debian or Ubuntu: install what these packages hold by your own means: {}", missing.join(" "));
+        bail!(
+            "this is not Debian or Ubuntu: install what these packages hold by your own means: {}",
+            missing.join(" ")
+        );
     }
     println!("provision: installing {}", missing.join(" "));
     let why = "packages are installed";
-    retry(|| Ok(quiet(&mut root::command(apt, why)?).args(["update", "-q"]).status()?.success()), "apt-get update")?;
+    retry(
+        || {
+            Ok(quiet(&mut root::command(apt, why)?)
+                .args(["update", "-q"])
+                .status()?
+                .success())
+        },
+        "apt-get update",
+    )?;
     let install = || {
         let mut command = root::command(apt, why)?;
-        quiet(&mut command).args(["install", "-y", "-q", "--no-install-recommends"]).args(&missing);
+        quiet(&mut command)
+            .args(["install", "-y", "-q", "--no-install-recommends"])
+            .args(&missing);
         Ok(command.status()?.success())
     };
     retry(install, "apt-get install")?;
     let still: Vec<&str> = missing.iter().copied().filter(|p| !installed(p)).collect();
     if !still.is_empty() {
-        bail!("apt-get said it succeeded, but these are not installed: {}", still.join(" "));
+        bail!(
+            "apt-get said it succeeded, but these are not installed: {}",
+            still.join(" ")
+        );
     }
     Ok(())
 }
 
 fn quiet(command: &mut Command) -> &mut Command {
     // In run level 1 packages do not start their services.
-    command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1")
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("RUNLEVEL", "1")
 }
 
 fn installed(package: &str) -> bool {
-    let query = Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]).stderr(Stdio::null()).output();
+    let query = Command::new("dpkg-query")
+        .args(["-W", "-f=${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output();
     query.is_ok_and(|out| out.stdout == b"installed")
 }
 
@@ -112,14 +151,26 @@ pub fn retry(attempt: impl Fn() -> Result<bool>, what: &str) -> Result<()> {
 
 /// Says which programs are missing for the lab, if any, and how to get them.
 pub fn require_lab() -> Result<()> {
-    let missing: Vec<&str> = ["ip", "nft"].into_iter().filter(|p| !on_any_path(p)).collect();
+    let missing: Vec<&str> = ["ip", "nft"]
+        .into_iter()
+        .filter(|p| !on_any_path(p))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    step::timed(&format!("installing what the lab needs ({} missing)", missing.join(" ")), || packages(Group::Lab.packages()))
+    step::timed(
+        &format!(
+            "installing what the lab needs ({} missing)",
+            missing.join(" ")
+        ),
+        || packages(Group::Lab.packages()),
+    )
 }
 
 fn on_any_path(program: &str) -> bool {
     // A normal user's path may lack the system directories that root's has.
-    root::on_path(program) || ["/usr/sbin", "/sbin"].iter().any(|d| Path::new(d).join(program).is_file())
+    root::on_path(program)
+        || ["/usr/sbin", "/sbin"]
+            .iter()
+            .any(|d| Path::new(d).join(program).is_file())
 }

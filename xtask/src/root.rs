@@ -20,16 +20,21 @@ pub fn command(program: &Path, why: &str) -> Result<Command> {
     eprintln!("xtask: root is needed: {why}; asking sudo for this step only");
     let mut command = Command::new("sudo");
     // sudo clears the environment; what is ours goes along.
-    command.arg("env").args(kept().map(|(k, v)| format!("{k}={v}"))).arg(program);
+    command
+        .arg("env")
+        .args(kept().map(|(k, v)| format!("{k}={v}")))
+        .arg(program);
     Ok(command)
 }
 
 fn kept() -> impl Iterator<Item = (String, String)> {
-    let ours = |name: &str| name.starts_with("WARREN_") || name == "PATH" || name == "RUST_BACKTRACE";
+    let ours =
+        |name: &str| name.starts_with("WARREN_") || name == "PATH" || name == "RUST_BACKTRACE";
     env::vars().filter(move |(name, _)| ours(name))
 }
 
 /// Whether a program is on the search path.
 pub fn on_path(program: &str) -> bool {
-    env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+    env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }

@@ -18,7 +18,10 @@ pub fn cargo() -> Result<Command> {
     // Set for xtask's own build; a build below would take them for its own and compile things twice.
     for name in env::vars_os().map(|(n, _)| n) {
         let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST") || text == "CARGO_CRATE_NAME" {
+        if text.starts_with("CARGO_PKG_")
+            || text.starts_with("CARGO_MANIFEST")
+            || text == "CARGO_CRATE_NAME"
+        {
             command.env_remove(&name);
         }
     }
@@ -27,7 +30,9 @@ pub fn cargo() -> Result<Command> {
 
 /// Runs a command to its end; an unsuccessful one is an error.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("starting {}", show(command)))?;
+    let status = command
+        .status()
+        .with_context(|| format!("starting {}", show(command)))?;
     if !status.success() {
         bail!("`{}` ended with {status}", show(command));
     }
@@ -36,9 +41,14 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// A command as one would type it.
 pub fn show(command: &Command) -> String {
-    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or(command.get_program());
     let words = std::iter::once(program).chain(command.get_args());
-    words.map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|w| w.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Does something and prints how long it took.
@@ -47,13 +57,17 @@ pub fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let begun = Instant::now();
     let done = work();
     let how = if done.is_ok() { "done" } else { "FAILED" };
-    println!("==> {what}: {how} in {:.1} s", begun.elapsed().as_secs_f32());
+    println!(
+        "==> {what}: {how} in {:.1} s",
+        begun.elapsed().as_secs_f32()
+    );
     done
 }
 
 /// Where cargo puts what it builds with the dev profile.
 pub fn built() -> Result<PathBuf> {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let target =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     Ok(workspace()?.join(target).join("debug"))
 }
 

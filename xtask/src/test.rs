@@ -2,7 +2,10 @@
 //!
 //! Invariant: a tier that cannot run here says why; only a tier that was not asked for by name may be skipped.
 
-use std::{path::PathBuf, process::{Command, Stdio}};
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -43,7 +46,11 @@ pub struct Args {
 impl Args {
     /// What the gate runs.
     pub fn gate(no_lab: bool) -> Self {
-        Self { tier: if no_lab { Tier::Unit } else { Tier::All }, filter: None, lenient: true }
+        Self {
+            tier: if no_lab { Tier::Unit } else { Tier::All },
+            filter: None,
+            lenient: true,
+        }
     }
 }
 
@@ -57,7 +64,9 @@ pub fn run(args: &Args) -> Result<()> {
         }
         Tier::Kube => bail!("the tests in a real Kubernetes cluster are not built yet"),
         Tier::All if args.lenient && !root::is_root() => {
-            println!("test: the lab and kernel tiers are SKIPPED: they need root (run `cargo xtask test lab`)");
+            println!(
+                "test: the lab and kernel tiers are SKIPPED: they need root (run `cargo xtask test lab`)"
+            );
             unit(args, "this is not root")
         }
         Tier::All => {
@@ -75,7 +84,9 @@ fn prepare_lab() -> Result<()> {
 
 fn unit(args: &Args, why_skip: &str) -> Result<()> {
     let mut command = step::cargo()?;
-    command.args(["test", "--workspace", "--locked"]).env(SKIP, why_skip);
+    command
+        .args(["test", "--workspace", "--locked"])
+        .env(SKIP, why_skip);
     if let Some(filter) = &args.filter {
         command.args(["--", filter]);
     }
@@ -85,7 +96,10 @@ fn unit(args: &Args, why_skip: &str) -> Result<()> {
 /// Builds as who we are, then runs the test programs as root.
 fn lab(args: &Args) -> Result<()> {
     for program in test_programs()? {
-        let mut command = root::command(&program, "the tests make network namespaces and load kernel programs")?;
+        let mut command = root::command(
+            &program,
+            "the tests make network namespaces and load kernel programs",
+        )?;
         command.current_dir(crate::workspace()?).env_remove(SKIP);
         if let Some(filter) = &args.filter {
             command.arg(filter);
@@ -98,18 +112,31 @@ fn lab(args: &Args) -> Result<()> {
 /// The test programs that need root: of the lab and of the kernel.
 fn test_programs() -> Result<Vec<PathBuf>> {
     let mut command: Command = step::cargo()?;
-    command.args(["test", "--workspace", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
-    let out = command.stderr(Stdio::inherit()).output().with_context(|| format!("starting {}", step::show(&command)))?;
+    command.args([
+        "test",
+        "--workspace",
+        "--locked",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let out = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("starting {}", step::show(&command)))?;
     if !out.status.success() {
         bail!("`{}` ended with {}", step::show(&command), out.status);
     }
     let text = String::from_utf8(out.stdout).context("cargo writes UTF-8")?;
-    let artifacts = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+    let artifacts = text
+        .lines()
+        .filter_map(|l| serde_json::from_str::<Value>(l).ok());
     let ours = artifacts.filter(|a| {
         let name = a["target"]["name"].as_str().unwrap_or_default();
         a["target"]["kind"][0] == "test" && (name.starts_with("lab") || name == "kernel")
     });
-    let programs: Vec<PathBuf> = ours.filter_map(|a| a["executable"].as_str().map(PathBuf::from)).collect();
+    let programs: Vec<PathBuf> = ours
+        .filter_map(|a| a["executable"].as_str().map(PathBuf::from))
+        .collect();
     if programs.is_empty() {
         bail!("cargo built no test program named lab or kernel");
     }

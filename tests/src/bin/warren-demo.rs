@@ -21,5 +21,9 @@ struct Cli {
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
-    demo::run(Options { name: cli.name.parse()?, keep: cli.keep }).await
+    demo::run(Options {
+        name: cli.name.parse()?,
+        keep: cli.keep,
+    })
+    .await
 }

@@ -202,13 +202,21 @@ impl Action {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Cmd::Enter { surroundings, program } = &cli.command {
+    if let Cmd::Enter {
+        surroundings,
+        program,
+    } = &cli.command
+    {
         // Before any thread exists: the new view of the machine is for the whole process.
         let Err(e) = surroundings.exec(program);
         eprintln!("lab: {e:#}");
         return ExitCode::from(127);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime can be built");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime can be built");
     match runtime.block_on(run(cli)) {
         Ok(code) => code,
         Err(e) => {
@@ -225,7 +233,11 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Cmd::Up(options) => up(name, options).await?,
         Cmd::Apply(options) => {
             let lab = attach()?;
-            print_lines(&lab.apply_sources(read(&options.files)?, &options.namespace).await?, cli.output)?;
+            print_lines(
+                &lab.apply_sources(read(&options.files)?, &options.namespace)
+                    .await?,
+                cli.output,
+            )?;
             if options.wait {
                 lab.wait_ready(Duration::from_secs(120)).await?;
             }
@@ -233,20 +245,38 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Cmd::Delete(options) => delete(&attach()?, options, cli.output).await?,
         Cmd::Ps => show(&attach()?.status().await?, cli.output)?,
         Cmd::Exec { who, program } => {
-            let status = attach()?.command(&who, &program).await?.status().context("starting the program")?;
-            return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(128)).unwrap_or(255)));
+            let status = attach()?
+                .command(&who, &program)
+                .await?
+                .status()
+                .context("starting the program")?;
+            return Ok(ExitCode::from(
+                u8::try_from(status.code().unwrap_or(128)).unwrap_or(255),
+            ));
         }
         Cmd::Logs { who, follow } => logs(&attach()?.log(&who).await?, follow).await?,
         Cmd::Metrics { node } => print!("{}", attach()?.node(&node).metrics().await?),
-        Cmd::Capture { node, write, seconds } => capture(&Place::new(name)?, &node, write, seconds).await?,
+        Cmd::Capture {
+            node,
+            write,
+            seconds,
+        } => capture(&Place::new(name)?, &node, write, seconds).await?,
         Cmd::Component { who, action } => attach()?.component(&who, action.order()).await?,
         Cmd::Down { all } => {
             for name in if all { traces()? } else { vec![name] } {
                 let removed = down::down(&Place::new(name.clone())?)?;
                 match cli.output {
                     Format::Json => println!("{}", serde_json::to_string(&removed)?),
-                    Format::Text => println!("lab {name}: removed {} namespaces and {} directories of pins{}", removed.namespaces, removed.pins,
-                        if removed.supervisor { "" } else { " (it did not run)" }),
+                    Format::Text => println!(
+                        "lab {name}: removed {} namespaces and {} directories of pins{}",
+                        removed.namespaces,
+                        removed.pins,
+                        if removed.supervisor {
+                            ""
+                        } else {
+                            " (it did not run)"
+                        }
+                    ),
                 }
             }
         }
@@ -265,15 +295,33 @@ async fn run(cli: Cli) -> Result<ExitCode> {
 async fn up(name: LabName, options: Up) -> Result<()> {
     let begun = Instant::now();
     let sources = read(&options.files)?;
-    let agent_env = options.agent_env.iter().map(|e| {
-        let (k, v) = e.split_once('=').with_context(|| format!("--agent-env `{e}` is not NAME=VALUE"))?;
-        Ok((k.to_owned(), v.to_owned()))
-    }).collect::<Result<Vec<_>>>()?;
-    let spec = Spec { name: name.clone(), nodes: options.nodes, mesh: !options.no_mesh, agent_env, controller_args: options.controller_args };
+    let agent_env = options
+        .agent_env
+        .iter()
+        .map(|e| {
+            let (k, v) = e
+                .split_once('=')
+                .with_context(|| format!("--agent-env `{e}` is not NAME=VALUE"))?;
+            Ok((k.to_owned(), v.to_owned()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let spec = Spec {
+        name: name.clone(),
+        nodes: options.nodes,
+        mesh: !options.no_mesh,
+        agent_env,
+        controller_args: options.controller_args,
+    };
     if !nft_present() {
-        eprintln!("lab: `nft` is not installed: pods outside the mesh reach pods but no service address (`cargo xtask provision` installs it)");
+        eprintln!(
+            "lab: `nft` is not installed: pods outside the mesh reach pods but no service address (`cargo xtask provision` installs it)"
+        );
     }
-    eprintln!("lab {name}: starting {} nodes{}", spec.nodes, if spec.mesh { " with the mesh" } else { "" });
+    eprintln!(
+        "lab {name}: starting {} nodes{}",
+        spec.nodes,
+        if spec.mesh { " with the mesh" } else { "" }
+    );
     let lab = Lab::up(spec).await?;
     if !sources.is_empty() {
         for line in lab.apply_sources(sources, &options.namespace).await? {
@@ -284,8 +332,12 @@ async fn up(name: LabName, options: Up) -> Result<()> {
     // A lab that is not quite as hoped is left running, to be looked at.
     lab.keep();
     let status = settled.context("the lab runs, but not as asked; see `lab ps` and `lab logs`")?;
-    println!("lab {name} is up after {:.1} s: {} nodes, {} pods. Next: lab ps | exec POD -- CMD | logs n1 | metrics n1 | down",
-        begun.elapsed().as_secs_f32(), status.nodes.len(), status.pods.len());
+    println!(
+        "lab {name} is up after {:.1} s: {} nodes, {} pods. Next: lab ps | exec POD -- CMD | logs n1 | metrics n1 | down",
+        begun.elapsed().as_secs_f32(),
+        status.nodes.len(),
+        status.pods.len()
+    );
     Ok(())
 }
 
@@ -294,12 +346,19 @@ async fn delete(lab: &Lab, options: Delete, output: Format) -> Result<()> {
         [kind, who] if kind == "pod" => lab.delete_pod(who).await,
         [kind, _] => bail!("only `delete pod NAME` works without -f, not `{kind}`"),
         _ if options.files.is_empty() => bail!("say what: -f FILE, or pod NAME"),
-        _ => print_lines(&lab.delete_sources(read(&options.files)?, &options.namespace).await?, output),
+        _ => print_lines(
+            &lab.delete_sources(read(&options.files)?, &options.namespace)
+                .await?,
+            output,
+        ),
     }
 }
 
 fn read(files: &[PathBuf]) -> Result<Vec<Source>> {
-    let read: Vec<Vec<Source>> = files.iter().map(|f| Source::read(f)).collect::<Result<_>>()?;
+    let read: Vec<Vec<Source>> = files
+        .iter()
+        .map(|f| Source::read(f))
+        .collect::<Result<_>>()?;
     Ok(read.concat())
 }
 
@@ -316,23 +375,67 @@ fn show(status: &Status, output: Format) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(status)?);
         return Ok(());
     }
-    let mut rows = vec![["COMPONENT", "PID", "STARTS", "LAST END"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["COMPONENT", "PID", "STARTS", "LAST END"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     rows.extend(status.components.iter().map(|c| {
-        let pid = c.condition.pid.map_or_else(|| "-".to_owned(), |p| p.to_string());
-        vec![c.name.clone(), pid, c.condition.starts.to_string(), c.condition.last_end.clone()]
+        let pid = c
+            .condition
+            .pid
+            .map_or_else(|| "-".to_owned(), |p| p.to_string());
+        vec![
+            c.name.clone(),
+            pid,
+            c.condition.starts.to_string(),
+            c.condition.last_end.clone(),
+        ]
     }));
     table(&rows);
     println!();
-    let mut rows = vec![["NAMESPACE", "POD", "READY", "STATUS", "RESTARTS", "NODE", "IP", "MESH", "NOTE"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        [
+            "NAMESPACE",
+            "POD",
+            "READY",
+            "STATUS",
+            "RESTARTS",
+            "NODE",
+            "IP",
+            "MESH",
+            "NOTE",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
     rows.extend(status.pods.iter().map(|p| {
         let yes = if p.ready { "yes" } else { "no" };
-        vec![p.namespace.clone(), p.name.clone(), yes.into(), p.phase.clone(), p.restarts.to_string(), p.node.clone(), p.ip.to_string(), p.mesh.clone(), p.note.clone()]
+        vec![
+            p.namespace.clone(),
+            p.name.clone(),
+            yes.into(),
+            p.phase.clone(),
+            p.restarts.to_string(),
+            p.node.clone(),
+            p.ip.to_string(),
+            p.mesh.clone(),
+            p.note.clone(),
+        ]
     }));
     table(&rows);
     println!();
-    let mut rows = vec![["NAMESPACE", "SERVICE", "ADDRESSES"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["NAMESPACE", "SERVICE", "ADDRESSES"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     rows.extend(status.services.iter().map(|s| {
-        let addresses = if s.cluster_ips.is_empty() { "headless".to_owned() } else { s.cluster_ips.join(" ") };
+        let addresses = if s.cluster_ips.is_empty() {
+            "headless".to_owned()
+        } else {
+            s.cluster_ips.join(" ")
+        };
         vec![s.namespace.clone(), s.name.clone(), addresses]
     }));
     table(&rows);
@@ -344,15 +447,22 @@ fn show(status: &Status, output: Format) -> Result<()> {
 
 fn table(rows: &[Vec<String>]) {
     let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0))
+        .collect();
     for row in rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let line: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         println!("{}", line.join("  ").trim_end());
     }
 }
 
 async fn logs(path: &Path, follow: bool) -> Result<()> {
-    let mut file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut file =
+        std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let mut out = std::io::stdout();
     loop {
         let mut text = Vec::new();
@@ -371,10 +481,28 @@ async fn logs(path: &Path, follow: bool) -> Result<()> {
     }
 }
 
-async fn capture(place: &Place, node: &str, write: Option<PathBuf>, seconds: Option<u64>) -> Result<()> {
+async fn capture(
+    place: &Place,
+    node: &str,
+    write: Option<PathBuf>,
+    seconds: Option<u64>,
+) -> Result<()> {
     let file = write.unwrap_or_else(|| PathBuf::from(format!("{}-{node}.pcap", place.name)));
-    let running = Capture::start(place.netns_path(FABRIC_NAME), node.to_owned(), Some(file.clone()), false)?;
-    eprintln!("writing packets of {node} to {}{}", file.display(), if seconds.is_none() { "; Ctrl-C ends it" } else { "" });
+    let running = Capture::start(
+        place.netns_path(FABRIC_NAME),
+        node.to_owned(),
+        Some(file.clone()),
+        false,
+    )?;
+    eprintln!(
+        "writing packets of {node} to {}{}",
+        file.display(),
+        if seconds.is_none() {
+            "; Ctrl-C ends it"
+        } else {
+            ""
+        }
+    );
     let limit = async {
         match seconds {
             Some(s) => tokio::time::sleep(Duration::from_secs(s)).await,

@@ -5,12 +5,20 @@
 
 mod steps;
 
-use std::{process::ExitCode, time::{Duration, Instant}};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::lab::{Lab, Ran, capture::{Packet, contains}, place::LabName, supervisor::Spec};
+use crate::lab::{
+    Lab, Ran,
+    capture::{Packet, contains},
+    place::LabName,
+    supervisor::Spec,
+};
 
 const WORLD: &str = include_str!("world.yaml");
 const BOOKINFO: &str = include_str!("../../../deploy/samples/bookinfo.yaml");
@@ -31,13 +39,18 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     let begun = Instant::now();
     println!("Warren: a two-node cluster of network namespaces, the bookstore, and the mesh.\n");
     let spec = Spec {
-        name: options.name.clone(), nodes: 2, mesh: true,
+        name: options.name.clone(),
+        nodes: 2,
+        mesh: true,
         agent_env: vec![("WARREN_DRAIN".into(), "3s".into())],
         // Short lives, so that certificates change while one watches.
         controller_args: vec!["--leaf-ttl".into(), "40s".into()],
     };
     let lab = Lab::up(spec).await?;
-    let mut demo = Demo { lab, held: Vec::new() };
+    let mut demo = Demo {
+        lab,
+        held: Vec::new(),
+    };
     let outcome = demo.all().await;
     let failed = demo.held.iter().filter(|(_, held)| !held).count();
     println!("\n── Summary, after {:.0} s", begun.elapsed().as_secs_f32());
@@ -48,12 +61,19 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         println!("   ✗ the demo broke off: {e:#}");
     }
     if options.keep {
-        println!("\nThe lab goes on. Try:\n   cargo xtask lab --name {0} ps\n   cargo xtask lab --name {0} exec demo/far -- curl -s http://productpage.bookinfo:9080/api/v1/products\n   cargo xtask lab --name {0} logs -f n1\n   cargo xtask lab --name {0} down", options.name);
+        println!(
+            "\nThe lab goes on. Try:\n   cargo xtask lab --name {0} ps\n   cargo xtask lab --name {0} exec demo/far -- curl -s http://productpage.bookinfo:9080/api/v1/products\n   cargo xtask lab --name {0} logs -f n1\n   cargo xtask lab --name {0} down",
+            options.name
+        );
         demo.lab.keep();
     } else {
         demo.lab.down().await?;
     }
-    Ok(if failed == 0 && outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed == 0 && outcome.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The demo under way.
@@ -66,17 +86,47 @@ impl Demo {
     async fn all(&mut self) -> Result<()> {
         // Without its world the rest has nothing to show.
         self.prepare().await.context("starting the bookstore")?;
-        self.step("In the clear: before the mesh, the wire shows everything", steps::in_the_clear).await?;
-        self.step("Captured with no restart: a label puts running pods into the mesh", steps::captured).await?;
-        self.step("On one node the direct path: policy enforced, native TCP", steps::direct).await?;
-        self.step("STRICT: a client outside the mesh is refused", steps::strict).await?;
-        self.step("DENY and ALLOW, applied live, cut a live connection", steps::policy).await?;
-        self.step("A certificate is rotated under load", steps::rotation).await?;
-        self.step("The node proxy is killed: nothing leaks", steps::killed).await?;
-        self.step("The node proxy is upgraded under load: nothing is lost", steps::upgraded).await
+        self.step(
+            "In the clear: before the mesh, the wire shows everything",
+            steps::in_the_clear,
+        )
+        .await?;
+        self.step(
+            "Captured with no restart: a label puts running pods into the mesh",
+            steps::captured,
+        )
+        .await?;
+        self.step(
+            "On one node the direct path: policy enforced, native TCP",
+            steps::direct,
+        )
+        .await?;
+        self.step(
+            "STRICT: a client outside the mesh is refused",
+            steps::strict,
+        )
+        .await?;
+        self.step(
+            "DENY and ALLOW, applied live, cut a live connection",
+            steps::policy,
+        )
+        .await?;
+        self.step("A certificate is rotated under load", steps::rotation)
+            .await?;
+        self.step("The node proxy is killed: nothing leaks", steps::killed)
+            .await?;
+        self.step(
+            "The node proxy is upgraded under load: nothing is lost",
+            steps::upgraded,
+        )
+        .await
     }
 
-    async fn step(&mut self, title: &'static str, work: impl AsyncFnOnce(&Demo) -> Result<()>) -> Result<()> {
+    async fn step(
+        &mut self,
+        title: &'static str,
+        work: impl AsyncFnOnce(&Demo) -> Result<()>,
+    ) -> Result<()> {
         println!("\n── {}. {title}", self.held.len() + 1);
         let done = work(self).await;
         match &done {
@@ -93,16 +143,33 @@ impl Demo {
         self.lab.apply(&bookinfo).await?;
         self.lab.apply(WORLD).await?;
         let status = self.lab.wait_ready(Duration::from_secs(30)).await?;
-        println!("   {} pods are ready on {}", status.pods.len(), status.nodes.join(" and "));
+        println!(
+            "   {} pods are ready on {}",
+            status.pods.len(),
+            status.nodes.join(" and ")
+        );
         Ok(())
     }
 
     /// Runs a command in a pod, showing it and the first lines of what it wrote.
     async fn exec(&self, who: &str, program: &[&str]) -> Result<Ran> {
-        let words: Vec<String> = program.iter().map(|w| if w.contains([' ', '$', '>', '&']) { format!("'{w}'") } else { (*w).to_owned() }).collect();
+        let words: Vec<String> = program
+            .iter()
+            .map(|w| {
+                if w.contains([' ', '$', '>', '&']) {
+                    format!("'{w}'")
+                } else {
+                    (*w).to_owned()
+                }
+            })
+            .collect();
         println!("$ lab exec {who} -- {}", words.join(" "));
         let ran = self.lab.exec(who, program).await?;
-        let said = if ran.out.trim().is_empty() { &ran.err } else { &ran.out };
+        let said = if ran.out.trim().is_empty() {
+            &ran.err
+        } else {
+            &ran.out
+        };
         for line in said.trim().lines().take(3) {
             let short: String = line.chars().take(150).collect();
             println!("   {short}");
@@ -130,37 +197,64 @@ impl Demo {
 
     /// Sends the marker to an echo and expects it back.
     async fn say_marker(&self, who: &str, to: &str) -> Result<Ran> {
-        let script = format!("exec 3<>/dev/tcp/{to}/9000 && echo {MARKER} >&3 && timeout 5 head -1 <&3");
+        let script =
+            format!("exec 3<>/dev/tcp/{to}/9000 && echo {MARKER} >&3 && timeout 5 head -1 <&3");
         self.exec(who, &["bash", "-c", &script]).await
     }
 
     /// One load run; its report.
     async fn load(&self, who: &str, words: &[&str]) -> Result<Value> {
-        let program = std::env::current_exe()?.with_file_name("warren-load").display().to_string();
+        let program = std::env::current_exe()?
+            .with_file_name("warren-load")
+            .display()
+            .to_string();
         println!("$ lab exec {who} -- warren-load {}", words.join(" "));
-        let ran = self.lab.exec(who, &[&[program.as_str()], words].concat()).await?;
-        let report: Value = serde_json::from_str(&ran.out).with_context(|| format!("the load generator said: {}{}", ran.out, ran.err))?;
-        println!("   {} ok, {} failed, p50 {} us, {:.0}/s", report["ok"], report["failed"], report["latencyUs"]["p50"], report["perSecond"].as_f64().unwrap_or(0.0));
+        let ran = self
+            .lab
+            .exec(who, &[&[program.as_str()], words].concat())
+            .await?;
+        let report: Value = serde_json::from_str(&ran.out)
+            .with_context(|| format!("the load generator said: {}{}", ran.out, ran.err))?;
+        println!(
+            "   {} ok, {} failed, p50 {} us, {:.0}/s",
+            report["ok"],
+            report["failed"],
+            report["latencyUs"]["p50"],
+            report["perSecond"].as_f64().unwrap_or(0.0)
+        );
         Ok(report)
     }
 
     /// The last line of a node's access log that holds all of `words`.
     async fn log_line(&self, node: &str, words: &[&str]) -> Result<String> {
-        println!("$ lab logs {node} | grep {} | tail -1", words.join(" | grep "));
+        println!(
+            "$ lab logs {node} | grep {} | tail -1",
+            words.join(" | grep ")
+        );
         let lines = self.lab.node(node).access_log().await?;
-        let line = lines.iter().rev().find(|l| words.iter().all(|w| l.contains(w)));
-        let line = line.with_context(|| format!("no line of {node}'s access log holds {words:?}"))?;
+        let line = lines
+            .iter()
+            .rev()
+            .find(|l| words.iter().all(|w| l.contains(w)));
+        let line =
+            line.with_context(|| format!("no line of {node}'s access log holds {words:?}"))?;
         println!("   {}", line.chars().take(400).collect::<String>());
         Ok(line.clone())
     }
 
     /// Tries until it succeeds: a change needs a moment to arrive.
-    async fn until(&self, patience: Duration, mut good: impl AsyncFnMut() -> Result<()>) -> Result<Duration> {
+    async fn until(
+        &self,
+        patience: Duration,
+        mut good: impl AsyncFnMut() -> Result<()>,
+    ) -> Result<Duration> {
         let begun = Instant::now();
         loop {
             match good().await {
                 Ok(()) => return Ok(begun.elapsed()),
-                Err(e) if begun.elapsed() > patience => return Err(e.context(format!("still so after {patience:?}"))),
+                Err(e) if begun.elapsed() > patience => {
+                    return Err(e.context(format!("still so after {patience:?}")));
+                }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
@@ -169,7 +263,10 @@ impl Demo {
 
 /// The packets must not show the marker, and must not be none.
 fn no_marker(packets: &[Packet]) -> Result<()> {
-    println!("   the capture holds {} packets between the nodes", packets.len());
+    println!(
+        "   the capture holds {} packets between the nodes",
+        packets.len()
+    );
     if contains(packets, MARKER.as_bytes()) {
         bail!("the marker was on the wire");
     }

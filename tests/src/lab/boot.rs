@@ -37,8 +37,14 @@ const CONTROLLER_PORT: u16 = 15012;
 pub fn prepare(place: &Place, spec: &Spec) -> Result<()> {
     private_dir(place.run())?;
     let none: Option<&str> = None;
-    mount(Some("warren-lab"), place.run(), Some("tmpfs"), MsFlags::MS_NODEV | MsFlags::MS_NOSUID, Some("mode=0700,size=64m"))
-        .with_context(|| format!("mounting a tmpfs at {}", place.run().display()))?;
+    mount(
+        Some("warren-lab"),
+        place.run(),
+        Some("tmpfs"),
+        MsFlags::MS_NODEV | MsFlags::MS_NOSUID,
+        Some("mode=0700,size=64m"),
+    )
+    .with_context(|| format!("mounting a tmpfs at {}", place.run().display()))?;
     let _ = none;
     fs::write(place.run().join("supervisor.pid"), down::own_mark()?)?;
     for dir in [place.manifests(), place.state().join("controller")] {
@@ -55,15 +61,40 @@ pub fn prepare(place: &Place, spec: &Spec) -> Result<()> {
 }
 
 /// Starts what runs all the time.
-pub async fn components(place: &Arc<Place>, spec: &Spec, programs: &Programs, starts: mpsc::Sender<NodeIndex>) -> Result<BTreeMap<String, Component>> {
+pub async fn components(
+    place: &Arc<Place>,
+    spec: &Spec,
+    programs: &Programs,
+    starts: mpsc::Sender<NodeIndex>,
+) -> Result<BTreeMap<String, Component>> {
     let mut all = BTreeMap::new();
     let names = place.run().join("names.json");
     let lab = programs.lab.display().to_string();
-    all.insert("dns".into(), Component::launch(recipe(place, programs, "dns", FABRIC_NAME, "dns", vec![lab.clone(), "dns".into(), names.display().to_string()])));
+    all.insert(
+        "dns".into(),
+        Component::launch(recipe(
+            place,
+            programs,
+            "dns",
+            FABRIC_NAME,
+            "dns",
+            vec![lab.clone(), "dns".into(), names.display().to_string()],
+        )),
+    );
     for node in (1..=spec.nodes).map(NodeIndex).map(NodeIndex::name) {
         let socket = kubelet::socket(&place.node_run(&node));
         let program = vec![lab.clone(), "kubelet".into(), socket.display().to_string()];
-        all.insert(format!("{node}-kubelet"), Component::launch(recipe(place, programs, &format!("{node}-kubelet"), &node, "kubelet", program)));
+        all.insert(
+            format!("{node}-kubelet"),
+            Component::launch(recipe(
+                place,
+                programs,
+                &format!("{node}-kubelet"),
+                &node,
+                "kubelet",
+                program,
+            )),
+        );
     }
     if !spec.mesh {
         return Ok(all);
@@ -78,7 +109,11 @@ pub async fn components(place: &Arc<Place>, spec: &Spec, programs: &Programs, st
         let starts = starts.clone();
         tokio::spawn(async move {
             let mut seen = 0;
-            while let Ok(now) = condition.wait_for(|c| c.starts != seen).await.map(|c| c.starts) {
+            while let Ok(now) = condition
+                .wait_for(|c| c.starts != seen)
+                .await
+                .map(|c| c.starts)
+            {
                 seen = now;
                 if starts.send(node).await.is_err() {
                     return;
@@ -91,12 +126,17 @@ pub async fn components(place: &Arc<Place>, spec: &Spec, programs: &Programs, st
 }
 
 /// Asks a node proxy again and again how its pods are: enrolment changes with the configuration.
-pub async fn follow(place: Arc<Place>, node: NodeIndex, told: mpsc::Sender<(NodeIndex, Vec<register::Listed>)>) {
+pub async fn follow(
+    place: Arc<Place>,
+    node: NodeIndex,
+    told: mpsc::Sender<(NodeIndex, Vec<register::Listed>)>,
+) {
     loop {
         sleep(Duration::from_millis(250)).await;
         let socket = agent_socket(&place, node);
         // A node proxy that is away answers nothing; what it said last stays true until it is back.
-        if let Ok(Ok(pods)) = spawn_blocking(move || register::list(&socket, Duration::from_secs(5))).await
+        if let Ok(Ok(pods)) =
+            spawn_blocking(move || register::list(&socket, Duration::from_secs(5))).await
             && told.send((node, pods)).await.is_err()
         {
             return;
@@ -109,10 +149,20 @@ pub async fn introduce(place: Arc<Place>, pod: Arc<Settled>, ifindex: u32, repor
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut last = String::new();
     while Instant::now() < deadline {
-        let (socket, registration) = (agent_socket(&place, pod.node), pod.registration(&place, ifindex));
-        match spawn_blocking(move || register::add(&socket, &registration, Duration::from_secs(10))).await {
+        let (socket, registration) = (
+            agent_socket(&place, pod.node),
+            pod.registration(&place, ifindex),
+        );
+        match spawn_blocking(move || register::add(&socket, &registration, Duration::from_secs(10)))
+            .await
+        {
             Ok(Ok(answer)) => {
-                let _ = reports.send((pod.key.clone(), Happening::Registered(answer.state, answer.reason))).await;
+                let _ = reports
+                    .send((
+                        pod.key.clone(),
+                        Happening::Registered(answer.state, answer.reason),
+                    ))
+                    .await;
                 return;
             }
             Ok(Err(e)) => last = format!("{e:#}"),
@@ -120,13 +170,29 @@ pub async fn introduce(place: Arc<Place>, pod: Arc<Settled>, ifindex: u32, repor
         }
         sleep(Duration::from_millis(100)).await;
     }
-    let _ = reports.send((pod.key.clone(), Happening::Note(format!("the restarted node proxy does not take it: {last}")))).await;
+    let _ = reports
+        .send((
+            pod.key.clone(),
+            Happening::Note(format!("the restarted node proxy does not take it: {last}")),
+        ))
+        .await;
 }
 
-fn recipe(place: &Place, programs: &Programs, name: &str, netns: &str, group: &str, program: Vec<String>) -> Recipe {
+fn recipe(
+    place: &Place,
+    programs: &Programs,
+    name: &str,
+    netns: &str,
+    group: &str,
+    program: Vec<String>,
+) -> Recipe {
     Recipe {
         name: name.to_owned(),
-        surroundings: Surroundings { netns: Some(place.netns_path(netns)), cgroup: Some(place.cgroup().join(netns).join(group)), ..Surroundings::default() },
+        surroundings: Surroundings {
+            netns: Some(place.netns_path(netns)),
+            cgroup: Some(place.cgroup().join(netns).join(group)),
+            ..Surroundings::default()
+        },
         lab: programs.lab.clone(),
         program,
         env: Vec::new(),
@@ -137,33 +203,69 @@ fn recipe(place: &Place, programs: &Programs, name: &str, netns: &str, group: &s
 fn controller(place: &Place, spec: &Spec, programs: &Programs) -> Recipe {
     let state = controller_state(place);
     let mut program: Vec<String> = vec![
-        beside(programs, "mesh-ctl").display().to_string(), "controller".into(),
-        "--manifests".into(), place.manifests().display().to_string(),
-        "--state".into(), state.display().to_string(),
-        "--listen".into(), format!("{FABRIC}:{CONTROLLER_PORT}"),
-        "--listen-name".into(), FABRIC.to_string(),
+        beside(programs, "mesh-ctl").display().to_string(),
+        "controller".into(),
+        "--manifests".into(),
+        place.manifests().display().to_string(),
+        "--state".into(),
+        state.display().to_string(),
+        "--listen".into(),
+        format!("{FABRIC}:{CONTROLLER_PORT}"),
+        "--listen-name".into(),
+        FABRIC.to_string(),
     ];
     program.extend(spec.controller_args.iter().cloned());
-    recipe(place, programs, "controller", FABRIC_NAME, "controller", program)
+    recipe(
+        place,
+        programs,
+        "controller",
+        FABRIC_NAME,
+        "controller",
+        program,
+    )
 }
 
-fn agent(place: &Place, spec: &Spec, programs: &Programs, node: NodeIndex, ca: &Path, token: &Path) -> Recipe {
+fn agent(
+    place: &Place,
+    spec: &Spec,
+    programs: &Programs,
+    node: NodeIndex,
+    ca: &Path,
+    token: &Path,
+) -> Recipe {
     let name = node.name();
     let flags = [
         ("--node-name", name.clone()),
         ("--node-ip", node.ip().to_string()),
         ("--instance", place.instance(&name)),
-        ("--controller", format!("https://{FABRIC}:{CONTROLLER_PORT}")),
+        (
+            "--controller",
+            format!("https://{FABRIC}:{CONTROLLER_PORT}"),
+        ),
         ("--controller-ca", ca.display().to_string()),
         ("--token-file", token.display().to_string()),
-        ("--pods-cgroup", place.cgroup().join(&name).join("kubepods").display().to_string()),
+        (
+            "--pods-cgroup",
+            place
+                .cgroup()
+                .join(&name)
+                .join("kubepods")
+                .display()
+                .to_string(),
+        ),
     ];
     let mut program = vec![beside(programs, "mesh-node").display().to_string()];
     program.extend(flags.into_iter().flat_map(|(k, v)| [k.to_owned(), v]));
     let mut made = recipe(place, programs, &name, &name, "agent", program);
     made.env = vec![
-        ("WARREN_RUN_DIR".into(), place.node_run(&name).display().to_string()),
-        ("WARREN_STATE_DIR".into(), place.node_state(&name).display().to_string()),
+        (
+            "WARREN_RUN_DIR".into(),
+            place.node_run(&name).display().to_string(),
+        ),
+        (
+            "WARREN_STATE_DIR".into(),
+            place.node_state(&name).display().to_string(),
+        ),
     ];
     made.env.extend(spec.agent_env.iter().cloned());
     made
@@ -187,14 +289,22 @@ async fn wait_for_controller(place: &Arc<Place>, controller: &Component) -> Resu
         let netns = place.netns_path(FABRIC_NAME);
         let up = spawn_blocking(move || {
             let to = SocketAddr::new(IpAddr::V4(FABRIC), CONTROLLER_PORT);
-            in_netns(&netns, move || Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()))
-        }).await.context("looking for the controller")??;
+            in_netns(&netns, move || {
+                Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok())
+            })
+        })
+        .await
+        .context("looking for the controller")??;
         if up && ca.exists() {
             return Ok(ca);
         }
         if Instant::now() > deadline {
             let last = controller.condition.borrow().last_end.clone();
-            bail!("the controller does not serve within 30 s ({}); see {}", if last.is_empty() { "it runs" } else { &last }, place.log("controller").display());
+            bail!(
+                "the controller does not serve within 30 s ({}); see {}",
+                if last.is_empty() { "it runs" } else { &last },
+                place.log("controller").display()
+            );
         }
         sleep(Duration::from_millis(20)).await;
     }
@@ -202,10 +312,15 @@ async fn wait_for_controller(place: &Arc<Place>, controller: &Component) -> Resu
 
 fn make_token(place: &Place, programs: &Programs, node: &str) -> Result<PathBuf> {
     let done = Command::new(beside(programs, "mesh-ctl"))
-        .args(["token", "create", "--node", node, "--ttl", "24h", "--state"]).arg(controller_state(place))
-        .output().context("running mesh-ctl token create")?;
+        .args(["token", "create", "--node", node, "--ttl", "24h", "--state"])
+        .arg(controller_state(place))
+        .output()
+        .context("running mesh-ctl token create")?;
     if !done.status.success() {
-        bail!("mesh-ctl token create --node {node}: {}", String::from_utf8_lossy(&done.stderr).trim());
+        bail!(
+            "mesh-ctl token create --node {node}: {}",
+            String::from_utf8_lossy(&done.stderr).trim()
+        );
     }
     let path = place.node_state(node).join("token");
     fs::write(&path, &done.stdout).with_context(|| format!("writing {}", path.display()))?;

@@ -7,13 +7,23 @@ use std::{
     io::{IoSliceMut, Write},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::{AtomicBool, Ordering}, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::{errno::Errno, sys::socket::{AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt, socket, sockopt}};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType,
+        recvmsg, setsockopt, socket, sockopt,
+    },
+};
 
 use super::enter::in_netns;
 
@@ -39,13 +49,24 @@ pub struct Capture {
 impl Capture {
     /// Starts to listen on `interface` inside a network namespace; returns when every later packet will be seen.
     /// With `keep` false the packets go only to `file`.
-    pub fn start(netns: PathBuf, interface: String, file: Option<PathBuf>, keep: bool) -> Result<Self> {
+    pub fn start(
+        netns: PathBuf,
+        interface: String,
+        file: Option<PathBuf>,
+        keep: bool,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (told, ready) = mpsc::channel();
         let flag = stop.clone();
-        let thread = std::thread::spawn(move || in_netns(&netns, move || listen(&interface, file.as_deref(), keep, &flag, &told)));
+        let thread = std::thread::spawn(move || {
+            in_netns(&netns, move || {
+                listen(&interface, file.as_deref(), keep, &flag, &told)
+            })
+        });
         if ready.recv().is_err() {
-            thread.join().map_err(|_| anyhow!("the capture panicked"))??;
+            thread
+                .join()
+                .map_err(|_| anyhow!("the capture panicked"))??;
             bail!("the capture ended before it began");
         }
         Ok(Self { stop, thread })
@@ -54,22 +75,47 @@ impl Capture {
     /// Stops, and returns what was kept.
     pub fn stop(self) -> Result<Vec<Packet>> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the capture panicked"))?
+        self.thread
+            .join()
+            .map_err(|_| anyhow!("the capture panicked"))?
     }
 }
 
 /// Whether any packet holds `marker`.
 pub fn contains(packets: &[Packet], marker: &[u8]) -> bool {
-    packets.iter().any(|p| p.bytes.windows(marker.len()).any(|w| w == marker))
+    packets
+        .iter()
+        .any(|p| p.bytes.windows(marker.len()).any(|w| w == marker))
 }
 
-fn listen(interface: &str, file: Option<&Path>, keep: bool, stop: &AtomicBool, told: &mpsc::Sender<()>) -> Result<Vec<Packet>> {
-    let index = usize::try_from(nix::net::if_::if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?)?;
-    let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
-        .context("opening a packet socket: root is needed")?;
-    setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &BUFFER)).context("asking for a large buffer")?;
+fn listen(
+    interface: &str,
+    file: Option<&Path>,
+    keep: bool,
+    stop: &AtomicBool,
+    told: &mpsc::Sender<()>,
+) -> Result<Vec<Packet>> {
+    let index = usize::try_from(
+        nix::net::if_::if_nametoindex(interface)
+            .with_context(|| format!("no interface {interface}"))?,
+    )?;
+    let fd = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::EthAll,
+    )
+    .context("opening a packet socket: root is needed")?;
+    setsockopt(&fd, sockopt::RcvBufForce, &BUFFER)
+        .or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &BUFFER))
+        .context("asking for a large buffer")?;
     setsockopt(&fd, sockopt::RxqOvfl, &1).context("asking for the count of lost packets")?;
-    setsockopt(&fd, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(0, 50_000)).context("limiting each wait")?;
+    setsockopt(
+        &fd,
+        sockopt::ReceiveTimeout,
+        &nix::sys::time::TimeVal::new(0, 50_000),
+    )
+    .context("limiting each wait")?;
     let mut pcap = file.map(Pcap::create).transpose()?;
     // Nobody waits any more when the other end is gone.
     let _ = told.send(());
@@ -80,10 +126,15 @@ fn listen(interface: &str, file: Option<&Path>, keep: bool, stop: &AtomicBool, t
             // A socket hears all interfaces of its namespace; each packet names its own.
             Ok((n, Some(from), lost)) => {
                 if lost > 0 {
-                    bail!("{lost} packets were not captured: the buffer of {BUFFER} bytes was full");
+                    bail!(
+                        "{lost} packets were not captured: the buffer of {BUFFER} bytes was full"
+                    );
                 }
                 if from == index {
-                    let packet = Packet { at: SystemTime::now().duration_since(UNIX_EPOCH)?, bytes: buffer[..n].to_vec() };
+                    let packet = Packet {
+                        at: SystemTime::now().duration_since(UNIX_EPOCH)?,
+                        bytes: buffer[..n].to_vec(),
+                    };
                     if let Some(pcap) = &mut pcap {
                         pcap.write(&packet)?;
                     }
@@ -109,7 +160,11 @@ fn listen(interface: &str, file: Option<&Path>, keep: bool, stop: &AtomicBool, t
 }
 
 /// One packet: its length, its interface, and how many were lost before it.
-fn receive(fd: i32, buffer: &mut [u8], control: &mut Vec<u8>) -> nix::Result<(usize, Option<usize>, u32)> {
+fn receive(
+    fd: i32,
+    buffer: &mut [u8],
+    control: &mut Vec<u8>,
+) -> nix::Result<(usize, Option<usize>, u32)> {
     let mut slices = [IoSliceMut::new(buffer)];
     let message = recvmsg::<LinkAddr>(fd, &mut slices, Some(control), MsgFlags::empty())?;
     let mut lost = 0;
@@ -127,7 +182,8 @@ struct Pcap {
 
 impl Pcap {
     fn create(path: &Path) -> Result<Self> {
-        let file = std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
+        let file =
+            std::fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
         let mut out = std::io::BufWriter::new(file);
         let mut header = Vec::new();
         header.extend_from_slice(&0xa1b2_c3d4_u32.to_le_bytes());
@@ -142,8 +198,10 @@ impl Pcap {
 
     fn write(&mut self, packet: &Packet) -> Result<()> {
         let length = u32::try_from(packet.bytes.len())?.to_le_bytes();
-        self.out.write_all(&u32::try_from(packet.at.as_secs())?.to_le_bytes())?;
-        self.out.write_all(&packet.at.subsec_micros().to_le_bytes())?;
+        self.out
+            .write_all(&u32::try_from(packet.at.as_secs())?.to_le_bytes())?;
+        self.out
+            .write_all(&packet.at.subsec_micros().to_le_bytes())?;
         self.out.write_all(&length)?;
         self.out.write_all(&length)?;
         self.out.write_all(&packet.bytes)?;

@@ -2,7 +2,13 @@
 //!
 //! Invariant: only cgroups below the lab's own root are ever killed or removed.
 
-use std::{fs, io::ErrorKind, path::Path, thread, time::{Duration, Instant}};
+use std::{
+    fs,
+    io::ErrorKind,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -20,7 +26,10 @@ pub fn kill(dir: &Path, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     while populated(dir) {
         if Instant::now() > deadline {
-            bail!("processes of {} are still there {patience:?} after SIGKILL: see its cgroup.procs", dir.display());
+            bail!(
+                "processes of {} are still there {patience:?} after SIGKILL: see its cgroup.procs",
+                dir.display()
+            );
         }
         thread::sleep(Duration::from_millis(2));
     }
@@ -33,7 +42,10 @@ pub fn remove(dir: &Path) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         entries => entries.with_context(|| format!("reading {}", dir.display()))?,
     };
-    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+    for entry in entries
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+    {
         remove(&entry.path())?;
     }
     let deadline = Instant::now() + Duration::from_secs(2);
@@ -41,7 +53,9 @@ pub fn remove(dir: &Path) -> Result<()> {
         match fs::remove_dir(dir) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             // The kernel empties a cgroup a moment after its last process ended.
-            Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => thread::sleep(Duration::from_millis(2)),
+            Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(2))
+            }
             done => return done.with_context(|| format!("removing the cgroup {}", dir.display())),
         }
     }
@@ -49,5 +63,6 @@ pub fn remove(dir: &Path) -> Result<()> {
 
 /// Whether any process lives in the cgroup or below it.
 pub fn populated(dir: &Path) -> bool {
-    fs::read_to_string(dir.join("cgroup.events")).is_ok_and(|t| t.lines().any(|l| l == "populated 1"))
+    fs::read_to_string(dir.join("cgroup.events"))
+        .is_ok_and(|t| t.lines().any(|l| l == "populated 1"))
 }

@@ -6,9 +6,16 @@
 use std::{fs::OpenOptions, path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use nix::{sys::signal::{Signal, kill}, unistd::Pid};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
-use tokio::{process::{Child, Command}, sync::{mpsc, oneshot, watch}, time::{Instant, sleep_until, timeout}};
+use tokio::{
+    process::{Child, Command},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{cgroup, enter::Surroundings};
 
@@ -73,7 +80,18 @@ impl Component {
     pub fn launch(recipe: Recipe) -> Self {
         let (orders, taken) = mpsc::channel(16);
         let (told, condition) = watch::channel(Condition::default());
-        tokio::spawn(Keeper { recipe, told, current: None, old: Vec::new(), wanted: true, begun: Instant::now(), again_at: None }.run(taken));
+        tokio::spawn(
+            Keeper {
+                recipe,
+                told,
+                current: None,
+                old: Vec::new(),
+                wanted: true,
+                begun: Instant::now(),
+                again_at: None,
+            }
+            .run(taken),
+        );
         Self { orders, condition }
     }
 
@@ -82,7 +100,11 @@ impl Component {
         let orders = self.orders.clone();
         async move {
             let (reply, done) = oneshot::channel();
-            orders.send((order, reply)).await.ok().context("the component's keeper has ended")?;
+            orders
+                .send((order, reply))
+                .await
+                .ok()
+                .context("the component's keeper has ended")?;
             done.await.context("the component's keeper has ended")?
         }
     }
@@ -105,7 +127,9 @@ impl Keeper {
             eprintln!("{}: {e:#}", self.recipe.name);
         }
         loop {
-            let again = self.again_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let again = self
+                .again_at
+                .unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             let (running, waits) = (self.current.is_some(), self.again_at.is_some());
             tokio::select! {
                 order = orders.recv() => {
@@ -135,11 +159,26 @@ impl Keeper {
         if let Some(dir) = &self.recipe.surroundings.cgroup {
             cgroup::create(dir)?;
         }
-        let log = OpenOptions::new().create(true).append(true).open(&self.recipe.log).with_context(|| format!("opening {}", self.recipe.log.display()))?;
-        let mut command = Command::from(self.recipe.surroundings.command(&self.recipe.lab, &self.recipe.program));
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.recipe.log)
+            .with_context(|| format!("opening {}", self.recipe.log.display()))?;
+        let mut command = Command::from(
+            self.recipe
+                .surroundings
+                .command(&self.recipe.lab, &self.recipe.program),
+        );
         command.envs(self.recipe.env.iter().map(|(k, v)| (k, v)));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.current = Some(command.spawn().with_context(|| format!("starting {}", self.recipe.name))?);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.current = Some(
+            command
+                .spawn()
+                .with_context(|| format!("starting {}", self.recipe.name))?,
+        );
         self.begun = Instant::now();
         self.told.send_modify(|c| c.starts += 1);
         self.publish();
@@ -153,22 +192,34 @@ impl Keeper {
         if self.wanted {
             let lived = self.begun.elapsed();
             // A program that fails at once is not started in a tight loop.
-            let pause = if lived < Duration::from_secs(2) { Duration::from_secs(1) } else { Duration::from_millis(100) };
+            let pause = if lived < Duration::from_secs(2) {
+                Duration::from_secs(1)
+            } else {
+                Duration::from_millis(100)
+            };
             self.again_at = Some(Instant::now() + pause);
         }
         self.publish();
     }
 
     fn publish(&self) {
-        let (pid, draining) = (self.current.as_ref().and_then(Child::id), self.old.iter().filter_map(Child::id).collect());
-        self.told.send_modify(|c| (c.pid, c.draining) = (pid, draining));
+        let (pid, draining) = (
+            self.current.as_ref().and_then(Child::id),
+            self.old.iter().filter_map(Child::id).collect(),
+        );
+        self.told
+            .send_modify(|c| (c.pid, c.draining) = (pid, draining));
     }
 
     async fn carry_out(&mut self, order: Order) -> Result<()> {
         match order {
             Order::Start => {
                 self.wanted = true;
-                if self.current.is_none() { self.start() } else { Ok(()) }
+                if self.current.is_none() {
+                    self.start()
+                } else {
+                    Ok(())
+                }
             }
             Order::Stop => self.stop().await,
             Order::Restart => {
@@ -187,7 +238,9 @@ impl Keeper {
                 Ok(())
             }
             Order::Upgrade => {
-                let Some(old) = self.current.take() else { bail!("{} does not run: start it instead", self.recipe.name) };
+                let Some(old) = self.current.take() else {
+                    bail!("{} does not run: start it instead", self.recipe.name)
+                };
                 self.old.push(old);
                 self.start()
             }
@@ -195,10 +248,16 @@ impl Keeper {
     }
 
     fn signal(&mut self, number: i32) -> Result<()> {
-        let signal = Signal::try_from(number).with_context(|| format!("{number} is not a signal"))?;
-        let pid = self.current.as_ref().and_then(Child::id).with_context(|| format!("{} does not run", self.recipe.name))?;
+        let signal =
+            Signal::try_from(number).with_context(|| format!("{number} is not a signal"))?;
+        let pid = self
+            .current
+            .as_ref()
+            .and_then(Child::id)
+            .with_context(|| format!("{} does not run", self.recipe.name))?;
         // The child is not reaped yet, so the number is still its own.
-        kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("sending {signal} to {}", self.recipe.name))
+        kill(Pid::from_raw(i32::try_from(pid)?), signal)
+            .with_context(|| format!("sending {signal} to {}", self.recipe.name))
     }
 
     async fn stop(&mut self) -> Result<()> {
@@ -212,7 +271,9 @@ impl Keeper {
     }
 
     async fn wait_end(&mut self) {
-        let Some(mut child) = self.current.take() else { return };
+        let Some(mut child) = self.current.take() else {
+            return;
+        };
         let how = match timeout(Duration::from_secs(45), child.wait()).await {
             Ok(status) => status.map_or_else(|e| e.to_string(), |s| s.to_string()),
             Err(_) => {

@@ -1,13 +1,25 @@
 //! How the command line and the tests talk to a lab's supervisor: one JSON line each way on a Unix socket.
 
-use std::{net::{Ipv4Addr, Ipv6Addr}, path::{Path, PathBuf}, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::{io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader}, net::{UnixListener, UnixStream}, sync::{mpsc, oneshot}, time::timeout};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
-use super::{component::{Condition, Order}, manifest::{Key, Source}};
+use super::{
+    component::{Condition, Order},
+    manifest::{Key, Source},
+};
 
 /// What can be asked of a supervisor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,41 +139,78 @@ pub struct Status {
 impl Status {
     /// The pod that `who` means: `namespace/name`, a name, or the beginning of exactly one kind of name.
     pub fn pod(&self, who: &str) -> Result<&PodStatus> {
-        let (namespace, name) = who.split_once('/').map_or((None, who), |(ns, n)| (Some(ns), n));
-        let candidates: Vec<&PodStatus> = self.pods.iter().filter(|p| namespace.is_none_or(|ns| ns == p.namespace) && p.phase != "Terminating").collect();
+        let (namespace, name) = who
+            .split_once('/')
+            .map_or((None, who), |(ns, n)| (Some(ns), n));
+        let candidates: Vec<&PodStatus> = self
+            .pods
+            .iter()
+            .filter(|p| namespace.is_none_or(|ns| ns == p.namespace) && p.phase != "Terminating")
+            .collect();
         if let Some(exact) = candidates.iter().find(|p| p.name == name) {
             return Ok(exact);
         }
-        let begins = |p: &&&PodStatus| p.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'));
+        let begins = |p: &&&PodStatus| {
+            p.name
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('-'))
+        };
         let found = candidates.iter().filter(begins).max_by_key(|p| p.ready);
-        found.copied().with_context(|| format!("no pod `{who}`; there are: {}",
-            self.pods.iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect::<Vec<_>>().join(", ")))
+        found.copied().with_context(|| {
+            format!(
+                "no pod `{who}`; there are: {}",
+                self.pods
+                    .iter()
+                    .map(|p| format!("{}/{}", p.namespace, p.name))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
+        })
     }
 
     /// The component called `name`.
     pub fn component(&self, name: &str) -> Result<&ComponentStatus> {
-        self.components.iter().find(|c| c.name == name).with_context(|| format!("no component `{name}`; there are: {}",
-            self.components.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")))
+        self.components
+            .iter()
+            .find(|c| c.name == name)
+            .with_context(|| {
+                format!(
+                    "no component `{name}`; there are: {}",
+                    self.components
+                        .iter()
+                        .map(|c| c.name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                )
+            })
     }
 }
 
 /// Asks the supervisor behind a socket.
 pub async fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T> {
     let asked = async {
-        let mut stream = UnixStream::connect(socket).await
-            .with_context(|| format!("the lab does not run (no answer on {}): start it with `lab up`", socket.display()))?;
+        let mut stream = UnixStream::connect(socket).await.with_context(|| {
+            format!(
+                "the lab does not run (no answer on {}): start it with `lab up`",
+                socket.display()
+            )
+        })?;
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         stream.write_all(line.as_bytes()).await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
-        let mut answer: Value = serde_json::from_str(&text).context("reading the supervisor's answer")?;
+        let mut answer: Value =
+            serde_json::from_str(&text).context("reading the supervisor's answer")?;
         if let Some(error) = answer["error"].as_str() {
             bail!("{error}");
         }
-        serde_json::from_value(answer["result"].take()).context("understanding the supervisor's answer")
+        serde_json::from_value(answer["result"].take())
+            .context("understanding the supervisor's answer")
     };
-    timeout(Duration::from_secs(60), asked).await.context("the supervisor did not answer within 60 s")?
+    timeout(Duration::from_secs(60), asked)
+        .await
+        .context("the supervisor did not answer within 60 s")?
 }
 
 /// A question with the place for its answer.
@@ -170,7 +219,10 @@ pub type Question = (Request, oneshot::Sender<Result<Value>>);
 /// Takes questions until the supervisor ends.
 pub async fn serve(listener: UnixListener, questions: mpsc::Sender<Question>) -> Result<()> {
     loop {
-        let (stream, _) = listener.accept().await.context("accepting on the control socket")?;
+        let (stream, _) = listener
+            .accept()
+            .await
+            .context("accepting on the control socket")?;
         let questions = questions.clone();
         tokio::spawn(async move {
             if let Err(e) = converse(stream, questions).await {
@@ -190,7 +242,11 @@ async fn converse(stream: UnixStream, questions: mpsc::Sender<Question>) -> Resu
     let answer = async {
         let request = serde_json::from_str(&line).context("understanding the request")?;
         let (reply, answer) = oneshot::channel();
-        questions.send((request, reply)).await.ok().context("the supervisor is ending")?;
+        questions
+            .send((request, reply))
+            .await
+            .ok()
+            .context("the supervisor is ending")?;
         answer.await.context("the supervisor is ending")?
     };
     let text = match answer.await {

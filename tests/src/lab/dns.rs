@@ -10,9 +10,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::{TcpListener, TcpStream, UdpSocket}, sync::Mutex, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::Mutex,
+    time::timeout,
+};
 
-use super::{net::{DNS_VIP, DNS_VIP6}, service::{Addresses, Names}};
+use super::{
+    net::{DNS_VIP, DNS_VIP6},
+    service::{Addresses, Names},
+};
 
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
@@ -39,22 +47,35 @@ impl Table {
 
 /// Serves both families, UDP and TCP, until it is ended.
 pub async fn run(names: &Path) -> Result<()> {
-    let table = Arc::new(Mutex::new(Table { path: names.to_owned(), read_at: None, names: Names::new() }));
+    let table = Arc::new(Mutex::new(Table {
+        path: names.to_owned(),
+        read_at: None,
+        names: Names::new(),
+    }));
     let mut tasks = tokio::task::JoinSet::new();
     for ip in [IpAddr::V4(DNS_VIP), IpAddr::V6(DNS_VIP6)] {
         let at = SocketAddr::new(ip, 53);
-        let udp = UdpSocket::bind(at).await.with_context(|| format!("listening on {at}/udp"))?;
-        let tcp = TcpListener::bind(at).await.with_context(|| format!("listening on {at}/tcp"))?;
+        let udp = UdpSocket::bind(at)
+            .await
+            .with_context(|| format!("listening on {at}/udp"))?;
+        let tcp = TcpListener::bind(at)
+            .await
+            .with_context(|| format!("listening on {at}/tcp"))?;
         tasks.spawn(serve_udp(udp, table.clone()));
         tasks.spawn(serve_tcp(tcp, table.clone()));
     }
-    tasks.join_next().await.context("four listeners were started")??
+    tasks
+        .join_next()
+        .await
+        .context("four listeners were started")??
 }
 
 async fn serve_udp(socket: UdpSocket, table: Arc<Mutex<Table>>) -> Result<()> {
     let mut buffer = [0; 4096];
     loop {
-        let Ok((n, from)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok((n, from)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
         if let Some(reply) = answer(&buffer[..n], &mut *table.lock().await) {
             let _ = socket.send_to(&reply, from).await;
         }
@@ -65,7 +86,10 @@ async fn serve_tcp(listener: TcpListener, table: Arc<Mutex<Table>>) -> Result<()
     loop {
         let (stream, _) = listener.accept().await.context("accepting a query")?;
         let table = table.clone();
-        tokio::spawn(timeout(Duration::from_secs(10), serve_stream(stream, table)));
+        tokio::spawn(timeout(
+            Duration::from_secs(10),
+            serve_stream(stream, table),
+        ));
     }
 }
 
@@ -75,13 +99,19 @@ async fn serve_stream(mut stream: TcpStream, table: Arc<Mutex<Table>>) -> Option
         let mut query = vec![0; length.into()];
         stream.read_exact(&mut query).await.ok()?;
         let reply = answer(&query, &mut *table.lock().await)?;
-        stream.write_u16(u16::try_from(reply.len()).ok()?).await.ok()?;
+        stream
+            .write_u16(u16::try_from(reply.len()).ok()?)
+            .await
+            .ok()?;
         stream.write_all(&reply).await.ok()?;
     }
 }
 
 fn answer(query: &[u8], table: &mut Table) -> Option<Vec<u8>> {
-    let names = table.current().inspect_err(|e| eprintln!("dns: {e:#}")).ok()?;
+    let names = table
+        .current()
+        .inspect_err(|e| eprintln!("dns: {e:#}"))
+        .ok()?;
     reply(query, |name| names.get(name).cloned())
 }
 
@@ -104,7 +134,20 @@ fn reply(query: &[u8], find: impl Fn(&str) -> Option<Addresses>) -> Option<Vec<u
     };
     let count = u16::try_from(records.len()).ok()?.to_be_bytes();
     // Response, authoritative, recursion as asked and available.
-    let mut out = vec![header[0], header[1], 0x84 | (header[2] & 1), 0x80 | code, 0, 1, count[0], count[1], 0, 0, 0, 0];
+    let mut out = vec![
+        header[0],
+        header[1],
+        0x84 | (header[2] & 1),
+        0x80 | code,
+        0,
+        1,
+        count[0],
+        count[1],
+        0,
+        0,
+        0,
+        0,
+    ];
     out.extend_from_slice(question);
     for data in records {
         out.extend_from_slice(&[0xc0, 12]);
@@ -125,7 +168,11 @@ fn read_name(packet: &[u8], mut at: usize) -> Option<(String, usize)> {
         at += 1;
         match length {
             0 => return Some((labels.join("."), at)),
-            1..=63 => labels.push(std::str::from_utf8(packet.get(at..at + length)?).ok()?.to_owned()),
+            1..=63 => labels.push(
+                std::str::from_utf8(packet.get(at..at + length)?)
+                    .ok()?
+                    .to_owned(),
+            ),
             // A question has no reason to point elsewhere.
             _ => return None,
         }
@@ -145,7 +192,10 @@ mod tests {
     }
 
     fn find(name: &str) -> Option<Addresses> {
-        (name == "web.a").then(|| Addresses { v4: vec![[10, 96, 1, 1].into()], v6: vec![] })
+        (name == "web.a").then(|| Addresses {
+            v4: vec![[10, 96, 1, 1].into()],
+            v6: vec![],
+        })
     }
 
     #[test]
@@ -154,8 +204,15 @@ mod tests {
         assert_eq!(&got[..8], &[7, 9, 0x85, 0x80, 0, 1, 0, 1]);
         assert_eq!(&got[got.len() - 4..], &[10, 96, 1, 1]);
         let none = reply(&query(28), find).expect("a reply");
-        assert_eq!(&none[3..8], &[0x80, 0, 1, 0, 0], "the name exists, that kind of record does not");
-        assert_eq!(reply(&query(1), |_| None).expect("a reply")[3] & 15, NXDOMAIN);
+        assert_eq!(
+            &none[3..8],
+            &[0x80, 0, 1, 0, 0],
+            "the name exists, that kind of record does not"
+        );
+        assert_eq!(
+            reply(&query(1), |_| None).expect("a reply")[3] & 15,
+            NXDOMAIN
+        );
     }
 
     #[test]

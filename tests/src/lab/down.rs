@@ -11,7 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nix::{mount::{MntFlags, umount2}, sys::signal::{Signal, kill}, unistd::Pid};
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::{cgroup, net, place::Place};
 
@@ -54,7 +58,11 @@ pub fn down(place: &Place) -> Result<Removed> {
     attempt(remove(place.run()));
     attempt(remove(place.state()));
     if !troubles.is_empty() {
-        bail!("lab {} is not wholly removed; run `lab down` again after looking at:\n  {}", place.name, troubles.join("\n  "));
+        bail!(
+            "lab {} is not wholly removed; run `lab down` again after looking at:\n  {}",
+            place.name,
+            troubles.join("\n  ")
+        );
     }
     Ok(removed)
 }
@@ -62,7 +70,10 @@ pub fn down(place: &Place) -> Result<Removed> {
 /// Number and start time of this process.
 pub fn own_mark() -> Result<String> {
     let pid = std::process::id();
-    Ok(format!("{pid} {}", start_time(pid).context("this process is in /proc")?))
+    Ok(format!(
+        "{pid} {}",
+        start_time(pid).context("this process is in /proc")?
+    ))
 }
 
 /// Whether the lab's supervisor is alive.
@@ -74,7 +85,9 @@ pub fn supervisor(place: &Place) -> Option<u32> {
 }
 
 fn end_supervisor(place: &Place) -> Result<bool> {
-    let Some(pid) = supervisor(place) else { return Ok(false) };
+    let Some(pid) = supervisor(place) else {
+        return Ok(false);
+    };
     let raw = Pid::from_raw(i32::try_from(pid)?);
     kill(raw, Signal::SIGKILL).with_context(|| format!("ending the supervisor {pid}"))?;
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -101,7 +114,10 @@ fn start_time(pid: u32) -> Option<String> {
 fn unmount(dir: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     let name = dir.to_string_lossy();
-    let times = mounts.lines().filter(|l| l.split(' ').nth(1) == Some(&*name)).count();
+    let times = mounts
+        .lines()
+        .filter(|l| l.split(' ').nth(1) == Some(&*name))
+        .count();
     for _ in 0..times {
         umount2(dir, MntFlags::MNT_DETACH).with_context(|| format!("unmounting {name}"))?;
     }

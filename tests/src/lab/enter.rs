@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use nix::{mount::{MsFlags, mount}, sched::{CloneFlags, setns, unshare}};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
 
 /// What a program sees of the world.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -54,9 +57,15 @@ impl Surroundings {
         flag("netns", self.netns.as_deref().map(Path::as_os_str));
         flag("cgroup", self.cgroup.as_deref().map(Path::as_os_str));
         flag("resolv", self.resolv.as_deref().map(Path::as_os_str));
-        flag("hostname", self.hostname.as_deref().map(std::ffi::OsStr::new));
+        flag(
+            "hostname",
+            self.hostname.as_deref().map(std::ffi::OsStr::new),
+        );
         flag("dir", self.dir.as_deref().map(Path::as_os_str));
-        let (uid, gid) = (self.uid.map(|n| n.to_string()), self.gid.map(|n| n.to_string()));
+        let (uid, gid) = (
+            self.uid.map(|n| n.to_string()),
+            self.gid.map(|n| n.to_string()),
+        );
         flag("uid", uid.as_deref().map(std::ffi::OsStr::new));
         flag("gid", gid.as_deref().map(std::ffi::OsStr::new));
         cmd.arg("--").args(program);
@@ -90,38 +99,57 @@ impl Surroundings {
     }
 
     fn private_view(&self) -> Result<()> {
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).context("unsharing mounts and host name")?;
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)
+            .context("unsharing mounts and host name")?;
         let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .context("making mounts private")?;
         if let Some(resolv) = &self.resolv {
-            mount(Some(resolv), "/etc/resolv.conf", none, MsFlags::MS_BIND, none)
-                .with_context(|| format!("showing {} as /etc/resolv.conf", resolv.display()))?;
+            mount(
+                Some(resolv),
+                "/etc/resolv.conf",
+                none,
+                MsFlags::MS_BIND,
+                none,
+            )
+            .with_context(|| format!("showing {} as /etc/resolv.conf", resolv.display()))?;
         }
         if let Some(name) = &self.hostname {
-            nix::unistd::sethostname(name).with_context(|| format!("taking the host name {name}"))?;
+            nix::unistd::sethostname(name)
+                .with_context(|| format!("taking the host name {name}"))?;
         }
         Ok(())
     }
 }
 
 /// Runs `work` on a thread of its own inside a network namespace.
-pub fn in_netns<T: Send + 'static>(netns: &Path, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub fn in_netns<T: Send + 'static>(
+    netns: &Path,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let netns = netns.to_owned();
     let thread = thread::spawn(move || {
         enter_netns(&netns)?;
         work()
     });
-    thread.join().map_err(|_| anyhow!("a thread inside the network namespace panicked"))?
+    thread
+        .join()
+        .map_err(|_| anyhow!("a thread inside the network namespace panicked"))?
 }
 
 /// Moves the calling process into a cgroup.
 pub fn join_cgroup(cgroup: &Path) -> Result<()> {
     let procs = cgroup.join("cgroup.procs");
-    let mut file = fs::OpenOptions::new().write(true).open(&procs).with_context(|| format!("opening {}", procs.display()))?;
-    file.write_all(b"0").with_context(|| format!("joining {}", cgroup.display()))
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .open(&procs)
+        .with_context(|| format!("opening {}", procs.display()))?;
+    file.write_all(b"0")
+        .with_context(|| format!("joining {}", cgroup.display()))
 }
 
 fn enter_netns(netns: &Path) -> Result<()> {
-    let file = File::open(netns).with_context(|| format!("opening the network namespace {}", netns.display()))?;
+    let file = File::open(netns)
+        .with_context(|| format!("opening the network namespace {}", netns.display()))?;
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", netns.display()))
 }

@@ -3,7 +3,10 @@
 //! Invariants: a document the lab cannot read is handed to the controller untouched, with a warning, never
 //! dropped; every object has its own file, replaced by an atomic rename.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -11,8 +14,17 @@ use serde_json::Value;
 
 /// Kinds without a namespace.
 const CLUSTER_SCOPED: &[&str] = &[
-    "Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "GatewayClass",
-    "PersistentVolume", "StorageClass", "PriorityClass", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration",
+    "Namespace",
+    "Node",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "GatewayClass",
+    "PersistentVolume",
+    "StorageClass",
+    "PriorityClass",
+    "MutatingWebhookConfiguration",
+    "ValidatingWebhookConfiguration",
 ];
 
 /// What an object is called.
@@ -31,20 +43,38 @@ pub struct Key {
 impl Key {
     /// An object of the core group.
     pub fn core(kind: &str, namespace: &str, name: &str) -> Self {
-        Self { group: String::new(), kind: kind.into(), namespace: namespace.into(), name: name.into() }
+        Self {
+            group: String::new(),
+            kind: kind.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The name of the file that holds the object; different objects never share one.
     pub fn file(&self) -> String {
-        let group = if self.group.is_empty() { "core" } else { &self.group };
-        format!("{}.{group}_{}_{}.yaml", self.kind.to_lowercase(), self.namespace, self.name)
+        let group = if self.group.is_empty() {
+            "core"
+        } else {
+            &self.group
+        };
+        format!(
+            "{}.{group}_{}_{}.yaml",
+            self.kind.to_lowercase(),
+            self.namespace,
+            self.name
+        )
     }
 }
 
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = self.kind.to_lowercase();
-        if self.namespace.is_empty() { write!(f, "{kind}/{}", self.name) } else { write!(f, "{kind}/{} -n {}", self.name, self.namespace) }
+        if self.namespace.is_empty() {
+            write!(f, "{kind}/{}", self.name)
+        } else {
+            write!(f, "{kind}/{} -n {}", self.name, self.namespace)
+        }
     }
 }
 
@@ -88,13 +118,21 @@ impl Source {
     /// Reads a file, or all manifests of a directory in order of their names, or standard input for `-`.
     pub fn read(path: &Path) -> Result<Vec<Source>> {
         if path == Path::new("-") {
-            return Ok(vec![Self { path: "stdin".into(), text: std::io::read_to_string(std::io::stdin())? }]);
+            return Ok(vec![Self {
+                path: "stdin".into(),
+                text: std::io::read_to_string(std::io::stdin())?,
+            }]);
         }
         let meta = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
         let mut files = vec![path.to_owned()];
         if meta.is_dir() {
-            files = fs::read_dir(path)?.map(|e| Ok(e?.path())).collect::<Result<Vec<PathBuf>>>()?;
-            files.retain(|f| f.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json"));
+            files = fs::read_dir(path)?
+                .map(|e| Ok(e?.path()))
+                .collect::<Result<Vec<PathBuf>>>()?;
+            files.retain(|f| {
+                f.extension()
+                    .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+            });
             files.sort();
             if files.is_empty() {
                 bail!("{} holds no .yaml, .yml or .json file", path.display());
@@ -102,19 +140,30 @@ impl Source {
         }
         let read = |f: &PathBuf| {
             let text = fs::read_to_string(f).with_context(|| format!("reading {}", f.display()))?;
-            Ok(Self { path: f.display().to_string(), text })
+            Ok(Self {
+                path: f.display().to_string(),
+                text,
+            })
         };
         files.iter().map(read).collect()
     }
 
     /// The documents of this file; objects without a namespace get `namespace`.
     pub fn documents(&self, namespace: &str) -> Vec<Document> {
-        let stem = Path::new(&self.path).file_stem().map_or_else(|| "manifest".into(), |s| s.to_string_lossy().into_owned());
+        let stem = Path::new(&self.path)
+            .file_stem()
+            .map_or_else(|| "manifest".into(), |s| s.to_string_lossy().into_owned());
         let mut found = Vec::new();
         for (index, text) in split(&self.text).into_iter().enumerate() {
             match read_objects(&text, namespace) {
-                Ok(objects) => found.extend(objects.into_iter().map(|o| Document::Object(Box::new(o)))),
-                Err(e) => found.push(Document::Opaque { file: format!("unreadable_{stem}_{index}.yaml"), text, why: format!("{e:#}") }),
+                Ok(objects) => {
+                    found.extend(objects.into_iter().map(|o| Document::Object(Box::new(o))))
+                }
+                Err(e) => found.push(Document::Opaque {
+                    file: format!("unreadable_{stem}_{index}.yaml"),
+                    text,
+                    why: format!("{e:#}"),
+                }),
             }
         }
         found
@@ -130,7 +179,10 @@ pub fn render(value: &Value) -> String {
 
 /// Writes a file so that a reader sees either the old or the new content. Hidden names are not read by anyone.
 pub fn write_atomically(path: &Path, text: &str) -> Result<()> {
-    let (dir, name) = (path.parent().context("a file has a directory")?, path.file_name().context("a file has a name")?);
+    let (dir, name) = (
+        path.parent().context("a file has a directory")?,
+        path.file_name().context("a file has a name")?,
+    );
     let temporary = dir.join(format!(".{}.new", name.to_string_lossy()));
     fs::write(&temporary, text).with_context(|| format!("writing {}", temporary.display()))?;
     fs::rename(&temporary, path).with_context(|| format!("replacing {}", path.display()))
@@ -144,11 +196,16 @@ fn split(text: &str) -> Vec<String> {
             documents.push(String::new());
             continue;
         }
-        let current = documents.last_mut().expect("there is always a current document");
+        let current = documents
+            .last_mut()
+            .expect("there is always a current document");
         current.push_str(line);
         current.push('\n');
     }
-    documents.retain(|d| d.lines().any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#')));
+    documents.retain(|d| {
+        d.lines()
+            .any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'))
+    });
     documents
 }
 
@@ -156,17 +213,34 @@ fn read_objects(text: &str, namespace: &str) -> Result<Vec<Object>> {
     let value: Value = serde_saphyr::from_str(text).context("this is not YAML")?;
     if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) && value["items"].is_array() {
         let items = value["items"].as_array().cloned().unwrap_or_default();
-        return items.into_iter().map(|item| name_object(item, None, namespace)).collect();
+        return items
+            .into_iter()
+            .map(|item| name_object(item, None, namespace))
+            .collect();
     }
     Ok(vec![name_object(value, Some(text), namespace)?])
 }
 
 fn name_object(mut value: Value, text: Option<&str>, default_namespace: &str) -> Result<Object> {
-    let kind = value["kind"].as_str().context("it has no `kind`")?.to_owned();
-    let name = value["metadata"]["name"].as_str().context("it has no `metadata.name`")?.to_owned();
-    let version = value["apiVersion"].as_str().context("it has no `apiVersion`")?;
-    let group = version.split_once('/').map_or("", |(group, _)| group).to_owned();
-    if [&kind, &name].iter().any(|s| s.contains('/') || s.starts_with('.')) {
+    let kind = value["kind"]
+        .as_str()
+        .context("it has no `kind`")?
+        .to_owned();
+    let name = value["metadata"]["name"]
+        .as_str()
+        .context("it has no `metadata.name`")?
+        .to_owned();
+    let version = value["apiVersion"]
+        .as_str()
+        .context("it has no `apiVersion`")?;
+    let group = version
+        .split_once('/')
+        .map_or("", |(group, _)| group)
+        .to_owned();
+    if [&kind, &name]
+        .iter()
+        .any(|s| s.contains('/') || s.starts_with('.'))
+    {
         bail!("`{kind}/{name}` is not a name");
     }
     let mut text = text.map(str::to_owned);
@@ -185,7 +259,16 @@ fn name_object(mut value: Value, text: Option<&str>, default_namespace: &str) ->
         default_namespace.to_owned()
     };
     let text = text.unwrap_or_else(|| render(&value));
-    Ok(Object { key: Key { group, kind, namespace, name }, value, text })
+    Ok(Object {
+        key: Key {
+            group,
+            kind,
+            namespace,
+            name,
+        },
+        value,
+        text,
+    })
 }
 
 #[cfg(test)]
@@ -193,30 +276,53 @@ mod tests {
     use super::*;
 
     fn docs(text: &str, namespace: &str) -> Vec<Document> {
-        Source { path: "a/web.yaml".into(), text: text.into() }.documents(namespace)
+        Source {
+            path: "a/web.yaml".into(),
+            text: text.into(),
+        }
+        .documents(namespace)
     }
 
     #[test]
     fn keeps_what_it_cannot_read() {
-        let found = docs("kind: [\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\n", "default");
-        assert!(matches!(&found[0], Document::Opaque { file, text, .. } if file == "unreadable_web_0.yaml" && text == "kind: [\n"));
-        assert!(matches!(&found[1], Document::Object(o) if o.key == Key::core("Service", "default", "web")));
+        let found = docs(
+            "kind: [\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\n",
+            "default",
+        );
+        assert!(
+            matches!(&found[0], Document::Opaque { file, text, .. } if file == "unreadable_web_0.yaml" && text == "kind: [\n")
+        );
+        assert!(
+            matches!(&found[1], Document::Object(o) if o.key == Key::core("Service", "default", "web"))
+        );
     }
 
     #[test]
     fn fills_in_the_namespace_asked_for() {
-        let Document::Object(o) = &docs("apiVersion: v1\nkind: Service\nmetadata: {name: web}\n", "shop")[0] else { panic!("an object") };
+        let Document::Object(o) = &docs(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n",
+            "shop",
+        )[0] else {
+            panic!("an object")
+        };
         assert_eq!(o.key.namespace, "shop");
-        assert!(o.text.contains(r#""namespace": "shop""#), "the controller must see it too: {}", o.text);
+        assert!(
+            o.text.contains(r#""namespace": "shop""#),
+            "the controller must see it too: {}",
+            o.text
+        );
     }
 
     #[test]
     fn expands_lists_and_skips_empty_documents() {
         let text = "# nothing\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: b}}\n";
-        let keys: Vec<String> = docs(text, "x").iter().map(|d| match d {
-            Document::Object(o) => o.key.file(),
-            Document::Opaque { why, .. } => panic!("{why}"),
-        }).collect();
+        let keys: Vec<String> = docs(text, "x")
+            .iter()
+            .map(|d| match d {
+                Document::Object(o) => o.key.file(),
+                Document::Opaque { why, .. } => panic!("{why}"),
+            })
+            .collect();
         assert_eq!(keys, ["namespace.core__a.yaml", "deployment.apps_x_b.yaml"]);
     }
 }

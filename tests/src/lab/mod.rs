@@ -76,7 +76,11 @@ pub struct Ran {
 impl From<Output> for Ran {
     fn from(done: Output) -> Self {
         let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
-        Self { code: done.status.code().unwrap_or(-1), out: text(done.stdout), err: text(done.stderr) }
+        Self {
+            code: done.status.code().unwrap_or(-1),
+            out: text(done.stdout),
+            err: text(done.stderr),
+        }
     }
 }
 
@@ -84,22 +88,40 @@ impl Lab {
     /// Starts a lab; removes first what a dead one of the same name left. Dropping the handle removes it.
     pub async fn up(spec: Spec) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
-            bail!("the lab needs root: it makes network namespaces, cgroups and loads kernel programs");
+            bail!(
+                "the lab needs root: it makes network namespaces, cgroups and loads kernel programs"
+            );
         }
         let place = Place::new(spec.name.clone())?;
         let programs = programs()?;
         if down::supervisor(&place).is_some() {
-            bail!("lab {} is already up: use it, end it by `lab down --name {0}`, or choose another --name", spec.name);
+            bail!(
+                "lab {} is already up: use it, end it by `lab down --name {0}`, or choose another --name",
+                spec.name
+            );
         }
-        spawn_blocking({ let place = place.clone(); move || down::down(&place) }).await.context("removing an earlier lab")??;
-        let lab = Self { place, programs, keep: false };
+        spawn_blocking({
+            let place = place.clone();
+            move || down::down(&place)
+        })
+        .await
+        .context("removing an earlier lab")??;
+        let lab = Self {
+            place,
+            programs,
+            keep: false,
+        };
         lab.launch(&spec).await?;
         Ok(lab)
     }
 
     /// A lab that was started before; dropping the handle leaves it alone.
     pub fn attach(name: LabName) -> Result<Self> {
-        Ok(Self { place: Place::new(name)?, programs: programs()?, keep: true })
+        Ok(Self {
+            place: Place::new(name)?,
+            programs: programs()?,
+            keep: true,
+        })
     }
 
     /// Leaves the lab running when the handle is dropped.
@@ -108,24 +130,45 @@ impl Lab {
     }
 
     async fn launch(&self, spec: &Spec) -> Result<()> {
-        place::private_dir(self.place.state().parent().context("a lab's state has a parent")?)?;
+        place::private_dir(
+            self.place
+                .state()
+                .parent()
+                .context("a lab's state has a parent")?,
+        )?;
         place::private_dir(&self.place.state().join("logs"))?;
         let file = self.place.state().join("spec.json");
         fs::write(&file, serde_json::to_string_pretty(spec)?)?;
         let log = File::create(self.place.log("supervisor"))?;
         let mut command = Command::new(&self.programs.lab);
-        command.arg("supervise").arg(&file).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
+        command
+            .arg("supervise")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .current_dir("/");
         // Its own process group: a Ctrl-C meant for the command line does not reach it.
-        let mut child = command.process_group(0).spawn().context("starting the supervisor")?;
+        let mut child = command
+            .process_group(0)
+            .spawn()
+            .context("starting the supervisor")?;
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            if ask::<Status>(&self.place.control(), &Request::Status).await.is_ok() {
+            if ask::<Status>(&self.place.control(), &Request::Status)
+                .await
+                .is_ok()
+            {
                 return Ok(());
             }
             let ended = child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
                 let log = fs::read_to_string(self.place.log("supervisor")).unwrap_or_default();
-                bail!("the lab did not come up ({}):\n{}", ended.map_or("no answer within 60 s".to_owned(), |s| s.to_string()), log.trim());
+                bail!(
+                    "the lab did not come up ({}):\n{}",
+                    ended.map_or("no answer within 60 s".to_owned(), |s| s.to_string()),
+                    log.trim()
+                );
             }
             sleep(PATIENCE).await;
         }
@@ -138,24 +181,52 @@ impl Lab {
 
     /// Makes or changes objects; returns a line per object.
     pub async fn apply(&self, yaml: &str) -> Result<Vec<String>> {
-        let sources = vec![Source { path: "text.yaml".into(), text: yaml.to_owned() }];
+        let sources = vec![Source {
+            path: "text.yaml".into(),
+            text: yaml.to_owned(),
+        }];
         self.apply_sources(sources, "default").await
     }
 
     /// The same for files that were read.
-    pub async fn apply_sources(&self, sources: Vec<Source>, namespace: &str) -> Result<Vec<String>> {
-        ask(&self.place.control(), &Request::Apply { sources, namespace: namespace.to_owned() }).await
+    pub async fn apply_sources(
+        &self,
+        sources: Vec<Source>,
+        namespace: &str,
+    ) -> Result<Vec<String>> {
+        ask(
+            &self.place.control(),
+            &Request::Apply {
+                sources,
+                namespace: namespace.to_owned(),
+            },
+        )
+        .await
     }
 
     /// Takes objects away; returns a line per object.
     pub async fn delete(&self, yaml: &str) -> Result<Vec<String>> {
-        let sources = vec![Source { path: "text.yaml".into(), text: yaml.to_owned() }];
+        let sources = vec![Source {
+            path: "text.yaml".into(),
+            text: yaml.to_owned(),
+        }];
         self.delete_sources(sources, "default").await
     }
 
     /// The same for files that were read.
-    pub async fn delete_sources(&self, sources: Vec<Source>, namespace: &str) -> Result<Vec<String>> {
-        ask(&self.place.control(), &Request::Delete { sources, namespace: namespace.to_owned() }).await
+    pub async fn delete_sources(
+        &self,
+        sources: Vec<Source>,
+        namespace: &str,
+    ) -> Result<Vec<String>> {
+        ask(
+            &self.place.control(),
+            &Request::Delete {
+                sources,
+                namespace: namespace.to_owned(),
+            },
+        )
+        .await
     }
 
     /// Takes one pod away; its owner makes another.
@@ -163,31 +234,67 @@ impl Lab {
         let status = self.status().await?;
         let pod = status.pod(who)?;
         let pod = Key::core("Pod", &pod.namespace, &pod.name);
-        ask::<Vec<String>>(&self.place.control(), &Request::DeletePod { pod }).await.map(drop)
+        ask::<Vec<String>>(&self.place.control(), &Request::DeletePod { pod })
+            .await
+            .map(drop)
     }
 
     /// Does something to a component: `controller`, `dns`, or a node's proxy by the node's name.
     pub async fn component(&self, name: &str, order: Order) -> Result<()> {
-        ask(&self.place.control(), &Request::Component { name: name.to_owned(), order }).await
+        ask(
+            &self.place.control(),
+            &Request::Component {
+                name: name.to_owned(),
+                order,
+            },
+        )
+        .await
     }
 
     /// Waits until no pod is pending, going, or unready; the error says what is missing.
     pub async fn wait_ready(&self, patience: Duration) -> Result<Status> {
         self.wait_for(patience, |status| {
-            let waiting: Vec<String> = status.pods.iter().filter(|p| !settled(p))
-                .map(|p| format!("{}/{} is {}{}", p.namespace, p.name, p.phase, if p.note.is_empty() { String::new() } else { format!(" ({})", p.note) })).collect();
-            if waiting.is_empty() { Ok(()) } else { bail!("{}", waiting.join("; ")) }
-        }).await
+            let waiting: Vec<String> = status
+                .pods
+                .iter()
+                .filter(|p| !settled(p))
+                .map(|p| {
+                    format!(
+                        "{}/{} is {}{}",
+                        p.namespace,
+                        p.name,
+                        p.phase,
+                        if p.note.is_empty() {
+                            String::new()
+                        } else {
+                            format!(" ({})", p.note)
+                        }
+                    )
+                })
+                .collect();
+            if waiting.is_empty() {
+                Ok(())
+            } else {
+                bail!("{}", waiting.join("; "))
+            }
+        })
+        .await
     }
 
     /// Waits until `good` says so of the lab's status; after `patience` its last complaint is the error.
-    pub async fn wait_for(&self, patience: Duration, good: impl Fn(&Status) -> Result<()>) -> Result<Status> {
+    pub async fn wait_for(
+        &self,
+        patience: Duration,
+        good: impl Fn(&Status) -> Result<()>,
+    ) -> Result<Status> {
         let deadline = Instant::now() + patience;
         loop {
             let status = self.status().await?;
             match good(&status) {
                 Ok(()) => return Ok(status),
-                Err(e) if Instant::now() > deadline => return Err(e.context(format!("not so within {patience:?}"))),
+                Err(e) if Instant::now() > deadline => {
+                    return Err(e.context(format!("not so within {patience:?}")));
+                }
                 Err(_) => sleep(PATIENCE).await,
             }
         }
@@ -198,41 +305,63 @@ impl Lab {
         if who == FABRIC_NAME || NodeIndex::from_name(who).is_some() {
             let cgroup = self.place.cgroup().join(who).join("exec");
             cgroup::create(&cgroup)?;
-            return Ok(Surroundings { netns: Some(self.place.netns_path(who)), cgroup: Some(cgroup), ..Surroundings::default() });
+            return Ok(Surroundings {
+                netns: Some(self.place.netns_path(who)),
+                cgroup: Some(cgroup),
+                ..Surroundings::default()
+            });
         }
         let status = self.status().await?;
         let pod = status.pod(who)?;
         Ok(Surroundings {
-            netns: Some(pod.netns.clone()), cgroup: Some(pod.cgroup.clone()), resolv: Some(pod.resolv.clone()),
-            hostname: Some(pod.hostname.clone()), ..Surroundings::default()
+            netns: Some(pod.netns.clone()),
+            cgroup: Some(pod.cgroup.clone()),
+            resolv: Some(pod.resolv.clone()),
+            hostname: Some(pod.hostname.clone()),
+            ..Surroundings::default()
         })
     }
 
     /// A command that runs in a pod, on a node or on the fabric.
     pub async fn command(&self, who: &str, program: &[impl AsRef<str>]) -> Result<Command> {
         let words: Vec<String> = program.iter().map(|w| w.as_ref().to_owned()).collect();
-        Ok(self.surroundings(who).await?.command(&self.programs.lab, &words))
+        Ok(self
+            .surroundings(who)
+            .await?
+            .command(&self.programs.lab, &words))
     }
 
     /// Runs a program to its end, at most a minute.
     pub async fn exec(&self, who: &str, program: &[impl AsRef<str>]) -> Result<Ran> {
         let mut command = tokio::process::Command::from(self.command(who, program).await?);
         command.stdin(Stdio::null()).kill_on_drop(true);
-        let done = tokio::time::timeout(Duration::from_secs(60), command.output()).await
-            .with_context(|| format!("{:?} in {who} did not end within 60 s", program.iter().map(AsRef::as_ref).collect::<Vec<_>>()))?;
+        let done = tokio::time::timeout(Duration::from_secs(60), command.output())
+            .await
+            .with_context(|| {
+                format!(
+                    "{:?} in {who} did not end within 60 s",
+                    program.iter().map(AsRef::as_ref).collect::<Vec<_>>()
+                )
+            })?;
         Ok(done?.into())
     }
 
     /// Starts a program with pipes; it ends with the pod at the latest.
     pub async fn spawn(&self, who: &str, program: &[impl AsRef<str>]) -> Result<Child> {
         let mut command = self.command(who, program).await?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         Ok(command.spawn()?)
     }
 
     /// A node.
     pub fn node(&self, name: &str) -> Node<'_> {
-        Node { lab: self, name: name.to_owned() }
+        Node {
+            lab: self,
+            name: name.to_owned(),
+        }
     }
 
     /// Where a log is: of a component, of a node's proxy, or of a pod.
@@ -248,7 +377,12 @@ impl Lab {
 
     /// Packets on the wire between this node and the others.
     pub fn capture(&self, node: &str) -> Result<Capture> {
-        Capture::start(self.place.netns_path(FABRIC_NAME), node.to_owned(), None, true)
+        Capture::start(
+            self.place.netns_path(FABRIC_NAME),
+            node.to_owned(),
+            None,
+            true,
+        )
     }
 
     /// Removes the lab.
@@ -256,7 +390,9 @@ impl Lab {
         self.save_logs();
         self.keep = true;
         let place = self.place.clone();
-        spawn_blocking(move || down::down(&place)).await.context("removing the lab")?
+        spawn_blocking(move || down::down(&place))
+            .await
+            .context("removing the lab")?
     }
 }
 
@@ -284,7 +420,9 @@ impl Drop for Lab {
         if !self.keep {
             self.save_logs();
         }
-        if !self.keep && let Err(e) = down::down(&self.place) {
+        if !self.keep
+            && let Err(e) = down::down(&self.place)
+        {
             eprintln!("{e:#}");
         }
     }
@@ -304,10 +442,13 @@ impl Node<'_> {
 
     /// GET on the node proxy's read-only port.
     pub async fn get(&self, path: &str) -> Result<String> {
-        let node = NodeIndex::from_name(&self.name).with_context(|| format!("no node `{}`", self.name))?;
+        let node =
+            NodeIndex::from_name(&self.name).with_context(|| format!("no node `{}`", self.name))?;
         let (netns, path) = (self.lab.place.netns_path(&self.name), path.to_owned());
         let to = SocketAddr::new(IpAddr::V4(node.ip()), METRICS_PORT);
-        spawn_blocking(move || in_netns(&netns, move || http_get(to, &path))).await.context("asking the node proxy")?
+        spawn_blocking(move || in_netns(&netns, move || http_get(to, &path)))
+            .await
+            .context("asking the node proxy")?
     }
 
     /// The sum of a metric's values over all label sets that hold every one of `labels`; 0 when there is none.
@@ -318,7 +459,11 @@ impl Node<'_> {
     /// Lines of the node proxy's access log.
     pub async fn access_log(&self) -> Result<Vec<String>> {
         let text = fs::read_to_string(self.lab.place.log(&self.name))?;
-        Ok(text.lines().filter(|l| l.contains("direction=") || l.contains("\"direction\"")).map(str::to_owned).collect())
+        Ok(text
+            .lines()
+            .filter(|l| l.contains("direction=") || l.contains("\"direction\""))
+            .map(str::to_owned)
+            .collect())
     }
 
     /// The whole log.
@@ -327,9 +472,22 @@ impl Node<'_> {
     }
 
     /// Sends a signal to the node proxy; with `stay_down` it is not started again.
-    pub async fn kill_agent(&self, signal: nix::sys::signal::Signal, stay_down: bool) -> Result<()> {
+    pub async fn kill_agent(
+        &self,
+        signal: nix::sys::signal::Signal,
+        stay_down: bool,
+    ) -> Result<()> {
         let number = signal as i32;
-        self.lab.component(&self.name, if stay_down { Order::SignalAndLeave(number) } else { Order::Signal(number) }).await
+        self.lab
+            .component(
+                &self.name,
+                if stay_down {
+                    Order::SignalAndLeave(number)
+                } else {
+                    Order::Signal(number)
+                },
+            )
+            .await
     }
 
     /// Does something to the node proxy.
@@ -346,8 +504,11 @@ pub fn sum_metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
             Some(inner) => inner.rsplit_once("} ")?,
             None => ("", rest.strip_prefix(' ')?),
         };
-        let fits = labels.iter().all(|(k, v)| format!(",{set},").contains(&format!(",{k}=\"{v}\",")));
-        fits.then(|| value.split(' ').next()?.parse::<f64>().ok()).flatten()
+        let fits = labels
+            .iter()
+            .all(|(k, v)| format!(",{set},").contains(&format!(",{k}=\"{v}\",")));
+        fits.then(|| value.split(' ').next()?.parse::<f64>().ok())
+            .flatten()
     });
     lines.sum()
 }
@@ -358,14 +519,27 @@ fn settled(pod: &PodStatus) -> bool {
 
 fn http_get(to: SocketAddr, path: &str) -> Result<String> {
     let limit = Duration::from_secs(5);
-    let mut stream = TcpStream::connect_timeout(&to, limit).with_context(|| format!("connecting to {to}"))?;
+    let mut stream =
+        TcpStream::connect_timeout(&to, limit).with_context(|| format!("connecting to {to}"))?;
     stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {to}\r\n\r\n")?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).with_context(|| format!("reading {path} of {to}"))?;
-    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("{to} did not answer HTTP"))?;
-    if !head.split(' ').nth(1).is_some_and(|code| code.starts_with('2')) {
-        bail!("{to}{path}: {}: {}", head.lines().next().unwrap_or_default(), body.trim());
+    stream
+        .read_to_string(&mut text)
+        .with_context(|| format!("reading {path} of {to}"))?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("{to} did not answer HTTP"))?;
+    if !head
+        .split(' ')
+        .nth(1)
+        .is_some_and(|code| code.starts_with('2'))
+    {
+        bail!(
+            "{to}{path}: {}: {}",
+            head.lines().next().unwrap_or_default(),
+            body.trim()
+        );
     }
     Ok(body.to_owned())
 }
@@ -373,9 +547,19 @@ fn http_get(to: SocketAddr, path: &str) -> Result<String> {
 /// The lab's own program and the samples: beside the running program, or one directory up for a test.
 fn programs() -> Result<Programs> {
     let own = std::env::current_exe().context("finding this program")?;
-    let dirs = own.parent().into_iter().chain(own.parent().and_then(Path::parent));
-    let lab = dirs.map(|d| d.join("warren-lab")).find(|p| p.exists())
-        .with_context(|| format!("no `warren-lab` near {}: build it by `cargo build -p mesh-tests --bins`", own.display()))?;
+    let dirs = own
+        .parent()
+        .into_iter()
+        .chain(own.parent().and_then(Path::parent));
+    let lab = dirs
+        .map(|d| d.join("warren-lab"))
+        .find(|p| p.exists())
+        .with_context(|| {
+            format!(
+                "no `warren-lab` near {}: build it by `cargo build -p mesh-tests --bins`",
+                own.display()
+            )
+        })?;
     let samples = lab.with_file_name("warren-sample");
     Ok(Programs { lab, samples })
 }

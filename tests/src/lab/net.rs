@@ -56,12 +56,24 @@ impl NodeIndex {
 
     /// The same for IPv6.
     pub fn pod_ip6(self, host: u8) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd00, 0x244, u16::from(self.0), 0, 0, 0, 0, u16::from(host))
+        Ipv6Addr::new(
+            0xfd00,
+            0x244,
+            u16::from(self.0),
+            0,
+            0,
+            0,
+            0,
+            u16::from(host),
+        )
     }
 
     /// The node's pod networks.
     pub fn pod_cidrs(self) -> [String; 2] {
-        [format!("{}/24", self.pod_ip(0)), format!("{}/64", self.pod_ip6(0))]
+        [
+            format!("{}/24", self.pod_ip(0)),
+            format!("{}/64", self.pod_ip6(0)),
+        ]
     }
 }
 
@@ -69,7 +81,10 @@ impl NodeIndex {
 pub fn build_world(place: &Place, nodes: u8) -> Result<()> {
     let fabric = place.netns(FABRIC_NAME);
     add_netns(&fabric)?;
-    let settings = [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
+    let settings = [
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+    ];
     set_sysctls(&place.netns_path(FABRIC_NAME), &settings)?;
     let mut batch = format!(
         "link set lo up\nlink add br0 type bridge stp_state 0 mcast_snooping 0\nlink set br0 up\n\
@@ -82,7 +97,11 @@ pub fn build_world(place: &Place, nodes: u8) -> Result<()> {
         batch += &format!(
             "link add {name} type veth peer name eth0 netns {}\nlink set {name} master br0 up\n\
              route add {}/24 via {}\nroute add {}/64 via {}\n",
-            place.netns(&name), node.pod_ip(0), node.ip(), node.pod_ip6(0), node.ip6(),
+            place.netns(&name),
+            node.pod_ip(0),
+            node.ip(),
+            node.pod_ip6(0),
+            node.ip6(),
         );
     }
     ip_batch(&fabric, &batch)?;
@@ -107,10 +126,19 @@ fn build_node(place: &Place, node: NodeIndex, nodes: u8) -> Result<()> {
          route add default via {FABRIC}\nroute add default via fd00:30::1\n\
          link add cni0 type bridge stp_state 0 mcast_snooping 0\nlink set cni0 up\n\
          addr add {}/24 dev cni0\naddr add {}/64 dev cni0 nodad\n",
-        node.ip(), node.ip6(), node.pod_ip(1), node.pod_ip6(1),
+        node.ip(),
+        node.ip6(),
+        node.pod_ip(1),
+        node.pod_ip6(1),
     );
     for other in (1..=nodes).map(NodeIndex).filter(|n| *n != node) {
-        batch += &format!("route add {}/24 via {}\nroute add {}/64 via {}\n", other.pod_ip(0), other.ip(), other.pod_ip6(0), other.ip6());
+        batch += &format!(
+            "route add {}/24 via {}\nroute add {}/64 via {}\n",
+            other.pod_ip(0),
+            other.ip(),
+            other.pod_ip6(0),
+            other.ip6()
+        );
     }
     ip_batch(&place.netns(&node.name()), &batch)
 }
@@ -138,19 +166,29 @@ pub fn add_pod(place: &Place, wire: &PodWire) -> Result<u32> {
         ("net/ipv4/ping_group_range", "0 2147483647"),
     ];
     set_sysctls(&place.netns_path(&wire.netns), &settings)?;
-    ip_batch(&node, &format!(
-        "link add {veth} type veth peer name eth0 netns {pod}\nlink set {veth} master cni0 up\nlink set {veth} type bridge_slave hairpin on\n",
-        veth = wire.veth,
-    ))?;
+    ip_batch(
+        &node,
+        &format!(
+            "link add {veth} type veth peer name eth0 netns {pod}\nlink set {veth} master cni0 up\nlink set {veth} type bridge_slave hairpin on\n",
+            veth = wire.veth,
+        ),
+    )?;
     let (n, h) = (wire.node, wire.host);
-    ip_batch(&pod, &format!(
-        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n\
+    ip_batch(
+        &pod,
+        &format!(
+            "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n\
          route add default via {}\nroute add default via {}\n",
-        n.pod_ip(h), n.pod_ip6(h), n.pod_ip(1), n.pod_ip6(1),
-    ))?;
+            n.pod_ip(h),
+            n.pod_ip6(h),
+            n.pod_ip(1),
+            n.pod_ip6(1),
+        ),
+    )?;
     let veth = wire.veth.clone();
     in_netns(&place.netns_path(&wire.node.name()), move || {
-        nix::net::if_::if_nametoindex(veth.as_str()).with_context(|| format!("finding the index of {veth}"))
+        nix::net::if_::if_nametoindex(veth.as_str())
+            .with_context(|| format!("finding the index of {veth}"))
     })
 }
 
@@ -166,20 +204,35 @@ pub fn remove_netns(name: &str) -> Result<()> {
 
 /// Loads an nftables ruleset in a namespace, all or nothing.
 pub fn load_nft(netns: &str, rules: &str) -> Result<()> {
-    run(Command::new("ip").args(["netns", "exec", netns, "nft", "-f", "-"]), Some(rules))
+    run(
+        Command::new("ip").args(["netns", "exec", netns, "nft", "-f", "-"]),
+        Some(rules),
+    )
 }
 
 /// Whether `nft` is installed: without it a pod outside the mesh reaches pods, but no service's address.
 pub fn nft_present() -> bool {
-    Command::new("nft").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    Command::new("nft")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
 }
 
 fn ip_batch(netns: &str, batch: &str) -> Result<()> {
-    run(Command::new("ip").args(["-n", netns, "-batch", "-"]), Some(batch))
+    run(
+        Command::new("ip").args(["-n", netns, "-batch", "-"]),
+        Some(batch),
+    )
 }
 
 fn run(cmd: &mut Command, input: Option<&str>) -> Result<()> {
-    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    let stdin = if input.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    };
     let mut child = cmd.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
         .with_context(|| format!("starting {cmd:?}: is it installed? `cargo xtask provision` installs what the lab needs"))?;
     if let (Some(text), Some(mut pipe)) = (input, child.stdin.take()) {
@@ -189,7 +242,11 @@ fn run(cmd: &mut Command, input: Option<&str>) -> Result<()> {
     let done = child.wait_with_output()?;
     if !done.status.success() {
         let said = String::from_utf8_lossy(&done.stderr);
-        bail!("{cmd:?} ended with {}: {}", done.status, said.lines().take(4).collect::<Vec<_>>().join("; "));
+        bail!(
+            "{cmd:?} ended with {}: {}",
+            done.status,
+            said.lines().take(4).collect::<Vec<_>>().join("; ")
+        );
     }
     Ok(())
 }
@@ -201,7 +258,9 @@ fn set_sysctls(netns: &Path, settings: &[(&'static str, &'static str)]) -> Resul
             let path = Path::new("/proc/sys").join(key);
             match fs::write(&path, value) {
                 // The bridge settings exist only where the kernel can filter bridged packets.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && key.starts_with("net/bridge") => {}
+                Err(e)
+                    if e.kind() == std::io::ErrorKind::NotFound
+                        && key.starts_with("net/bridge") => {}
                 done => done.with_context(|| format!("setting {key} to {value}"))?,
             }
         }

@@ -3,7 +3,12 @@
 //! Invariants: everything a lab creates can be found again from its name alone, so that `down` works after
 //! any crash; the name has no dash, so that one lab's prefix is never the beginning of another's.
 
-use std::{fmt, fs, os::unix::fs::MetadataExt, path::{Path, PathBuf}, str::FromStr};
+use std::{
+    fmt, fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -27,9 +32,12 @@ impl FromStr for LabName {
     fn from_str(s: &str) -> Result<Self> {
         let good = (1..=12).contains(&s.len())
             && s.starts_with(|c: char| c.is_ascii_lowercase())
-            && s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            && s.chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         if !good {
-            bail!("`{s}` cannot name a lab: use 1 to 12 lower-case letters and digits, a letter first");
+            bail!(
+                "`{s}` cannot name a lab: use 1 to 12 lower-case letters and digits, a letter first"
+            );
         }
         Ok(Self(s.to_owned()))
     }
@@ -70,7 +78,12 @@ impl Place {
         let state = state_root().join(&name.0);
         let run = Path::new(RUN_ROOT).join(&name.0);
         let cgroup = cgroup2_root()?.join("warren-lab").join(&name.0);
-        Ok(Self { name, state, run, cgroup })
+        Ok(Self {
+            name,
+            state,
+            run,
+            cgroup,
+        })
     }
 
     /// Logs, manifests and what the components keep.
@@ -95,7 +108,9 @@ impl Place {
 
     /// One log file per component and container.
     pub fn log(&self, who: &str) -> PathBuf {
-        self.state.join("logs").join(format!("{}.log", who.replace('/', ".")))
+        self.state
+            .join("logs")
+            .join(format!("{}.log", who.replace('/', ".")))
     }
 
     /// `mesh-node`'s WARREN_RUN_DIR on that node.
@@ -136,24 +151,45 @@ impl Place {
     /// Names of this lab's network namespaces that exist now.
     pub fn existing_netns(&self) -> Vec<String> {
         let prefix = self.netns_prefix();
-        list(Path::new(NETNS_DIR)).into_iter().filter(|n| n.starts_with(&prefix)).collect()
+        list(Path::new(NETNS_DIR))
+            .into_iter()
+            .filter(|n| n.starts_with(&prefix))
+            .collect()
     }
 
     /// Pin directories of this lab's node proxies that exist now.
     pub fn existing_pins(&self) -> Vec<PathBuf> {
         let prefix = format!("{}-", self.name);
         let root = Path::new(BPF_ROOT);
-        list(root).into_iter().filter(|n| n.starts_with(&prefix)).map(|n| root.join(n)).collect()
+        list(root)
+            .into_iter()
+            .filter(|n| n.starts_with(&prefix))
+            .map(|n| root.join(n))
+            .collect()
     }
 }
 
 /// Names of all labs of which any trace is left.
 pub fn traces() -> Result<Vec<LabName>> {
     let mut names: Vec<LabName> = Vec::new();
-    let dirs = [state_root(), PathBuf::from(RUN_ROOT), cgroup2_root()?.join("warren-lab")];
-    names.extend(dirs.iter().flat_map(|d| list(d)).filter_map(|n| n.parse().ok()));
+    let dirs = [
+        state_root(),
+        PathBuf::from(RUN_ROOT),
+        cgroup2_root()?.join("warren-lab"),
+    ];
+    names.extend(
+        dirs.iter()
+            .flat_map(|d| list(d))
+            .filter_map(|n| n.parse().ok()),
+    );
     let spaces = list(Path::new(NETNS_DIR));
-    names.extend(spaces.iter().filter_map(|n| n.strip_prefix(NETNS_PREFIX)?.split_once('-')?.0.parse().ok()));
+    names.extend(spaces.iter().filter_map(|n| {
+        n.strip_prefix(NETNS_PREFIX)?
+            .split_once('-')?
+            .0
+            .parse()
+            .ok()
+    }));
     names.sort();
     names.dedup();
     Ok(names)
@@ -164,7 +200,11 @@ pub fn private_dir(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let meta = fs::symlink_metadata(dir)?;
     if meta.uid() != 0 || !meta.is_dir() {
-        bail!("{} belongs to uid {}: remove it, or choose another place by WARREN_LAB_STATE", dir.display(), meta.uid());
+        bail!(
+            "{} belongs to uid {}: remove it, or choose another place by WARREN_LAB_STATE",
+            dir.display(),
+            meta.uid()
+        );
     }
     fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     Ok(())
@@ -182,12 +222,15 @@ pub fn cgroup2_root() -> Result<PathBuf> {
 }
 
 fn state_root() -> PathBuf {
-    std::env::var_os("WARREN_LAB_STATE").map_or_else(|| PathBuf::from("/var/tmp/warren-lab"), PathBuf::from)
+    std::env::var_os("WARREN_LAB_STATE")
+        .map_or_else(|| PathBuf::from("/var/tmp/warren-lab"), PathBuf::from)
 }
 
 fn list(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+    entries
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -199,6 +242,9 @@ mod tests {
         for bad in ["", "a-b", "A", "1a", "thirteenchars", "a/b", ".."] {
             assert!(bad.parse::<LabName>().is_err(), "{bad} must be refused");
         }
-        assert_eq!("demo2".parse::<LabName>().expect("good").to_string(), "demo2");
+        assert_eq!(
+            "demo2".parse::<LabName>().expect("good").to_string(),
+            "demo2"
+        );
     }
 }

@@ -14,9 +14,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::{sys::signal::{Signal, kill}, unistd::Pid};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
-use tokio::{process::{Child, Command}, sync::{mpsc, watch}, task::{JoinSet, spawn_blocking}, time::{Instant, sleep, timeout}};
+use tokio::{
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     cgroup,
@@ -77,17 +85,27 @@ pub type Reports = mpsc::Sender<(Key, Happening)>;
 impl Settled {
     /// The name of the pod's network namespace, without the lab's prefix.
     pub fn netns(&self) -> String {
-        if self.host.is_none() { self.node.name() } else { format!("{}.{}", self.key.namespace, self.key.name) }
+        if self.host.is_none() {
+            self.node.name()
+        } else {
+            format!("{}.{}", self.key.namespace, self.key.name)
+        }
     }
 
     /// The pod's addresses.
     pub fn ips(&self) -> (std::net::Ipv4Addr, std::net::Ipv6Addr) {
-        self.host.map_or((self.node.ip(), self.node.ip6()), |h| (self.node.pod_ip(h), self.node.pod_ip6(h)))
+        self.host.map_or((self.node.ip(), self.node.ip6()), |h| {
+            (self.node.pod_ip(h), self.node.pod_ip6(h))
+        })
     }
 
     /// The pod's cgroup.
     pub fn cgroup(&self, place: &Place) -> PathBuf {
-        place.cgroup().join(self.node.name()).join("kubepods").join(format!("pod{}", self.uid))
+        place
+            .cgroup()
+            .join(self.node.name())
+            .join("kubepods")
+            .join(format!("pod{}", self.uid))
     }
 
     /// What its programs see of the world.
@@ -96,7 +114,12 @@ impl Settled {
             netns: Some(place.netns_path(&self.netns())),
             cgroup: Some(self.cgroup(place).join(part)),
             resolv: Some(self.resolv(place)),
-            hostname: Some(self.value["spec"]["hostname"].as_str().unwrap_or(&self.key.name).to_owned()),
+            hostname: Some(
+                self.value["spec"]["hostname"]
+                    .as_str()
+                    .unwrap_or(&self.key.name)
+                    .to_owned(),
+            ),
             ..Surroundings::default()
         }
     }
@@ -124,18 +147,33 @@ impl Settled {
     fn facts(&self, samples: PathBuf) -> Facts {
         let (v4, v6) = self.ips();
         let fields = [
-            ("metadata.name", self.key.name.clone()), ("metadata.namespace", self.key.namespace.clone()), ("metadata.uid", self.uid.clone()),
-            ("spec.nodeName", self.node.name()), ("spec.serviceAccountName", service_account(&self.value)),
-            ("status.podIP", v4.to_string()), ("status.podIPs", format!("{v4},{v6}")), ("status.hostIP", self.node.ip().to_string()),
+            ("metadata.name", self.key.name.clone()),
+            ("metadata.namespace", self.key.namespace.clone()),
+            ("metadata.uid", self.uid.clone()),
+            ("spec.nodeName", self.node.name()),
+            ("spec.serviceAccountName", service_account(&self.value)),
+            ("status.podIP", v4.to_string()),
+            ("status.podIPs", format!("{v4},{v6}")),
+            ("status.hostIP", self.node.ip().to_string()),
         ];
-        Facts { fields: fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<BTreeMap<_, _>>(), samples }
+        Facts {
+            fields: fields
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), v))
+                .collect::<BTreeMap<_, _>>(),
+            samples,
+        }
     }
 }
 
 /// The pod's service account.
 pub fn service_account(pod: &Value) -> String {
     let spec = &pod["spec"];
-    spec["serviceAccountName"].as_str().or_else(|| spec["serviceAccount"].as_str()).unwrap_or("default").to_owned()
+    spec["serviceAccountName"]
+        .as_str()
+        .or_else(|| spec["serviceAccount"].as_str())
+        .unwrap_or("default")
+        .to_owned()
 }
 
 /// The programs of the lab.
@@ -148,8 +186,19 @@ pub struct Programs {
 }
 
 /// Lives the pod's life until `stop` turns true and everything of it is gone.
-pub async fn live(place: Arc<Place>, pod: Arc<Settled>, programs: Arc<Programs>, reports: Reports, mut stop: watch::Receiver<bool>) {
-    let life = Life { place, pod, programs, reports };
+pub async fn live(
+    place: Arc<Place>,
+    pod: Arc<Settled>,
+    programs: Arc<Programs>,
+    reports: Reports,
+    mut stop: watch::Receiver<bool>,
+) {
+    let life = Life {
+        place,
+        pod,
+        programs,
+        reports,
+    };
     let mut early = stop.clone();
     tokio::select! {
         done = life.begin() => match done {
@@ -164,7 +213,8 @@ pub async fn live(place: Arc<Place>, pod: Arc<Settled>, programs: Arc<Programs>,
         () = stopped(&mut early) => {}
     }
     if let Err(e) = life.end().await {
-        life.report(Happening::Note(format!("taking it away: {e:#}"))).await;
+        life.report(Happening::Note(format!("taking it away: {e:#}")))
+            .await;
     }
     life.report(Happening::Gone).await;
 }
@@ -189,14 +239,19 @@ impl Life {
 
     async fn begin(&self) -> Result<Vec<Container>> {
         let (place, pod) = (self.place.clone(), self.pod.clone());
-        let ifindex = spawn_blocking(move || wire(&place, &pod)).await.context("wiring the pod")??;
+        let ifindex = spawn_blocking(move || wire(&place, &pod))
+            .await
+            .context("wiring the pod")??;
         if let Some(ifindex) = ifindex {
             self.report(Happening::Wired(ifindex)).await;
             if self.pod.mesh {
                 self.register(ifindex).await;
             }
         }
-        let (first, main) = podspec::containers(&self.pod.value, &self.pod.facts(self.programs.samples.clone()));
+        let (first, main) = podspec::containers(
+            &self.pod.value,
+            &self.pod.facts(self.programs.samples.clone()),
+        );
         for container in &first {
             self.run_to_end(container).await?;
         }
@@ -209,8 +264,13 @@ impl Life {
         loop {
             let socket = agent_socket(&self.place, self.pod.node);
             let registration = self.pod.registration(&self.place, ifindex);
-            match spawn_blocking(move || register::add(&socket, &registration, REGISTRATION)).await {
-                Ok(Ok(answer)) => return self.report(Happening::Registered(answer.state, answer.reason)).await,
+            match spawn_blocking(move || register::add(&socket, &registration, REGISTRATION)).await
+            {
+                Ok(Ok(answer)) => {
+                    return self
+                        .report(Happening::Registered(answer.state, answer.reason))
+                        .await;
+                }
                 Ok(Err(e)) => {
                     let why = format!("waiting for the node proxy: {e:#}");
                     if why != last {
@@ -218,14 +278,20 @@ impl Life {
                         last = why;
                     }
                 }
-                Err(e) => return self.report(Happening::Note(format!("registration: {e}"))).await,
+                Err(e) => {
+                    return self
+                        .report(Happening::Note(format!("registration: {e}")))
+                        .await;
+                }
             }
             sleep(GLANCE * 2).await;
         }
     }
 
     async fn run_to_end(&self, container: &Container) -> Result<()> {
-        let Some(mut child) = self.start(container)? else { return Ok(()) };
+        let Some(mut child) = self.start(container)? else {
+            return Ok(());
+        };
         let status = child.wait().await?;
         if !status.success() {
             anyhow::bail!("init container {} ended with {status}", container.name);
@@ -234,28 +300,50 @@ impl Life {
     }
 
     fn start(&self, container: &Container) -> Result<Option<Child>> {
-        let Some(program) = &container.program else { return Ok(None) };
+        let Some(program) = &container.program else {
+            return Ok(None);
+        };
         let cgroup = self.pod.cgroup(&self.place).join(&container.name);
         cgroup::create(&cgroup)?;
         let log = self.log()?;
         let surroundings = Surroundings {
-            dir: container.dir.clone(), uid: container.user.0, gid: container.user.1,
+            dir: container.dir.clone(),
+            uid: container.user.0,
+            gid: container.user.1,
             ..self.pod.surroundings(&self.place, &container.name)
         };
         let mut command = Command::from(surroundings.command(&self.programs.lab, program));
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOSTNAME", &self.pod.key.name);
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOSTNAME", &self.pod.key.name);
         command.envs(container.env.iter().map(|(k, v)| (k, v)));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        command.spawn().map(Some).with_context(|| format!("starting container {}", container.name))
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        command
+            .spawn()
+            .map(Some)
+            .with_context(|| format!("starting container {}", container.name))
     }
 
     fn log(&self) -> Result<File> {
-        let path = self.place.log(&format!("{}/{}", self.pod.key.namespace, self.pod.key.name));
-        OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("opening {}", path.display()))
+        let path = self
+            .place
+            .log(&format!("{}/{}", self.pod.key.namespace, self.pod.key.name));
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))
     }
 
     async fn programs_until(&self, stop: &mut watch::Receiver<bool>, containers: Vec<Container>) {
-        let again = self.pod.value["spec"]["restartPolicy"].as_str().unwrap_or("Always").to_owned();
+        let again = self.pod.value["spec"]["restartPolicy"]
+            .as_str()
+            .unwrap_or("Always")
+            .to_owned();
         let mut tasks = JoinSet::new();
         let mut readiness = Vec::new();
         self.report(Happening::Running).await;
@@ -266,7 +354,12 @@ impl Life {
             }
             let (ready, watcher) = watch::channel(false);
             readiness.push(watcher);
-            let keeper = Keeper { life: self.share(), again: again.clone(), ready, stop: stop.clone() };
+            let keeper = Keeper {
+                life: self.share(),
+                again: again.clone(),
+                ready,
+                stop: stop.clone(),
+            };
             tasks.spawn(keeper.keep(container));
         }
         let (mut done, mut good) = (0, true);
@@ -312,7 +405,12 @@ impl Life {
     }
 
     fn share(&self) -> Life {
-        Life { place: self.place.clone(), pod: self.pod.clone(), programs: self.programs.clone(), reports: self.reports.clone() }
+        Life {
+            place: self.place.clone(),
+            pod: self.pod.clone(),
+            programs: self.programs.clone(),
+            reports: self.reports.clone(),
+        }
     }
 
     async fn end(&self) -> Result<()> {
@@ -323,7 +421,9 @@ impl Life {
             if pod.host.is_some() {
                 let socket = agent_socket(&place, pod.node);
                 // A node proxy that is away learns of it when it lists what it has; the namespace must not wait for it.
-                if pod.mesh && let Err(e) = register::del(&socket, &pod.uid, Duration::from_secs(5)) {
+                if pod.mesh
+                    && let Err(e) = register::del(&socket, &pod.uid, Duration::from_secs(5))
+                {
                     eprintln!("{}: {e:#}", pod.key);
                 }
                 let netns = place.netns(&pod.netns());
@@ -333,22 +433,36 @@ impl Life {
             }
             let _ = std::fs::remove_file(pod.resolv(&place));
             cgroup::remove(&cgroup)
-        }).await.context("taking the pod away")?
+        })
+        .await
+        .context("taking the pod away")?
     }
 }
 
 /// The registration socket of a node's proxy.
 pub fn agent_socket(place: &Place, node: NodeIndex) -> PathBuf {
-    place.node_run(&node.name()).join(place.instance(&node.name())).join("pods.sock")
+    place
+        .node_run(&node.name())
+        .join(place.instance(&node.name()))
+        .join("pods.sock")
 }
 
 fn wire(place: &Place, pod: &Settled) -> Result<Option<u32>> {
     cgroup::create(&pod.cgroup(place).join("exec"))?;
     let ns = &pod.key.namespace;
-    let resolv = format!("search {ns}.svc.cluster.local svc.cluster.local cluster.local\nnameserver {DNS_VIP}\noptions ndots:5\n");
+    let resolv = format!(
+        "search {ns}.svc.cluster.local svc.cluster.local cluster.local\nnameserver {DNS_VIP}\noptions ndots:5\n"
+    );
     std::fs::write(pod.resolv(place), resolv)?;
-    let Some(host) = pod.host else { return Ok(None) };
-    let wire = PodWire { node: pod.node, host, netns: pod.netns(), veth: format!("veth{}", &pod.uid[..8]) };
+    let Some(host) = pod.host else {
+        return Ok(None);
+    };
+    let wire = PodWire {
+        node: pod.node,
+        host,
+        netns: pod.netns(),
+        veth: format!("veth{}", &pod.uid[..8]),
+    };
     net::add_pod(place, &wire).map(Some)
 }
 
@@ -399,7 +513,10 @@ impl Keeper {
 
     /// Watches a running program; `None` when it was told to stop, otherwise whether it succeeded.
     async fn attend(&mut self, mut child: Child, container: &Container) -> Option<bool> {
-        let pid = child.id().and_then(|p| i32::try_from(p).ok()).map(Pid::from_raw);
+        let pid = child
+            .id()
+            .and_then(|p| i32::try_from(p).ok())
+            .map(Pid::from_raw);
         let mut stop = self.stop.clone();
         tokio::select! {
             status = child.wait() => return Some(status.is_ok_and(|s| s.success())),
@@ -415,8 +532,13 @@ impl Keeper {
             // The child is not reaped yet, so the number is still its own.
             let _ = kill(pid, Signal::SIGTERM);
         }
-        let grace = self.life.pod.value["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
-        if timeout(Duration::from_secs(grace), child.wait()).await.is_err() {
+        let grace = self.life.pod.value["spec"]["terminationGracePeriodSeconds"]
+            .as_u64()
+            .unwrap_or(30);
+        if timeout(Duration::from_secs(grace), child.wait())
+            .await
+            .is_err()
+        {
             let _ = child.kill().await;
         }
         None
@@ -426,7 +548,12 @@ impl Keeper {
     async fn probe(&self, container: &Container) {
         let ready = async {
             match &container.readiness {
-                Some(check) => self.watch(check, |good| { self.ready.send_replace(good); }).await,
+                Some(check) => {
+                    self.watch(check, |good| {
+                        self.ready.send_replace(good);
+                    })
+                    .await
+                }
                 None => {
                     self.listening(&container.sample_ports).await;
                     self.ready.send_replace(true);
@@ -460,7 +587,12 @@ impl Keeper {
                 was_good = good;
             }
             // Until the first success a pod is looked at more often, so that a lab starts quickly.
-            sleep(if was_good { check.period } else { check.period.min(Duration::from_millis(200)) }).await;
+            sleep(if was_good {
+                check.period
+            } else {
+                check.period.min(Duration::from_millis(200))
+            })
+            .await;
         }
     }
 
@@ -471,14 +603,29 @@ impl Keeper {
             Action::Exec(program) => return self.run_inside(program, check.timeout).await,
         };
         let timeout_ms = u64::try_from(check.timeout.as_millis()).unwrap_or(u64::MAX);
-        let probe = kubelet::Probe { ip: IpAddr::V4(self.life.pod.ips().0), port, path, host, timeout_ms };
-        kubelet::ask(&kubelet::socket(&self.life.place.node_run(&self.life.pod.node.name())), &probe).await.ok
+        let probe = kubelet::Probe {
+            ip: IpAddr::V4(self.life.pod.ips().0),
+            port,
+            path,
+            host,
+            timeout_ms,
+        };
+        kubelet::ask(
+            &kubelet::socket(&self.life.place.node_run(&self.life.pod.node.name())),
+            &probe,
+        )
+        .await
+        .ok
     }
 
     async fn run_inside(&self, program: &[String], patience: Duration) -> bool {
         let surroundings = self.life.pod.surroundings(&self.life.place, "exec");
         let mut command = Command::from(surroundings.command(&self.life.programs.lab, program));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
         matches!(timeout(patience, command.status()).await, Ok(Ok(status)) if status.success())
     }
 
@@ -488,7 +635,9 @@ impl Keeper {
         let mut missing = ports.to_vec();
         while !missing.is_empty() {
             let path = netns.clone();
-            let open = spawn_blocking(move || super::enter::in_netns(&path, || Ok(listening_ports()))).await;
+            let open =
+                spawn_blocking(move || super::enter::in_netns(&path, || Ok(listening_ports())))
+                    .await;
             let open = open.ok().and_then(Result::ok).unwrap_or_default();
             missing.retain(|p| !open.contains(p));
             if !missing.is_empty() {
@@ -500,11 +649,16 @@ impl Keeper {
 
 /// TCP ports on which something listens in the calling thread's network namespace.
 fn listening_ports() -> Vec<u16> {
-    let tables = ["tcp", "tcp6"].map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).unwrap_or_default());
+    let tables = ["tcp", "tcp6"]
+        .map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).unwrap_or_default());
     let lines = tables.iter().flat_map(|t| t.lines().skip(1));
-    lines.filter_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (local, state) = (fields.next()?, fields.nth(1)?);
-        (state == "0A").then(|| u16::from_str_radix(local.rsplit(':').next()?, 16).ok()).flatten()
-    }).collect()
+    lines
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            let (local, state) = (fields.next()?, fields.nth(1)?);
+            (state == "0A")
+                .then(|| u16::from_str_radix(local.rsplit(':').next()?, 16).ok())
+                .flatten()
+        })
+        .collect()
 }

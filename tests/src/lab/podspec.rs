@@ -2,7 +2,11 @@
 //!
 //! Invariants: pure but for the search of programs on this machine; an image nobody knows becomes an idle pod.
 
-use std::{collections::BTreeMap, path::{Path, PathBuf}, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -70,15 +74,24 @@ pub struct Facts {
 pub fn containers(pod: &Value, facts: &Facts) -> (Vec<Container>, Vec<Container>) {
     let read = |list: &Value| -> Vec<Value> { list.as_array().cloned().unwrap_or_default() };
     let spec = &pod["spec"];
-    let (sidecars, first): (Vec<Value>, Vec<Value>) = read(&spec["initContainers"]).into_iter().partition(|c| c["restartPolicy"] == "Always");
+    let (sidecars, first): (Vec<Value>, Vec<Value>) = read(&spec["initContainers"])
+        .into_iter()
+        .partition(|c| c["restartPolicy"] == "Always");
     let first = first.iter().map(|c| container(c, spec, facts)).collect();
-    let main = sidecars.iter().chain(&read(&spec["containers"])).map(|c| container(c, spec, facts)).collect();
+    let main = sidecars
+        .iter()
+        .chain(&read(&spec["containers"]))
+        .map(|c| container(c, spec, facts))
+        .collect();
     (first, main)
 }
 
 /// Ports that probes of the pod go to.
 pub fn probe_ports(pod: &Value) -> Vec<u16> {
-    let containers = pod["spec"]["containers"].as_array().cloned().unwrap_or_default();
+    let containers = pod["spec"]["containers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let mut ports: Vec<u16> = Vec::new();
     for c in &containers {
         for kind in ["readinessProbe", "livenessProbe", "startupProbe"] {
@@ -96,31 +109,61 @@ pub fn probe_ports(pod: &Value) -> Vec<u16> {
 pub fn named_ports(pod: &Value) -> BTreeMap<String, u16> {
     let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
     let ports = containers.flat_map(|c| c["ports"].as_array().into_iter().flatten());
-    ports.filter_map(|p| Some((p["name"].as_str()?.to_owned(), small(&p["containerPort"])?))).collect()
+    ports
+        .filter_map(|p| Some((p["name"].as_str()?.to_owned(), small(&p["containerPort"])?)))
+        .collect()
 }
 
 fn container(c: &Value, spec: &Value, facts: &Facts) -> Container {
-    let env: Vec<(String, String)> = c["env"].as_array().into_iter().flatten().filter_map(|e| variable(e, facts)).collect();
+    let env: Vec<(String, String)> = c["env"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|e| variable(e, facts))
+        .collect();
     let words = |v: &Value| -> Vec<String> {
-        v.as_array().into_iter().flatten().filter_map(Value::as_str).map(|w| expand(w, &env)).collect()
+        v.as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(|w| expand(w, &env))
+            .collect()
     };
     let (command, args) = (words(&c["command"]), words(&c["args"]));
     let image = c["image"].as_str().unwrap_or_default();
     let sample = program_for_image(image);
     let known = sample.is_some() && command.is_empty();
     let (program, note) = match (command.first(), sample) {
-        (Some(name), _) if find_program(name).is_some() => (Some([command.clone(), args].concat()), None),
-        (Some(name), _) => (None, Some(format!("container {}: this machine has no program `{name}`; it idles", c["name"]))),
-        (None, Some(sample)) => (Some([vec![facts.samples.display().to_string()], sample, args].concat()), None),
+        (Some(name), _) if find_program(name).is_some() => {
+            (Some([command.clone(), args].concat()), None)
+        }
+        (Some(name), _) => (
+            None,
+            Some(format!(
+                "container {}: this machine has no program `{name}`; it idles",
+                c["name"]
+            )),
+        ),
+        (None, Some(sample)) => (
+            Some([vec![facts.samples.display().to_string()], sample, args].concat()),
+            None,
+        ),
         (None, None) => (None, None),
     };
     let context = |field: &str| {
         let own = &c["securityContext"][field];
-        let value = if own.is_null() { &spec["securityContext"][field] } else { own };
+        let value = if own.is_null() {
+            &spec["securityContext"][field]
+        } else {
+            own
+        };
         value.as_u64().and_then(|n| u32::try_from(n).ok())
     };
     let ports = c["ports"].as_array().into_iter().flatten();
-    let sample_ports = ports.filter(|p| known && p["protocol"].as_str().is_none_or(|p| p == "TCP")).filter_map(|p| small(&p["containerPort"])).collect();
+    let sample_ports = ports
+        .filter(|p| known && p["protocol"].as_str().is_none_or(|p| p == "TCP"))
+        .filter_map(|p| small(&p["containerPort"]))
+        .collect();
     Container {
         name: c["name"].as_str().unwrap_or("main").to_owned(),
         program,
@@ -137,15 +180,32 @@ fn container(c: &Value, spec: &Value, facts: &Facts) -> Container {
 fn check(probe: &Value, container: &Value) -> Option<Check> {
     let port = |way: &str| port_of(&probe[way]["port"], container);
     let action = if let Some(port) = port("httpGet") {
-        let headers = probe["httpGet"]["httpHeaders"].as_array().into_iter().flatten();
-        let host = headers.filter(|h| h["name"] == "Host").find_map(|h| h["value"].as_str()).map(str::to_owned);
-        Action::Http(port, probe["httpGet"]["path"].as_str().unwrap_or("/").to_owned(), host)
+        let headers = probe["httpGet"]["httpHeaders"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        let host = headers
+            .filter(|h| h["name"] == "Host")
+            .find_map(|h| h["value"].as_str())
+            .map(str::to_owned);
+        Action::Http(
+            port,
+            probe["httpGet"]["path"].as_str().unwrap_or("/").to_owned(),
+            host,
+        )
     } else if let Some(port) = port("tcpSocket").or_else(|| port("grpc")) {
         Action::Tcp(port)
     } else {
-        Action::Exec(probe["exec"]["command"].as_array()?.iter().filter_map(|w| w.as_str().map(str::to_owned)).collect())
+        Action::Exec(
+            probe["exec"]["command"]
+                .as_array()?
+                .iter()
+                .filter_map(|w| w.as_str().map(str::to_owned))
+                .collect(),
+        )
     };
-    let seconds = |field: &str, default: u64| Duration::from_secs(probe[field].as_u64().unwrap_or(default));
+    let seconds =
+        |field: &str, default: u64| Duration::from_secs(probe[field].as_u64().unwrap_or(default));
     Some(Check {
         action,
         delay: seconds("initialDelaySeconds", 0),
@@ -158,9 +218,14 @@ fn check(probe: &Value, container: &Value) -> Option<Check> {
 fn port_of(port: &Value, container: &Value) -> Option<u16> {
     let named = |name: &str| {
         let ports = container["ports"].as_array().into_iter().flatten();
-        ports.filter(|p| p["name"] == name).find_map(|p| small(&p["containerPort"]))
+        ports
+            .filter(|p| p["name"] == name)
+            .find_map(|p| small(&p["containerPort"]))
     };
-    small(port).or_else(|| port.as_str().and_then(|n| named(n).or_else(|| n.parse().ok())))
+    small(port).or_else(|| {
+        port.as_str()
+            .and_then(|n| named(n).or_else(|| n.parse().ok()))
+    })
 }
 
 fn small(value: &Value) -> Option<u16> {
@@ -173,12 +238,26 @@ fn variable(entry: &Value, facts: &Facts) -> Option<(String, String)> {
         return Some((name, facts.fields.get(path).cloned().unwrap_or_default()));
     }
     let value = &entry["value"];
-    Some((name, value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned)))
+    Some((
+        name,
+        value.as_str().map_or_else(
+            || {
+                if value.is_null() {
+                    String::new()
+                } else {
+                    value.to_string()
+                }
+            },
+            str::to_owned,
+        ),
+    ))
 }
 
 /// Replaces `$(NAME)` by the variable's value, as kubelet does; an unknown name stays as it is.
 fn expand(word: &str, env: &[(String, String)]) -> String {
-    env.iter().fold(word.to_owned(), |w, (name, value)| w.replace(&format!("$({name})"), value))
+    env.iter().fold(word.to_owned(), |w, (name, value)| {
+        w.replace(&format!("$({name})"), value)
+    })
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
@@ -187,7 +266,9 @@ fn find_program(name: &str) -> Option<PathBuf> {
         return Some(PathBuf::from(name)).filter(|p| is_file(p));
     }
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|p| is_file(p))
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|p| is_file(p))
 }
 
 #[cfg(test)]
@@ -196,22 +277,46 @@ mod tests {
     use serde_json::json;
 
     fn facts() -> Facts {
-        Facts { fields: BTreeMap::from([("metadata.name".to_owned(), "p-1".to_owned())]), samples: "/bin/warren-sample".into() }
+        Facts {
+            fields: BTreeMap::from([("metadata.name".to_owned(), "p-1".to_owned())]),
+            samples: "/bin/warren-sample".into(),
+        }
     }
 
     fn only(container: Value) -> Container {
-        containers(&json!({"spec": {"containers": [container]}}), &facts()).1.remove(0)
+        containers(&json!({"spec": {"containers": [container]}}), &facts())
+            .1
+            .remove(0)
     }
 
     #[test]
     fn images_commands_and_idle_pods() {
-        let sample = only(json!({"name": "c", "image": "docker.io/istio/examples-bookinfo-details-v1:1.20", "ports": [{"containerPort": 9080}]}));
-        assert_eq!(sample.program.expect("known"), ["/bin/warren-sample", "details"]);
+        let sample = only(
+            json!({"name": "c", "image": "docker.io/istio/examples-bookinfo-details-v1:1.20", "ports": [{"containerPort": 9080}]}),
+        );
+        assert_eq!(
+            sample.program.expect("known"),
+            ["/bin/warren-sample", "details"]
+        );
         assert_eq!(sample.sample_ports, [9080]);
-        assert!(only(json!({"name": "c", "image": "whatever"})).program.is_none());
-        let own = only(json!({"name": "c", "image": "x", "command": ["sh", "-c", "echo $(ME) $(NOBODY)"], "env": [{"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}));
-        assert_eq!(own.program.expect("sh is everywhere")[2], "echo p-1 $(NOBODY)");
-        assert!(only(json!({"name": "c", "image": "x", "command": ["/no/such/program"]})).note.expect("said why").contains("/no/such/program"));
+        assert!(
+            only(json!({"name": "c", "image": "whatever"}))
+                .program
+                .is_none()
+        );
+        let own = only(
+            json!({"name": "c", "image": "x", "command": ["sh", "-c", "echo $(ME) $(NOBODY)"], "env": [{"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}),
+        );
+        assert_eq!(
+            own.program.expect("sh is everywhere")[2],
+            "echo p-1 $(NOBODY)"
+        );
+        assert!(
+            only(json!({"name": "c", "image": "x", "command": ["/no/such/program"]}))
+                .note
+                .expect("said why")
+                .contains("/no/such/program")
+        );
     }
 
     #[test]
@@ -220,6 +325,8 @@ mod tests {
         let pod = json!({"spec": {"containers": [c]}});
         assert_eq!(probe_ports(&pod), [9, 8080]);
         let read = only(c);
-        assert!(matches!(read.readiness.expect("a probe"), Check { action: Action::Http(8080, path, None), period, .. } if path == "/ok" && period == Duration::from_secs(2)));
+        assert!(
+            matches!(read.readiness.expect("a probe"), Check { action: Action::Http(8080, path, None), period, .. } if path == "/ok" && period == Duration::from_secs(2))
+        );
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! Invariants: a file is written only when its text changed; what is no longer true is removed.
 
-use std::{collections::{BTreeMap, BTreeSet}, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -27,10 +30,22 @@ pub struct Published {
 /// Writes what changed.
 pub fn publish(world: &mut World, ips: &BTreeMap<Key, ClusterIps>) -> Result<()> {
     let backends = world.backends();
-    let services: Vec<(&Object, ClusterIps)> = ips.iter().filter_map(|(k, ips)| Some((world.objects.get(k)?, *ips))).collect();
+    let services: Vec<(&Object, ClusterIps)> = ips
+        .iter()
+        .filter_map(|(k, ips)| Some((world.objects.get(k)?, *ips)))
+        .collect();
     let files = manifests(world, &services, &backends);
     let names = serde_json::to_string(&service::names(&services, &backends))?;
-    let rules: BTreeMap<String, String> = world.nodes().keys().map(|n| (n.name(), service::nft_rules(&services, &backends, &n.name()))).collect();
+    let rules: BTreeMap<String, String> = world
+        .nodes()
+        .keys()
+        .map(|n| {
+            (
+                n.name(),
+                service::nft_rules(&services, &backends, &n.name()),
+            )
+        })
+        .collect();
     let place = world.place.clone();
     let last = &mut world.published;
     if names != last.names {
@@ -61,10 +76,16 @@ pub fn publish(world: &mut World, ips: &BTreeMap<Key, ClusterIps>) -> Result<()>
 /// A map of strings; everything else in it is left out.
 pub fn string_map(value: &Value) -> BTreeMap<String, String> {
     let entries = value.as_object().into_iter().flatten();
-    entries.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
+    entries
+        .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+        .collect()
 }
 
-fn manifests(world: &World, services: &[(&Object, ClusterIps)], backends: &[service::Backend]) -> BTreeMap<String, String> {
+fn manifests(
+    world: &World,
+    services: &[(&Object, ClusterIps)],
+    backends: &[service::Backend],
+) -> BTreeMap<String, String> {
     let mut files = world.opaque.clone();
     let mut put = |key: &Key, text: String| drop(files.insert(key.file(), text));
     let mut namespaces = BTreeSet::from(["default".to_owned()]);
@@ -79,10 +100,18 @@ fn manifests(world: &World, services: &[(&Object, ClusterIps)], backends: &[serv
     for namespace in &namespaces {
         let key = Key::core("Namespace", "", namespace);
         if !world.objects.contains_key(&key) {
-            put(&key, render(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {"kubernetes.io/metadata.name": namespace}}})));
+            put(
+                &key,
+                render(
+                    &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {"kubernetes.io/metadata.name": namespace}}}),
+                ),
+            );
         }
     }
-    let mut accounts: BTreeSet<(String, String)> = namespaces.iter().map(|ns| (ns.clone(), "default".to_owned())).collect();
+    let mut accounts: BTreeSet<(String, String)> = namespaces
+        .iter()
+        .map(|ns| (ns.clone(), "default".to_owned()))
+        .collect();
     for record in world.pods.values() {
         let pod = &record.settled;
         accounts.insert((pod.key.namespace.clone(), service_account(&pod.value)));
@@ -91,7 +120,12 @@ fn manifests(world: &World, services: &[(&Object, ClusterIps)], backends: &[serv
     for (namespace, name) in accounts {
         let key = Key::core("ServiceAccount", &namespace, &name);
         if !world.objects.contains_key(&key) {
-            put(&key, render(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})));
+            put(
+                &key,
+                render(
+                    &json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}}),
+                ),
+            );
         }
     }
     for (node, labels) in world.nodes() {
@@ -109,7 +143,9 @@ fn manifests(world: &World, services: &[(&Object, ClusterIps)], backends: &[serv
         if ips.is_some() {
             put(&object.key, render(&service::with_addresses(object, ips)));
         }
-        let selects = object.value["spec"]["selector"].as_object().is_some_and(|s| !s.is_empty());
+        let selects = object.value["spec"]["selector"]
+            .as_object()
+            .is_some_and(|s| !s.is_empty());
         if selects {
             for (key, value) in service::slices(object, backends) {
                 put(&key, render(&value));
@@ -133,9 +169,16 @@ fn pod_manifest(record: &PodRecord) -> Value {
         value["metadata"]["deletionTimestamp"] = since.clone().into();
     }
     value["spec"]["serviceAccountName"] = service_account(&pod.value).into();
-    let ready = if record.ready && !record.terminating { "True" } else { "False" };
+    let ready = if record.ready && !record.terminating {
+        "True"
+    } else {
+        "False"
+    };
     let condition = |kind: &str, status: &str| json!({"type": kind, "status": status});
-    let containers = value["spec"]["containers"].as_array().cloned().unwrap_or_default();
+    let containers = value["spec"]["containers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let statuses: Vec<Value> = containers.iter().map(|c| json!({
         "name": c["name"], "image": c["image"], "ready": record.ready, "restartCount": 0,
         "started": record.phase == "Running",

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::sys::{
-    socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg, sendmsg, setsockopt, socket, sockopt},
+    socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg,
+        sendmsg, setsockopt, socket, sockopt,
+    },
     time::TimeVal,
 };
 use serde::Deserialize;
@@ -72,7 +75,8 @@ pub struct Listed {
 
 /// Announces a pod; answers when its capture is complete or is certain not to be.
 pub fn add(socket: &Path, pod: &Registration, timeout: Duration) -> Result<Answer> {
-    let netns = File::open(&pod.netns).with_context(|| format!("opening {}", pod.netns.display()))?;
+    let netns =
+        File::open(&pod.netns).with_context(|| format!("opening {}", pod.netns.display()))?;
     let request = json!({
         "op": "add",
         "pod": {
@@ -81,7 +85,12 @@ pub fn add(socket: &Path, pod: &Registration, timeout: Duration) -> Result<Answe
         },
         "timeoutMs": u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     });
-    call(socket, &request, Some(&netns), timeout + Duration::from_secs(5))
+    call(
+        socket,
+        &request,
+        Some(&netns),
+        timeout + Duration::from_secs(5),
+    )
 }
 
 /// Takes a pod back.
@@ -98,9 +107,19 @@ fn call(path: &Path, request: &Value, netns: Option<&File>, timeout: Duration) -
     let fd = dial(path, timeout)?;
     let text = request.to_string();
     let fds: Vec<i32> = netns.iter().map(|f| f.as_raw_fd()).collect();
-    let rights: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &[ControlMessage::ScmRights(&fds)] };
-    sendmsg::<UnixAddr>(fd.as_raw_fd(), &[IoSlice::new(text.as_bytes())], rights, MsgFlags::MSG_NOSIGNAL, None)
-        .with_context(|| format!("sending to {}", path.display()))?;
+    let rights: &[ControlMessage<'_>] = if fds.is_empty() {
+        &[]
+    } else {
+        &[ControlMessage::ScmRights(&fds)]
+    };
+    sendmsg::<UnixAddr>(
+        fd.as_raw_fd(),
+        &[IoSlice::new(text.as_bytes())],
+        rights,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .with_context(|| format!("sending to {}", path.display()))?;
     let mut buffer = vec![0; 65536];
     let mut slices = [IoSliceMut::new(&mut buffer)];
     let message = recvmsg::<UnixAddr>(fd.as_raw_fd(), &mut slices, None, MsgFlags::empty())
@@ -109,7 +128,8 @@ fn call(path: &Path, request: &Value, netns: Option<&File>, timeout: Duration) -
     if length == 0 {
         bail!("the node proxy closed {} without an answer", path.display());
     }
-    let answer: Answer = serde_json::from_slice(&buffer[..length]).context("reading the node proxy's answer")?;
+    let answer: Answer =
+        serde_json::from_slice(&buffer[..length]).context("reading the node proxy's answer")?;
     if !answer.ok {
         bail!("{}", answer.error);
     }
@@ -117,10 +137,17 @@ fn call(path: &Path, request: &Value, netns: Option<&File>, timeout: Duration) -
 }
 
 fn dial(path: &Path, timeout: Duration) -> Result<OwnedFd> {
-    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
+    let fd = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .context("making a socket")?;
     let limit = TimeVal::new(i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX), 0);
     setsockopt(&fd, sockopt::ReceiveTimeout, &limit).context("limiting the wait for an answer")?;
     setsockopt(&fd, sockopt::SendTimeout, &limit).context("limiting the wait to send")?;
-    connect(fd.as_raw_fd(), &UnixAddr::new(path)?).with_context(|| format!("connecting to {}", path.display()))?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)
+        .with_context(|| format!("connecting to {}", path.display()))?;
     Ok(fd)
 }

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{manifest::{Key, Object}, net::NodeIndex};
+use super::{
+    manifest::{Key, Object},
+    net::NodeIndex,
+};
 
 /// A pod that exists.
 #[derive(Clone, Debug)]
@@ -54,8 +57,19 @@ pub struct Plan {
 pub type Nodes = BTreeMap<NodeIndex, BTreeMap<String, String>>;
 
 /// Compares what is asked for with what is there. `existing` are the pods that have not been told to go.
-pub fn plan(objects: &BTreeMap<Key, Object>, nodes: &Nodes, existing: &[Existing], dice: &mut dyn FnMut() -> String) -> Plan {
-    let mut round = Round { nodes, existing, dice, placed: existing.iter().map(|e| (e.owner.clone(), e.node)).collect(), plan: Plan::default() };
+pub fn plan(
+    objects: &BTreeMap<Key, Object>,
+    nodes: &Nodes,
+    existing: &[Existing],
+    dice: &mut dyn FnMut() -> String,
+) -> Plan {
+    let mut round = Round {
+        nodes,
+        existing,
+        dice,
+        placed: existing.iter().map(|e| (e.owner.clone(), e.node)).collect(),
+        plan: Plan::default(),
+    };
     for object in objects.values() {
         match (object.key.group.as_str(), object.key.kind.as_str()) {
             ("", "Pod") => round.single(object),
@@ -89,7 +103,11 @@ struct Round<'a> {
 impl<'a> Round<'a> {
     fn single(&mut self, object: &Object) {
         let generation = generation(&object.value);
-        match self.existing.iter().find(|e| e.key == object.key && e.owner.is_none()) {
+        match self
+            .existing
+            .iter()
+            .find(|e| e.key == object.key && e.owner.is_none())
+        {
             Some(pod) if pod.generation == generation => {}
             // A pod's own manifest changed: it is ended here and made again when it is gone.
             Some(pod) => self.plan.delete.push(pod.key.clone()),
@@ -102,13 +120,20 @@ impl<'a> Round<'a> {
     }
 
     fn replicas(&mut self, object: &Object) {
-        let count = usize::try_from(object.value["spec"]["replicas"].as_u64().unwrap_or(1)).unwrap_or(usize::MAX).min(500);
+        let count = usize::try_from(object.value["spec"]["replicas"].as_u64().unwrap_or(1))
+            .unwrap_or(usize::MAX)
+            .min(500);
         let generation = generation(&object.value["spec"]["template"]);
-        let (current, old): (Vec<_>, Vec<_>) = self.owned(&object.key).into_iter().partition(|e| e.generation == generation);
+        let (current, old): (Vec<_>, Vec<_>) = self
+            .owned(&object.key)
+            .into_iter()
+            .partition(|e| e.generation == generation);
         let ready = current.iter().filter(|e| e.ready).count();
         let mut surplus: Vec<&Existing> = current.clone();
         surplus.sort_by_key(|e| !e.ready);
-        self.plan.delete.extend(surplus.iter().skip(count).map(|e| e.key.clone()));
+        self.plan
+            .delete
+            .extend(surplus.iter().skip(count).map(|e| e.key.clone()));
         if ready >= count {
             self.plan.delete.extend(old.iter().map(|e| e.key.clone()));
         }
@@ -121,14 +146,25 @@ impl<'a> Round<'a> {
             };
             let mut value = from_template(object, &name, owner);
             value["metadata"]["labels"]["pod-template-hash"] = generation.clone().into();
-            self.create(Some(object), Key::core("Pod", &object.key.namespace, &name), generation.clone(), value, None);
+            self.create(
+                Some(object),
+                Key::core("Pod", &object.key.namespace, &name),
+                generation.clone(),
+                value,
+                None,
+            );
         }
     }
 
     fn ordinals(&mut self, object: &Object) {
-        let count = object.value["spec"]["replicas"].as_u64().unwrap_or(1).min(500);
+        let count = object.value["spec"]["replicas"]
+            .as_u64()
+            .unwrap_or(1)
+            .min(500);
         let generation = generation(&object.value["spec"]["template"]);
-        let names: Vec<String> = (0..count).map(|i| format!("{}-{i}", object.key.name)).collect();
+        let names: Vec<String> = (0..count)
+            .map(|i| format!("{}-{i}", object.key.name))
+            .collect();
         for pod in self.owned(&object.key) {
             if !names.contains(&pod.key.name) || pod.generation != generation {
                 self.plan.delete.push(pod.key.clone());
@@ -139,7 +175,11 @@ impl<'a> Round<'a> {
             if self.existing.iter().any(|e| e.key == key) {
                 continue;
             }
-            let mut value = from_template(object, &name, json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": object.key.name}));
+            let mut value = from_template(
+                object,
+                &name,
+                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": object.key.name}),
+            );
             value["metadata"]["labels"]["statefulset.kubernetes.io/pod-name"] = name.clone().into();
             value["spec"]["hostname"] = name.into();
             value["spec"]["subdomain"] = object.value["spec"]["serviceName"].clone();
@@ -149,7 +189,18 @@ impl<'a> Round<'a> {
 
     fn daemons(&mut self, object: &Object) {
         let generation = generation(&object.value["spec"]["template"]);
-        let fitting: Vec<NodeIndex> = self.nodes.keys().copied().filter(|n| fits(&object.value["spec"]["template"]["spec"], *n, &self.nodes[n])).collect();
+        let fitting: Vec<NodeIndex> = self
+            .nodes
+            .keys()
+            .copied()
+            .filter(|n| {
+                fits(
+                    &object.value["spec"]["template"]["spec"],
+                    *n,
+                    &self.nodes[n],
+                )
+            })
+            .collect();
         for pod in self.owned(&object.key) {
             if pod.generation != generation || !fitting.contains(&pod.node) {
                 self.plan.delete.push(pod.key.clone());
@@ -160,8 +211,18 @@ impl<'a> Round<'a> {
                 continue;
             }
             let name = format!("{}-{}", object.key.name, (self.dice)());
-            let value = from_template(object, &name, json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "name": object.key.name}));
-            self.create(Some(object), Key::core("Pod", &object.key.namespace, &name), generation.clone(), value, Some(node));
+            let value = from_template(
+                object,
+                &name,
+                json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "name": object.key.name}),
+            );
+            self.create(
+                Some(object),
+                Key::core("Pod", &object.key.namespace, &name),
+                generation.clone(),
+                value,
+                Some(node),
+            );
         }
     }
 
@@ -169,42 +230,92 @@ impl<'a> Round<'a> {
         let generation = generation(&object.value["spec"]["template"]);
         if self.owned(&object.key).is_empty() {
             let name = format!("{}-{}", object.key.name, (self.dice)());
-            let value = from_template(object, &name, json!({"apiVersion": "batch/v1", "kind": "Job", "name": object.key.name}));
-            self.create(Some(object), Key::core("Pod", &object.key.namespace, &name), generation, value, None);
+            let value = from_template(
+                object,
+                &name,
+                json!({"apiVersion": "batch/v1", "kind": "Job", "name": object.key.name}),
+            );
+            self.create(
+                Some(object),
+                Key::core("Pod", &object.key.namespace, &name),
+                generation,
+                value,
+                None,
+            );
         }
     }
 
-    fn create(&mut self, owner: Option<&Object>, key: Key, generation: String, mut value: Value, node: Option<NodeIndex>) {
+    fn create(
+        &mut self,
+        owner: Option<&Object>,
+        key: Key,
+        generation: String,
+        mut value: Value,
+        node: Option<NodeIndex>,
+    ) {
         let owner = owner.map(|o| o.key.clone());
         let Some(node) = node.or_else(|| self.choose(&owner, &value["spec"])) else {
-            self.plan.warnings.push(format!("{key}: no node has what its nodeName or nodeSelector asks for; nodes are {}",
-                self.nodes.keys().map(|n| n.name()).collect::<Vec<_>>().join(", ")));
+            self.plan.warnings.push(format!(
+                "{key}: no node has what its nodeName or nodeSelector asks for; nodes are {}",
+                self.nodes
+                    .keys()
+                    .map(|n| n.name())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ));
             return;
         };
         value["spec"]["nodeName"] = node.name().into();
         self.placed.push((owner.clone(), node));
-        self.plan.create.push(NewPod { key, owner, generation, node, value });
+        self.plan.create.push(NewPod {
+            key,
+            owner,
+            generation,
+            node,
+            value,
+        });
     }
 
     fn choose(&self, owner: &Option<Key>, spec: &Value) -> Option<NodeIndex> {
         let load = |n: &NodeIndex| {
-            let of_owner = self.placed.iter().filter(|(o, at)| owner.is_some() && o == owner && at == n).count();
-            (of_owner, self.placed.iter().filter(|(_, at)| at == n).count(), *n)
+            let of_owner = self
+                .placed
+                .iter()
+                .filter(|(o, at)| owner.is_some() && o == owner && at == n)
+                .count();
+            (
+                of_owner,
+                self.placed.iter().filter(|(_, at)| at == n).count(),
+                *n,
+            )
         };
-        self.nodes.iter().filter(|(n, labels)| fits(spec, **n, labels)).map(|(n, _)| *n).min_by_key(load)
+        self.nodes
+            .iter()
+            .filter(|(n, labels)| fits(spec, **n, labels))
+            .map(|(n, _)| *n)
+            .min_by_key(load)
     }
 
     fn owned(&self, owner: &Key) -> Vec<&'a Existing> {
-        self.existing.iter().filter(|e| e.owner.as_ref() == Some(owner)).collect()
+        self.existing
+            .iter()
+            .filter(|e| e.owner.as_ref() == Some(owner))
+            .collect()
     }
 }
 
 fn fits(spec: &Value, node: NodeIndex, labels: &BTreeMap<String, String>) -> bool {
-    if spec["nodeName"].as_str().is_some_and(|name| name != node.name()) {
+    if spec["nodeName"]
+        .as_str()
+        .is_some_and(|name| name != node.name())
+    {
         return false;
     }
     let selector = spec["nodeSelector"].as_object();
-    selector.is_none_or(|s| s.iter().all(|(k, v)| labels.get(k).map(String::as_str) == v.as_str()))
+    selector.is_none_or(|s| {
+        s.iter()
+            .all(|(k, v)| labels.get(k).map(String::as_str) == v.as_str())
+    })
 }
 
 fn from_template(owner: &Object, name: &str, mut reference: Value) -> Value {
@@ -225,21 +336,32 @@ fn from_template(owner: &Object, name: &str, mut reference: Value) -> Value {
 fn generation(template: &Value) -> String {
     let alphabet = b"bcdfghjklmnpqrstvwxz2456789";
     let mut hash = fnv(&template.to_string());
-    (0..10).map(|_| {
-        let letter = alphabet[usize::try_from(hash % 27).expect("a remainder is small")];
-        hash /= 27;
-        char::from(letter)
-    }).collect()
+    (0..10)
+        .map(|_| {
+            let letter = alphabet[usize::try_from(hash % 27).expect("a remainder is small")];
+            hash /= 27;
+            char::from(letter)
+        })
+        .collect()
 }
 
 /// A uid that is the same for the same name.
 pub fn uid_for(name: &str) -> String {
     let (a, b) = (fnv(name), fnv(&format!("{name}/")));
-    format!("{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}", a >> 32, (a >> 16) & 0xffff, a & 0xfff, b >> 52, b & 0xffff_ffff_ffff)
+    format!(
+        "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
+        a >> 32,
+        (a >> 16) & 0xffff,
+        a & 0xfff,
+        b >> 52,
+        b & 0xffff_ffff_ffff
+    )
 }
 
 fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -248,38 +370,77 @@ mod tests {
     use crate::lab::manifest::{Document, Source};
 
     fn objects(text: &str) -> BTreeMap<Key, Object> {
-        let docs = Source { path: "t.yaml".into(), text: text.into() }.documents("default");
-        docs.into_iter().map(|d| match d {
-            Document::Object(o) => (o.key.clone(), *o),
-            Document::Opaque { why, .. } => panic!("{why}"),
-        }).collect()
+        let docs = Source {
+            path: "t.yaml".into(),
+            text: text.into(),
+        }
+        .documents("default");
+        docs.into_iter()
+            .map(|d| match d {
+                Document::Object(o) => (o.key.clone(), *o),
+                Document::Opaque { why, .. } => panic!("{why}"),
+            })
+            .collect()
     }
 
     fn nodes() -> Nodes {
-        (1..=2).map(|n| (NodeIndex(n), BTreeMap::from([("disk".to_owned(), format!("d{n}"))]))).collect()
+        (1..=2)
+            .map(|n| {
+                (
+                    NodeIndex(n),
+                    BTreeMap::from([("disk".to_owned(), format!("d{n}"))]),
+                )
+            })
+            .collect()
     }
 
     fn run(text: &str, existing: &[Existing]) -> Plan {
         let mut n = 0;
-        plan(&objects(text), &nodes(), existing, &mut || { n += 1; format!("r{n}") })
+        plan(&objects(text), &nodes(), existing, &mut || {
+            n += 1;
+            format!("r{n}")
+        })
     }
 
     fn exist(plan: &Plan, ready: bool) -> Vec<Existing> {
-        plan.create.iter().map(|p| Existing { key: p.key.clone(), owner: p.owner.clone(), generation: p.generation.clone(), node: p.node, ready }).collect()
+        plan.create
+            .iter()
+            .map(|p| Existing {
+                key: p.key.clone(),
+                owner: p.owner.clone(),
+                generation: p.generation.clone(),
+                node: p.node,
+                ready,
+            })
+            .collect()
     }
 
     fn deployment(replicas: u32, image: &str) -> String {
-        format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  replicas: {replicas}\n  template:\n    metadata: {{labels: {{app: web}}}}\n    spec: {{containers: [{{name: c, image: {image}}}]}}\n")
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  replicas: {replicas}\n  template:\n    metadata: {{labels: {{app: web}}}}\n    spec: {{containers: [{{name: c, image: {image}}}]}}\n"
+        )
     }
 
     #[test]
     fn spreads_and_scales() {
         let four = run(&deployment(4, "a"), &[]);
-        assert_eq!(four.create.iter().map(|p| p.node.0).collect::<Vec<_>>(), [1, 2, 1, 2]);
+        assert_eq!(
+            four.create.iter().map(|p| p.node.0).collect::<Vec<_>>(),
+            [1, 2, 1, 2]
+        );
         let there = exist(&four, true);
         let one = run(&deployment(1, "a"), &there);
         assert_eq!((one.create.len(), one.delete.len()), (0, 3));
-        assert_eq!(run("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n", &there).delete.len(), 4, "without its owner a pod goes");
+        assert_eq!(
+            run(
+                "apiVersion: v1\nkind: Service\nmetadata: {name: x}\n",
+                &there
+            )
+            .delete
+            .len(),
+            4,
+            "without its owner a pod goes"
+        );
     }
 
     #[test]
@@ -289,7 +450,11 @@ mod tests {
         assert_eq!((step.create.len(), step.delete.len()), (2, 0));
         let mut all = old.clone();
         all.extend(exist(&step, false));
-        assert_eq!(run(&deployment(2, "b"), &all).delete.len(), 0, "the new ones are not ready yet");
+        assert_eq!(
+            run(&deployment(2, "b"), &all).delete.len(),
+            0,
+            "the new ones are not ready yet"
+        );
         all[2].ready = true;
         all[3].ready = true;
         let last = run(&deployment(2, "b"), &all).delete;
@@ -298,10 +463,18 @@ mod tests {
 
     #[test]
     fn honours_node_selector_and_says_when_it_cannot() {
-        let pod = |sel: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{nodeSelector: {{disk: {sel}}}}}\n");
+        let pod = |sel: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{nodeSelector: {{disk: {sel}}}}}\n"
+            )
+        };
         assert_eq!(run(&pod("d2"), &[]).create[0].node, NodeIndex(2));
         let none = run(&pod("d9"), &[]);
-        assert!(none.create.is_empty() && none.warnings[0].contains("pod/p"), "{:?}", none.warnings);
+        assert!(
+            none.create.is_empty() && none.warnings[0].contains("pod/p"),
+            "{:?}",
+            none.warnings
+        );
     }
 
     #[test]

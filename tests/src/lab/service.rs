@@ -2,7 +2,10 @@
 //!
 //! Invariant: pure; the same services and pods give the same slices, rules and names, byte for byte.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::{Ipv4Addr, Ipv6Addr}};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -59,18 +62,33 @@ impl Allocator {
     /// The service's addresses: the ones it asks for, the ones it had, or new ones; or why not.
     pub fn addresses(&mut self, service: &Object) -> Result<ClusterIps, String> {
         let spec = &service.value["spec"];
-        let asked = spec["clusterIP"].as_str().or_else(|| spec["clusterIPs"][0].as_str()).filter(|s| !s.is_empty());
+        let asked = spec["clusterIP"]
+            .as_str()
+            .or_else(|| spec["clusterIPs"][0].as_str())
+            .filter(|s| !s.is_empty());
         if asked == Some("None") || spec["type"] == "ExternalName" {
             return Ok(None);
         }
         let v4 = match asked {
             Some(text) => {
-                let ip: Ipv4Addr = text.parse().map_err(|_| format!("{}: clusterIP `{text}` is not an IPv4 address", service.key))?;
+                let ip: Ipv4Addr = text.parse().map_err(|_| {
+                    format!("{}: clusterIP `{text}` is not an IPv4 address", service.key)
+                })?;
                 if ip.octets()[..2] != [10, 96] {
-                    return Err(format!("{}: clusterIP {ip} is outside the lab's range 10.96.0.0/16", service.key));
+                    return Err(format!(
+                        "{}: clusterIP {ip} is outside the lab's range 10.96.0.0/16",
+                        service.key
+                    ));
                 }
-                if let Some((other, _)) = self.given.iter().find(|(k, v)| **v == ip && **k != service.key) {
-                    return Err(format!("{}: clusterIP {ip} already belongs to {other}", service.key));
+                if let Some((other, _)) = self
+                    .given
+                    .iter()
+                    .find(|(k, v)| **v == ip && **k != service.key)
+                {
+                    return Err(format!(
+                        "{}: clusterIP {ip} already belongs to {other}",
+                        service.key
+                    ));
                 }
                 ip
             }
@@ -92,7 +110,8 @@ impl Allocator {
     fn free(&self, key: &Key) -> Result<Ipv4Addr, String> {
         let taken: BTreeSet<Ipv4Addr> = self.given.values().copied().collect();
         // Below 10.96.1.0 is left for addresses that manifests ask for, and for the resolver.
-        (256..=u16::MAX - 1).map(|n| Ipv4Addr::new(10, 96, n.to_be_bytes()[0], n.to_be_bytes()[1]))
+        (256..=u16::MAX - 1)
+            .map(|n| Ipv4Addr::new(10, 96, n.to_be_bytes()[0], n.to_be_bytes()[1]))
             .find(|ip| !taken.contains(ip) && ip.octets()[3] != 0)
             .ok_or_else(|| format!("{key}: no service address is free"))
     }
@@ -109,18 +128,32 @@ pub fn with_addresses(service: &Object, ips: &ClusterIps) -> Value {
     if let Some((v4, v6)) = ips {
         let v6 = v6.map(|ip| ip.to_string());
         value["spec"]["clusterIP"] = v4.to_string().into();
-        value["spec"]["clusterIPs"] = std::iter::once(v4.to_string()).chain(v6.clone()).collect::<Vec<_>>().into();
-        value["spec"]["ipFamilies"] = if v6.is_some() { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
+        value["spec"]["clusterIPs"] = std::iter::once(v4.to_string())
+            .chain(v6.clone())
+            .collect::<Vec<_>>()
+            .into();
+        value["spec"]["ipFamilies"] = if v6.is_some() {
+            json!(["IPv4", "IPv6"])
+        } else {
+            json!(["IPv4"])
+        };
     }
     value
 }
 
 /// The pods that a service selects; none without a selector.
 pub fn backends<'a>(service: &Object, pods: &'a [Backend]) -> Vec<&'a Backend> {
-    let selector = service.value["spec"]["selector"].as_object().filter(|s| !s.is_empty());
-    let Some(selector) = selector else { return Vec::new() };
+    let selector = service.value["spec"]["selector"]
+        .as_object()
+        .filter(|s| !s.is_empty());
+    let Some(selector) = selector else {
+        return Vec::new();
+    };
     let chosen = |p: &&Backend| {
-        p.key.namespace == service.key.namespace && selector.iter().all(|(k, v)| p.labels.get(k).map(String::as_str) == v.as_str())
+        p.key.namespace == service.key.namespace
+            && selector
+                .iter()
+                .all(|(k, v)| p.labels.get(k).map(String::as_str) == v.as_str())
     };
     pods.iter().filter(chosen).collect()
 }
@@ -135,14 +168,25 @@ struct Port {
 
 fn ports(service: &Object) -> Vec<Port> {
     let small = |v: &Value| v.as_u64().and_then(|n| u16::try_from(n).ok());
-    let list = service.value["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    list.iter().filter_map(|p| Some(Port {
-        name: p["name"].as_str().unwrap_or_default().to_owned(),
-        protocol: p["protocol"].as_str().unwrap_or("TCP").to_owned(),
-        port: small(&p["port"])?,
-        target: if p["targetPort"].is_null() { p["port"].clone() } else { p["targetPort"].clone() },
-        node_port: small(&p["nodePort"]),
-    })).collect()
+    let list = service.value["spec"]["ports"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    list.iter()
+        .filter_map(|p| {
+            Some(Port {
+                name: p["name"].as_str().unwrap_or_default().to_owned(),
+                protocol: p["protocol"].as_str().unwrap_or("TCP").to_owned(),
+                port: small(&p["port"])?,
+                target: if p["targetPort"].is_null() {
+                    p["port"].clone()
+                } else {
+                    p["targetPort"].clone()
+                },
+                node_port: small(&p["nodePort"]),
+            })
+        })
+        .collect()
 }
 
 fn target_port(port: &Port, pod: &Backend) -> Option<u16> {
@@ -157,7 +201,10 @@ pub fn slices(service: &Object, pods: &[Backend]) -> Vec<(Key, Value)> {
     let list = ports(service);
     let mut groups: BTreeMap<Vec<(String, String, u16)>, Vec<&Backend>> = BTreeMap::new();
     for pod in backends(service, pods) {
-        let resolved = list.iter().filter_map(|p| Some((p.name.clone(), p.protocol.clone(), target_port(p, pod)?))).collect();
+        let resolved = list
+            .iter()
+            .filter_map(|p| Some((p.name.clone(), p.protocol.clone(), target_port(p, pod)?)))
+            .collect();
         groups.entry(resolved).or_default().push(pod);
     }
     if groups.is_empty() {
@@ -170,7 +217,16 @@ pub fn slices(service: &Object, pods: &[Backend]) -> Vec<(Key, Value)> {
             if v6 && service.value["spec"]["ipFamilyPolicy"] == "SingleStack" {
                 continue;
             }
-            let name = format!("{}-{}{}", service.key.name, family.to_lowercase(), if index == 0 { String::new() } else { format!("-{index}") });
+            let name = format!(
+                "{}-{}{}",
+                service.key.name,
+                family.to_lowercase(),
+                if index == 0 {
+                    String::new()
+                } else {
+                    format!("-{index}")
+                }
+            );
             let endpoints: Vec<Value> = pods.iter().map(|p| endpoint(service, p, v6)).collect();
             let ports: Vec<Value> = resolved.iter().map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port})).collect();
             let value = json!({
@@ -178,7 +234,12 @@ pub fn slices(service: &Object, pods: &[Backend]) -> Vec<(Key, Value)> {
                 "metadata": {"name": name, "namespace": service.key.namespace, "labels": {"kubernetes.io/service-name": service.key.name}},
                 "endpoints": endpoints, "ports": ports,
             });
-            let key = Key { group: "discovery.k8s.io".into(), kind: "EndpointSlice".into(), namespace: service.key.namespace.clone(), name };
+            let key = Key {
+                group: "discovery.k8s.io".into(),
+                kind: "EndpointSlice".into(),
+                namespace: service.key.namespace.clone(),
+                name,
+            };
             made.push((key, value));
         }
     }
@@ -193,7 +254,11 @@ fn endpoint(service: &Object, pod: &Backend, v6: bool) -> Value {
         "nodeName": pod.node, "zone": pod.zone,
         "targetRef": {"kind": "Pod", "namespace": pod.key.namespace, "name": pod.key.name, "uid": pod.uid},
     });
-    if let Some((hostname, _)) = pod.hostname.as_ref().filter(|(_, sub)| *sub == service.key.name) {
+    if let Some((hostname, _)) = pod
+        .hostname
+        .as_ref()
+        .filter(|(_, sub)| *sub == service.key.name)
+    {
         value["hostname"] = hostname.clone().into();
     }
     value
@@ -203,7 +268,10 @@ fn endpoint(service: &Object, pod: &Backend, v6: bool) -> Value {
 pub fn names(services: &[(&Object, ClusterIps)], pods: &[Backend]) -> Names {
     let mut all = Names::new();
     for (service, ips) in services {
-        let name = format!("{}.{}.svc.cluster.local", service.key.name, service.key.namespace);
+        let name = format!(
+            "{}.{}.svc.cluster.local",
+            service.key.name, service.key.namespace
+        );
         let entry = all.entry(name.clone()).or_default();
         if let Some((v4, v6)) = ips {
             entry.v4.push(*v4);
@@ -211,8 +279,15 @@ pub fn names(services: &[(&Object, ClusterIps)], pods: &[Backend]) -> Names {
             continue;
         }
         let unready_too = service.value["spec"]["publishNotReadyAddresses"] == true;
-        for pod in backends(service, pods).into_iter().filter(|p| unready_too || (p.ready && !p.terminating)) {
-            let own = pod.hostname.as_ref().filter(|(_, sub)| *sub == service.key.name).map(|(h, _)| format!("{h}.{name}"));
+        for pod in backends(service, pods)
+            .into_iter()
+            .filter(|p| unready_too || (p.ready && !p.terminating))
+        {
+            let own = pod
+                .hostname
+                .as_ref()
+                .filter(|(_, sub)| *sub == service.key.name)
+                .map(|(h, _)| format!("{h}.{name}"));
             for n in std::iter::once(name.clone()).chain(own) {
                 let entry = all.entry(n).or_default();
                 entry.v4.push(pod.ips.0);
@@ -236,10 +311,23 @@ pub fn nft_rules(services: &[(&Object, ClusterIps)], pods: &[Backend], node: &st
             if protocol != "tcp" && protocol != "udp" {
                 continue;
             }
-            let targets: Vec<(&Backend, u16)> = ready.iter().filter_map(|p| Some((*p, target_port(&port, p)?))).collect();
-            let v4_targets: Vec<String> = targets.iter().map(|(p, t)| format!("{} . {t}", p.ips.0)).collect();
-            let v6_targets: Vec<String> = targets.iter().map(|(p, t)| format!("{} . {t}", p.ips.1)).collect();
-            let how = if protocol == "tcp" { "reject with tcp reset" } else { "reject" };
+            let targets: Vec<(&Backend, u16)> = ready
+                .iter()
+                .filter_map(|p| Some((*p, target_port(&port, p)?)))
+                .collect();
+            let v4_targets: Vec<String> = targets
+                .iter()
+                .map(|(p, t)| format!("{} . {t}", p.ips.0))
+                .collect();
+            let v6_targets: Vec<String> = targets
+                .iter()
+                .map(|(p, t)| format!("{} . {t}", p.ips.1))
+                .collect();
+            let how = if protocol == "tcp" {
+                "reject with tcp reset"
+            } else {
+                "reject"
+            };
             let mut rule = |matching: String, family, targets: &[String]| {
                 if targets.is_empty() {
                     reject += &format!("{matching} {how}\n");
@@ -247,18 +335,43 @@ pub fn nft_rules(services: &[(&Object, ClusterIps)], pods: &[Backend], node: &st
                     nat += &translation(&matching, family, targets);
                 }
             };
-            rule(format!("ip daddr {v4} {protocol} dport {}", port.port), "ip", &v4_targets);
+            rule(
+                format!("ip daddr {v4} {protocol} dport {}", port.port),
+                "ip",
+                &v4_targets,
+            );
             if let Some(v6) = v6 {
-                rule(format!("ip6 daddr {v6} {protocol} dport {}", port.port), "ip6", &v6_targets);
+                rule(
+                    format!("ip6 daddr {v6} {protocol} dport {}", port.port),
+                    "ip6",
+                    &v6_targets,
+                );
             }
             if let Some(node_port) = port.node_port {
-                rule(format!("meta nfproto ipv4 fib daddr type local {protocol} dport {node_port}"), "ip", &v4_targets);
+                rule(
+                    format!("meta nfproto ipv4 fib daddr type local {protocol} dport {node_port}"),
+                    "ip",
+                    &v4_targets,
+                );
             }
         }
     }
     let own = |v6: bool| {
-        let list: Vec<String> = pods.iter().map(|p| if v6 { format!("{0} . {0}", p.ips.1) } else { format!("{0} . {0}", p.ips.0) }).collect();
-        if list.is_empty() { String::new() } else { format!("elements = {{ {} }}", list.join(", ")) }
+        let list: Vec<String> = pods
+            .iter()
+            .map(|p| {
+                if v6 {
+                    format!("{0} . {0}", p.ips.1)
+                } else {
+                    format!("{0} . {0}", p.ips.0)
+                }
+            })
+            .collect();
+        if list.is_empty() {
+            String::new()
+        } else {
+            format!("elements = {{ {} }}", list.join(", "))
+        }
     };
     format!(
         "table inet warren_lab\ndelete table inet warren_lab\ntable inet warren_lab {{\n\
@@ -268,13 +381,22 @@ pub fn nft_rules(services: &[(&Object, ClusterIps)], pods: &[Backend], node: &st
          chain postrouting {{ type nat hook postrouting priority srcnat; ip saddr . ip daddr @self4 masquerade; ip6 saddr . ip6 daddr @self6 masquerade; }}\n\
          chain empty {{\n{reject}}}\nchain forward {{ type filter hook forward priority filter; jump empty; }}\n\
          chain local {{ type filter hook output priority filter; jump empty; }}\n}}\n",
-        own(false), own(true),
+        own(false),
+        own(true),
     )
 }
 
 fn translation(matching: &str, family: &str, targets: &[String]) -> String {
-    let map: Vec<String> = targets.iter().enumerate().map(|(i, t)| format!("{i} : {t}")).collect();
-    format!("{matching} dnat {family} to numgen random mod {} map {{ {} }}\n", targets.len(), map.join(", "))
+    let map: Vec<String> = targets
+        .iter()
+        .enumerate()
+        .map(|(i, t)| format!("{i} : {t}"))
+        .collect();
+    format!(
+        "{matching} dnat {family} to numgen random mod {} map {{ {} }}\n",
+        targets.len(),
+        map.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -283,8 +405,13 @@ mod tests {
     use crate::lab::manifest::{Document, Source};
 
     fn service(spec: &str) -> Object {
-        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n");
-        let docs = Source { path: "t".into(), text }.documents("default");
+        let text =
+            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n");
+        let docs = Source {
+            path: "t".into(),
+            text,
+        }
+        .documents("default");
         match docs.into_iter().next() {
             Some(Document::Object(o)) => *o,
             other => panic!("{other:?}"),
@@ -293,9 +420,19 @@ mod tests {
 
     fn pod(n: u8, ready: bool, port: u16) -> Backend {
         Backend {
-            key: Key::core("Pod", "default", &format!("p{n}")), uid: format!("u{n}"), labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
-            ips: (Ipv4Addr::new(10, 244, 1, n), Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, n.into())), node: format!("n{n}"), zone: String::new(),
-            ready, terminating: false, ports: BTreeMap::from([("http".to_owned(), port)]), hostname: Some((format!("h{n}"), "web".to_owned())),
+            key: Key::core("Pod", "default", &format!("p{n}")),
+            uid: format!("u{n}"),
+            labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
+            ips: (
+                Ipv4Addr::new(10, 244, 1, n),
+                Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, n.into()),
+            ),
+            node: format!("n{n}"),
+            zone: String::new(),
+            ready,
+            terminating: false,
+            ports: BTreeMap::from([("http".to_owned(), port)]),
+            hostname: Some((format!("h{n}"), "web".to_owned())),
         }
     }
 
@@ -303,17 +440,31 @@ mod tests {
     fn addresses_are_kept_and_never_given_twice() {
         let mut all = Allocator::default();
         let asked = service("{clusterIP: 10.96.7.7}");
-        assert_eq!(all.addresses(&asked), Ok(Some(([10, 96, 7, 7].into(), Some(v6_of([10, 96, 7, 7].into()))))));
+        assert_eq!(
+            all.addresses(&asked),
+            Ok(Some((
+                [10, 96, 7, 7].into(),
+                Some(v6_of([10, 96, 7, 7].into()))
+            )))
+        );
         let mut other = service("{clusterIP: 10.96.7.7}");
         other.key.name = "other".into();
-        assert!(all.addresses(&other).expect_err("taken").contains("already belongs to service/web"));
+        assert!(
+            all.addresses(&other)
+                .expect_err("taken")
+                .contains("already belongs to service/web")
+        );
         other = service("{ipFamilyPolicy: SingleStack}");
         other.key.name = "other".into();
         let first = all.addresses(&other);
         assert_eq!(first, Ok(Some(([10, 96, 1, 1].into(), None))));
         assert_eq!(all.addresses(&other), first);
         assert_eq!(all.addresses(&service("{clusterIP: None}")), Ok(None));
-        assert!(all.addresses(&service("{clusterIP: 192.168.0.1}")).expect_err("outside").contains("10.96.0.0/16"));
+        assert!(
+            all.addresses(&service("{clusterIP: 192.168.0.1}"))
+                .expect_err("outside")
+                .contains("10.96.0.0/16")
+        );
     }
 
     #[test]
@@ -323,26 +474,45 @@ mod tests {
         let names: Vec<&str> = made.iter().map(|(k, _)| k.name.as_str()).collect();
         assert_eq!(names, ["web-ipv4", "web-ipv6", "web-ipv4-1", "web-ipv6-1"]);
         assert_eq!(made[0].1["ports"][0]["port"], 8080);
-        assert_eq!(made[2].1["endpoints"][0]["conditions"], json!({"ready": false, "serving": false, "terminating": false}));
-        assert_eq!(slices(&web, &[])[0].1["endpoints"], json!([]), "no pods: an empty slice, not none");
+        assert_eq!(
+            made[2].1["endpoints"][0]["conditions"],
+            json!({"ready": false, "serving": false, "terminating": false})
+        );
+        assert_eq!(
+            slices(&web, &[])[0].1["endpoints"],
+            json!([]),
+            "no pods: an empty slice, not none"
+        );
     }
 
     #[test]
     fn rules_translate_reject_and_stay_local() {
-        let web = service("{selector: {app: web}, internalTrafficPolicy: Local, ports: [{port: 80, targetPort: http}]}");
+        let web = service(
+            "{selector: {app: web}, internalTrafficPolicy: Local, ports: [{port: 80, targetPort: http}]}",
+        );
         let ips = Some((Ipv4Addr::new(10, 96, 1, 1), None));
         let pods = [pod(1, true, 8080), pod(2, true, 8080)];
         let on = |node: &str| nft_rules(&[(&web, ips)], &pods, node);
         assert!(on("n1").contains("ip daddr 10.96.1.1 tcp dport 80 dnat ip to numgen random mod 1 map { 0 : 10.244.1.1 . 8080 }"), "{}", on("n1"));
-        assert!(on("n3").contains("ip daddr 10.96.1.1 tcp dport 80 reject"), "{}", on("n3"));
+        assert!(
+            on("n3").contains("ip daddr 10.96.1.1 tcp dport 80 reject"),
+            "{}",
+            on("n3")
+        );
     }
 
     #[test]
     fn headless_names_are_the_ready_pods() {
         let web = service("{clusterIP: None, selector: {app: web}}");
         let all = names(&[(&web, None)], &[pod(1, true, 1), pod(2, false, 1)]);
-        assert_eq!(all["web.default.svc.cluster.local"].v4, [Ipv4Addr::new(10, 244, 1, 1)]);
-        assert_eq!(all["h1.web.default.svc.cluster.local"].v4, [Ipv4Addr::new(10, 244, 1, 1)]);
+        assert_eq!(
+            all["web.default.svc.cluster.local"].v4,
+            [Ipv4Addr::new(10, 244, 1, 1)]
+        );
+        assert_eq!(
+            all["h1.web.default.svc.cluster.local"].v4,
+            [Ipv4Addr::new(10, 244, 1, 1)]
+        );
         assert!(!all.contains_key("h2.web.default.svc.cluster.local"));
     }
 }

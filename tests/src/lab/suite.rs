@@ -49,17 +49,32 @@ macro_rules! lab_tests {
 
 /// Drives an async test to its end.
 pub fn on_runtime(test: impl Future<Output = Result<()>>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async { tokio::time::timeout(LIMIT, test).await.map_err(|_| anyhow!("did not end within {LIMIT:?}"))? })
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        tokio::time::timeout(LIMIT, test)
+            .await
+            .map_err(|_| anyhow!("did not end within {LIMIT:?}"))?
+    })
 }
 
 /// A lab of its own for this process, with two nodes and the mesh.
 pub fn spec() -> Spec {
-    Spec { name: name(), nodes: 2, mesh: true, agent_env: Vec::new(), controller_args: Vec::new() }
+    Spec {
+        name: name(),
+        nodes: 2,
+        mesh: true,
+        agent_env: Vec::new(),
+        controller_args: Vec::new(),
+    }
 }
 
 fn name() -> LabName {
-    format!("t{}", std::process::id()).parse().expect("a letter and a number make a name")
+    format!("t{}", std::process::id())
+        .parse()
+        .expect("a letter and a number make a name")
 }
 
 /// Where a lab leaves its logs when it is removed, if anywhere.
@@ -71,7 +86,10 @@ pub(super) fn logs_dir() -> Option<&'static Path> {
 pub fn main(tests: &[Test]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let chosen: Vec<&Test> = tests.iter().filter(|t| filters.is_empty() || filters.iter().any(|f| t.name.contains(f.as_str()))).collect();
+    let chosen: Vec<&Test> = tests
+        .iter()
+        .filter(|t| filters.is_empty() || filters.iter().any(|f| t.name.contains(f.as_str())))
+        .collect();
     if args.iter().any(|a| a == "--list") {
         chosen.iter().for_each(|t| println!("{}: test", t.name));
         return ExitCode::SUCCESS;
@@ -79,8 +97,13 @@ pub fn main(tests: &[Test]) -> ExitCode {
     println!("\nrunning {} tests", chosen.len());
     let left_out = tests.len() - chosen.len();
     if let Some(why) = reason_to_skip() {
-        chosen.iter().for_each(|t| println!("test {} ... ignored, {why}", t.name));
-        println!("\ntest result: ok. 0 passed; 0 failed; {} ignored; 0 measured; {left_out} filtered out\n", chosen.len());
+        chosen
+            .iter()
+            .for_each(|t| println!("test {} ... ignored, {why}", t.name));
+        println!(
+            "\ntest result: ok. 0 passed; 0 failed; {} ignored; 0 measured; {left_out} filtered out\n",
+            chosen.len()
+        );
         return ExitCode::SUCCESS;
     }
     let begun = Instant::now();
@@ -101,33 +124,50 @@ pub fn main(tests: &[Test]) -> ExitCode {
         println!("\n---- {name} ----\n{e:?}");
     }
     let word = if failures.is_empty() { "ok" } else { "FAILED" };
-    println!("\ntest result: {word}. {} passed; {} failed; 0 ignored; 0 measured; {left_out} filtered out; finished in {:.2}s\n",
-        chosen.len() - failures.len(), failures.len(), begun.elapsed().as_secs_f32());
-    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "\ntest result: {word}. {} passed; {} failed; 0 ignored; 0 measured; {left_out} filtered out; finished in {:.2}s\n",
+        chosen.len() - failures.len(),
+        failures.len(),
+        begun.elapsed().as_secs_f32()
+    );
+    if failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn reason_to_skip() -> Option<String> {
     if let Ok(why) = std::env::var(SKIP) {
         return Some(why);
     }
-    (!nix::unistd::geteuid().is_root()).then(|| "the lab needs root: run `cargo xtask test lab`".to_owned())
+    (!nix::unistd::geteuid().is_root())
+        .then(|| "the lab needs root: run `cargo xtask test lab`".to_owned())
 }
 
 fn run_one(test: &Test) -> Result<()> {
-    let logs = LOGS.get_or_init(|| std::env::temp_dir().join(format!("warren-lab-logs-{}", std::process::id())));
+    let logs = LOGS.get_or_init(|| {
+        std::env::temp_dir().join(format!("warren-lab-logs-{}", std::process::id()))
+    });
     let _ = fs::remove_dir_all(logs);
     let run = test.run;
-    let outcome = panic::catch_unwind(run).unwrap_or_else(|p| Err(anyhow!("panicked: {}", said(p.as_ref()))));
+    let outcome =
+        panic::catch_unwind(run).unwrap_or_else(|p| Err(anyhow!("panicked: {}", said(p.as_ref()))));
     if outcome.is_ok() {
         let _ = fs::remove_dir_all(logs);
         return outcome;
     }
-    let kept = logs.with_file_name(format!("warren-lab-logs-{}-{}", std::process::id(), test.name.replace("::", "-")));
+    let kept = logs.with_file_name(format!(
+        "warren-lab-logs-{}-{}",
+        std::process::id(),
+        test.name.replace("::", "-")
+    ));
     let _ = fs::rename(logs, &kept);
     outcome.with_context(|| format!("the logs of its lab are in {}", kept.display()))
 }
 
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
 }

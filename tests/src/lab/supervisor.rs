@@ -15,7 +15,10 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::{net::UnixListener, sync::{mpsc, oneshot, watch}};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot, watch},
+};
 
 use super::{
     boot,
@@ -100,9 +103,18 @@ pub async fn run(spec: Spec, programs: Programs) -> Result<()> {
     let (starts, mut started) = mpsc::channel::<NodeIndex>(64);
     let programs = Arc::new(programs);
     let mut world = World {
-        place: place.clone(), spec: spec.clone(), objects: BTreeMap::new(), opaque: BTreeMap::new(), pods: BTreeMap::new(),
-        published: publish::Published::default(), programs: programs.clone(), services: Allocator::default(),
-        last_host: BTreeMap::new(), components: BTreeMap::new(), warnings: Vec::new(), reports,
+        place: place.clone(),
+        spec: spec.clone(),
+        objects: BTreeMap::new(),
+        opaque: BTreeMap::new(),
+        pods: BTreeMap::new(),
+        published: publish::Published::default(),
+        programs: programs.clone(),
+        services: Allocator::default(),
+        last_host: BTreeMap::new(),
+        components: BTreeMap::new(),
+        warnings: Vec::new(),
+        reports,
     };
     world.settle();
     world.components = boot::components(&place, &spec, &programs, starts).await?;
@@ -111,7 +123,8 @@ pub async fn run(spec: Spec, programs: Programs) -> Result<()> {
         tokio::spawn(boot::follow(place.clone(), node, listed.clone()));
     }
     // Only now the lab answers: whoever asks finds it complete.
-    let listener = UnixListener::bind(place.control()).with_context(|| format!("listening on {}", place.control().display()))?;
+    let listener = UnixListener::bind(place.control())
+        .with_context(|| format!("listening on {}", place.control().display()))?;
     let mut serving = tokio::spawn(control::serve(listener, questions));
     loop {
         tokio::select! {
@@ -145,9 +158,21 @@ impl World {
         let _ = reply.send(done);
     }
 
-    fn order(&self, name: &str, order: super::component::Order, reply: oneshot::Sender<Result<Value>>) {
+    fn order(
+        &self,
+        name: &str,
+        order: super::component::Order,
+        reply: oneshot::Sender<Result<Value>>,
+    ) {
         let Some(component) = self.components.get(name) else {
-            let _ = reply.send(Err(anyhow!("no component `{name}`; there are: {}", self.components.keys().cloned().collect::<Vec<_>>().join(", "))));
+            let _ = reply.send(Err(anyhow!(
+                "no component `{name}`; there are: {}",
+                self.components
+                    .keys()
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )));
             return;
         };
         let done = component.order(order);
@@ -190,9 +215,14 @@ impl World {
                     }
                     (object.key.to_string(), there)
                 }
-                Document::Opaque { file, .. } => (file.clone(), self.opaque.remove(&file).is_some()),
+                Document::Opaque { file, .. } => {
+                    (file.clone(), self.opaque.remove(&file).is_some())
+                }
             };
-            said.push(format!("{what} {}", if there { "deleted" } else { "not found" }));
+            said.push(format!(
+                "{what} {}",
+                if there { "deleted" } else { "not found" }
+            ));
         }
         json!(said)
     }
@@ -208,7 +238,12 @@ impl World {
 
     /// Makes the world what the objects say, as far as one step goes, and writes it down.
     fn settle(&mut self) {
-        let existing: Vec<Existing> = self.pods.values().filter(|p| !p.terminating).map(PodRecord::existing).collect();
+        let existing: Vec<Existing> = self
+            .pods
+            .values()
+            .filter(|p| !p.terminating)
+            .map(PodRecord::existing)
+            .collect();
         let mut plan = schedule::plan(&self.objects, &self.nodes(), &existing, &mut dice);
         self.warnings = std::mem::take(&mut plan.warnings);
         for key in &plan.delete {
@@ -231,18 +266,45 @@ impl World {
             self.warnings.push(format!("{e:#}"));
         }
         for (settled, stop) in fresh {
-            tokio::spawn(pod::live(self.place.clone(), settled, self.programs.clone(), self.reports.clone(), stop));
+            tokio::spawn(pod::live(
+                self.place.clone(),
+                settled,
+                self.programs.clone(),
+                self.reports.clone(),
+                stop,
+            ));
         }
     }
 
     fn admit(&mut self, new: NewPod) -> Result<(Arc<Settled>, watch::Receiver<bool>)> {
-        let host = if new.value["spec"]["hostNetwork"] == true { None } else { Some(self.free_host(new.node, &new.value)?) };
+        let host = if new.value["spec"]["hostNetwork"] == true {
+            None
+        } else {
+            Some(self.free_host(new.node, &new.value)?)
+        };
         let uid = random_uid();
-        let settled = Arc::new(Settled { key: new.key.clone(), uid, node: new.node, host, value: new.value, mesh: self.spec.mesh });
+        let settled = Arc::new(Settled {
+            key: new.key.clone(),
+            uid,
+            node: new.node,
+            host,
+            value: new.value,
+            mesh: self.spec.mesh,
+        });
         let (stop, stopped) = watch::channel(false);
         let record = PodRecord {
-            settled: settled.clone(), owner: new.owner, generation: new.generation, phase: "Pending", ready: false, terminating: false,
-            since: SystemTime::now(), mesh: Default::default(), note: String::new(), restarts: 0, ifindex: None, stop,
+            settled: settled.clone(),
+            owner: new.owner,
+            generation: new.generation,
+            phase: "Pending",
+            ready: false,
+            terminating: false,
+            since: SystemTime::now(),
+            mesh: Default::default(),
+            note: String::new(),
+            restarts: 0,
+            ifindex: None,
+            stop,
         };
         self.pods.insert(new.key, record);
         Ok((settled, stopped))
@@ -250,17 +312,30 @@ impl World {
 
     /// The next free number on a node; one that was just given back comes last.
     fn free_host(&mut self, node: NodeIndex, pod: &Value) -> Result<u8> {
-        let taken: BTreeSet<u8> = self.pods.values().filter(|p| p.settled.node == node).filter_map(|p| p.settled.host).collect();
+        let taken: BTreeSet<u8> = self
+            .pods
+            .values()
+            .filter(|p| p.settled.node == node)
+            .filter_map(|p| p.settled.host)
+            .collect();
         if let Some(text) = pod["metadata"]["annotations"]["lab.warren.dev/ip"].as_str() {
-            let ip: Ipv4Addr = text.parse().with_context(|| format!("annotation lab.warren.dev/ip: `{text}`"))?;
+            let ip: Ipv4Addr = text
+                .parse()
+                .with_context(|| format!("annotation lab.warren.dev/ip: `{text}`"))?;
             let host = ip.octets()[3];
             if ip != node.pod_ip(host) || taken.contains(&host) {
-                bail!("annotation lab.warren.dev/ip: {ip} is taken or not one of {}", node.name());
+                bail!(
+                    "annotation lab.warren.dev/ip: {ip} is taken or not one of {}",
+                    node.name()
+                );
             }
             return Ok(host);
         }
         let last = self.last_host.get(&node).copied().unwrap_or(1);
-        let host = (last + 1..=250).chain(2..=last).find(|h| !taken.contains(h)).with_context(|| format!("{} has no free address", node.name()))?;
+        let host = (last + 1..=250)
+            .chain(2..=last)
+            .find(|h| !taken.contains(h))
+            .with_context(|| format!("{} has no free address", node.name()))?;
         self.last_host.insert(node, host);
         Ok(host)
     }
@@ -277,7 +352,9 @@ impl World {
             self.pods.remove(key);
             return;
         }
-        let Some(pod) = self.pods.get_mut(key) else { return };
+        let Some(pod) = self.pods.get_mut(key) else {
+            return;
+        };
         match what {
             Happening::Wired(index) => pod.ifindex = Some(index),
             Happening::Registered(state, reason) => {
@@ -291,17 +368,28 @@ impl World {
             Happening::Running => pod.phase = "Running",
             Happening::Ready(ready) => pod.ready = ready,
             Happening::Restarted => pod.restarts += 1,
-            Happening::Completed(good) => (pod.phase, pod.ready) = (if good { "Succeeded" } else { "Failed" }, false),
+            Happening::Completed(good) => {
+                (pod.phase, pod.ready) = (if good { "Succeeded" } else { "Failed" }, false)
+            }
             Happening::Gone => {}
         }
     }
 
     /// Tells a node proxy that has just started of all pods that were there before it.
     fn introduce(&self, node: NodeIndex) {
-        for pod in self.pods.values().filter(|p| p.settled.node == node && !p.terminating) {
+        for pod in self
+            .pods
+            .values()
+            .filter(|p| p.settled.node == node && !p.terminating)
+        {
             // A pod that has no answer yet is still asking by itself.
             if let (Some(ifindex), false) = (pod.ifindex, pod.mesh.0.is_empty()) {
-                tokio::spawn(boot::introduce(self.place.clone(), pod.settled.clone(), ifindex, self.reports.clone()));
+                tokio::spawn(boot::introduce(
+                    self.place.clone(),
+                    pod.settled.clone(),
+                    ifindex,
+                    self.reports.clone(),
+                ));
             }
         }
     }
@@ -316,8 +404,14 @@ impl World {
     }
 
     fn cluster_ips(&mut self) -> BTreeMap<Key, ClusterIps> {
-        let services: Vec<Object> = self.objects.values().filter(|o| o.key.kind == "Service" && o.key.group.is_empty()).cloned().collect();
-        self.services.retain(|k| services.iter().any(|s| s.key == *k));
+        let services: Vec<Object> = self
+            .objects
+            .values()
+            .filter(|o| o.key.kind == "Service" && o.key.group.is_empty())
+            .cloned()
+            .collect();
+        self.services
+            .retain(|k| services.iter().any(|s| s.key == *k));
         let mut given = BTreeMap::new();
         for service in &services {
             match self.services.addresses(service) {
@@ -330,52 +424,87 @@ impl World {
 
     /// The nodes with their labels: the lab's, and those of Node objects that users applied.
     pub fn nodes(&self) -> Nodes {
-        (1..=self.spec.nodes).map(NodeIndex).map(|node| {
-            let name = node.name();
-            let own = [
-                ("kubernetes.io/hostname", name.clone()), ("kubernetes.io/os", "linux".to_owned()),
-                ("topology.kubernetes.io/region", "lab".to_owned()), ("topology.kubernetes.io/zone", format!("zone-{}", node.0)),
-            ];
-            let mut labels: BTreeMap<String, String> = own.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-            if let Some(object) = self.objects.get(&Key::core("Node", "", &name)) {
-                labels.extend(publish::string_map(&object.value["metadata"]["labels"]));
-            }
-            (node, labels)
-        }).collect()
+        (1..=self.spec.nodes)
+            .map(NodeIndex)
+            .map(|node| {
+                let name = node.name();
+                let own = [
+                    ("kubernetes.io/hostname", name.clone()),
+                    ("kubernetes.io/os", "linux".to_owned()),
+                    ("topology.kubernetes.io/region", "lab".to_owned()),
+                    ("topology.kubernetes.io/zone", format!("zone-{}", node.0)),
+                ];
+                let mut labels: BTreeMap<String, String> =
+                    own.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+                if let Some(object) = self.objects.get(&Key::core("Node", "", &name)) {
+                    labels.extend(publish::string_map(&object.value["metadata"]["labels"]));
+                }
+                (node, labels)
+            })
+            .collect()
     }
 
     /// The pods as services see them.
     pub fn backends(&self) -> Vec<Backend> {
         let nodes = self.nodes();
-        let running = self.pods.values().filter(|p| p.phase == "Running" || p.phase == "Pending");
-        running.map(|p| {
-            let spec = &p.settled.value["spec"];
-            let named = |f: &str| spec[f].as_str().map(str::to_owned);
-            Backend {
-                key: p.settled.key.clone(),
-                uid: p.settled.uid.clone(),
-                labels: publish::string_map(&p.settled.value["metadata"]["labels"]),
-                ips: p.settled.ips(),
-                node: p.settled.node.name(),
-                zone: nodes.get(&p.settled.node).and_then(|l| l.get("topology.kubernetes.io/zone")).cloned().unwrap_or_default(),
-                ready: p.ready,
-                terminating: p.terminating,
-                ports: podspec::named_ports(&p.settled.value),
-                hostname: named("hostname").zip(named("subdomain")),
-            }
-        }).collect()
+        let running = self
+            .pods
+            .values()
+            .filter(|p| p.phase == "Running" || p.phase == "Pending");
+        running
+            .map(|p| {
+                let spec = &p.settled.value["spec"];
+                let named = |f: &str| spec[f].as_str().map(str::to_owned);
+                Backend {
+                    key: p.settled.key.clone(),
+                    uid: p.settled.uid.clone(),
+                    labels: publish::string_map(&p.settled.value["metadata"]["labels"]),
+                    ips: p.settled.ips(),
+                    node: p.settled.node.name(),
+                    zone: nodes
+                        .get(&p.settled.node)
+                        .and_then(|l| l.get("topology.kubernetes.io/zone"))
+                        .cloned()
+                        .unwrap_or_default(),
+                    ready: p.ready,
+                    terminating: p.terminating,
+                    ports: podspec::named_ports(&p.settled.value),
+                    hostname: named("hostname").zip(named("subdomain")),
+                }
+            })
+            .collect()
     }
 
     fn status(&mut self) -> Status {
-        let services = self.cluster_ips().into_iter().map(|(key, ips)| {
-            let cluster_ips = ips.into_iter().flat_map(|(v4, v6)| std::iter::once(v4.to_string()).chain(v6.map(|ip| ip.to_string()))).collect();
-            ServiceStatus { namespace: key.namespace, name: key.name, cluster_ips }
-        }).collect();
+        let services = self
+            .cluster_ips()
+            .into_iter()
+            .map(|(key, ips)| {
+                let cluster_ips = ips
+                    .into_iter()
+                    .flat_map(|(v4, v6)| {
+                        std::iter::once(v4.to_string()).chain(v6.map(|ip| ip.to_string()))
+                    })
+                    .collect();
+                ServiceStatus {
+                    namespace: key.namespace,
+                    name: key.name,
+                    cluster_ips,
+                }
+            })
+            .collect();
         Status {
             name: self.spec.name.to_string(),
             nodes: self.nodes().keys().map(|n| n.name()).collect(),
             mesh: self.spec.mesh,
-            components: self.components.iter().map(|(name, c)| ComponentStatus { name: name.clone(), condition: c.condition.borrow().clone() }).collect(),
+            components: self
+                .components
+                .iter()
+                .map(|(name, c)| ComponentStatus {
+                    name: name.clone(),
+                    condition: c.condition.borrow().clone(),
+                })
+                .collect(),
             pods: self.pods.values().map(|p| p.status(&self.place)).collect(),
             services,
             warnings: self.warnings.clone(),
@@ -385,20 +514,46 @@ impl World {
 
 impl PodRecord {
     fn existing(&self) -> Existing {
-        Existing { key: self.settled.key.clone(), owner: self.owner.clone(), generation: self.generation.clone(), node: self.settled.node, ready: self.ready }
+        Existing {
+            key: self.settled.key.clone(),
+            owner: self.owner.clone(),
+            generation: self.generation.clone(),
+            node: self.settled.node,
+            ready: self.ready,
+        }
     }
 
     fn status(&self, place: &Place) -> PodStatus {
         let pod = &self.settled;
         let view = pod.surroundings(place, "exec");
         let (ip, ip6) = pod.ips();
-        let note = if self.note.is_empty() { self.mesh.1.clone() } else { self.note.clone() };
+        let note = if self.note.is_empty() {
+            self.mesh.1.clone()
+        } else {
+            self.note.clone()
+        };
         PodStatus {
-            namespace: pod.key.namespace.clone(), name: pod.key.name.clone(), uid: pod.uid.clone(), node: pod.node.name(), ip, ip6,
-            phase: if self.terminating { "Terminating" } else { self.phase }.to_owned(),
-            ready: self.ready, mesh: self.mesh.0.clone(), restarts: self.restarts, note,
-            netns: place.netns_path(&pod.netns()), veth: format!("veth{}", &pod.uid[..8]),
-            cgroup: view.cgroup.unwrap_or_default(), resolv: view.resolv.unwrap_or_default(), hostname: view.hostname.unwrap_or_default(),
+            namespace: pod.key.namespace.clone(),
+            name: pod.key.name.clone(),
+            uid: pod.uid.clone(),
+            node: pod.node.name(),
+            ip,
+            ip6,
+            phase: if self.terminating {
+                "Terminating"
+            } else {
+                self.phase
+            }
+            .to_owned(),
+            ready: self.ready,
+            mesh: self.mesh.0.clone(),
+            restarts: self.restarts,
+            note,
+            netns: place.netns_path(&pod.netns()),
+            veth: format!("veth{}", &pod.uid[..8]),
+            cgroup: view.cgroup.unwrap_or_default(),
+            resolv: view.resolv.unwrap_or_default(),
+            hostname: view.hostname.unwrap_or_default(),
             labels: publish::string_map(&pod.value["metadata"]["labels"]),
         }
     }
@@ -406,17 +561,29 @@ impl PodRecord {
 
 fn dice() -> String {
     let alphabet = b"bcdfghjklmnpqrstvwxz2456789";
-    (0..5).map(|_| char::from(alphabet[fastrand::usize(..alphabet.len())])).collect()
+    (0..5)
+        .map(|_| char::from(alphabet[fastrand::usize(..alphabet.len())]))
+        .collect()
 }
 
 fn random_uid() -> String {
     let n = fastrand::u128(..);
-    format!("{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}", n >> 96, (n >> 80) & 0xffff, (n >> 64) & 0xfff, 0x8000 | ((n >> 48) & 0x3fff), n & 0xffff_ffff_ffff)
+    format!(
+        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+        n >> 96,
+        (n >> 80) & 0xffff,
+        (n >> 64) & 0xfff,
+        0x8000 | ((n >> 48) & 0x3fff),
+        n & 0xffff_ffff_ffff
+    )
 }
 
 /// A time as Kubernetes writes it.
 pub fn rfc3339(at: SystemTime) -> String {
-    let seconds = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let seconds = at
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Days since 0000-03-01 in eras of 400 years: the usual way from a day's number to its date.
     let z = days + 719_468;
@@ -424,14 +591,25 @@ pub fn rfc3339(at: SystemTime) -> String {
     let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
-    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let (day, month) = (
+        doy - (153 * mp + 2) / 5 + 1,
+        if mp < 10 { mp + 3 } else { mp - 9 },
+    );
     let year = yoe + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
 }
 
 /// Reads the lab's own description.
 pub fn read_spec(path: &PathBuf) -> Result<Spec> {
-    serde_json::from_str(&fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?).context("reading the lab's description")
+    serde_json::from_str(
+        &fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?,
+    )
+    .context("reading the lab's description")
 }
 
 #[cfg(test)]
@@ -449,6 +627,10 @@ mod tests {
     #[test]
     fn uids_look_like_uids() {
         let uid = random_uid();
-        assert_eq!(uid.split('-').map(str::len).collect::<Vec<_>>(), [8, 4, 4, 4, 12], "{uid}");
+        assert_eq!(
+            uid.split('-').map(str::len).collect::<Vec<_>>(),
+            [8, 4, 4, 4, 12],
+            "{uid}"
+        );
     }
 }

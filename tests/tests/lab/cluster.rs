@@ -36,7 +36,10 @@ spec: {nodeName: n1, containers: [{name: c, image: idle}]}
 "#;
 
 fn bare() -> Spec {
-    Spec { mesh: false, ..suite::spec() }
+    Spec {
+        mesh: false,
+        ..suite::spec()
+    }
 }
 
 async fn up() -> Result<Lab> {
@@ -47,7 +50,23 @@ async fn up() -> Result<Lab> {
 }
 
 async fn status_code(lab: &Lab, family: &str, url: &str) -> Result<String> {
-    let ran = lab.exec("client", &["curl", family, "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", url]).await?;
+    let ran = lab
+        .exec(
+            "client",
+            &[
+                "curl",
+                family,
+                "-s",
+                "-m",
+                "5",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                url,
+            ],
+        )
+        .await?;
     Ok(ran.out)
 }
 
@@ -56,54 +75,148 @@ pub async fn pods_reach_services_by_name_and_both_families() -> Result<()> {
     let capture = lab.capture("n1")?;
     for family in ["-4", "-6"] {
         for _ in 0..8 {
-            assert_eq!(status_code(&lab, family, "http://web:8000/status/200").await?, "200", "{family}");
+            assert_eq!(
+                status_code(&lab, family, "http://web:8000/status/200").await?,
+                "200",
+                "{family}"
+            );
         }
     }
-    assert_eq!(status_code(&lab, "-4", "http://hidden.default.svc.cluster.local/status/204").await?, "204");
-    let marked = lab.exec("client", &["curl", "-s", "-m", "5", "-H", "x-marker: seen-on-the-wire", "http://web:8000/headers"]).await?;
+    assert_eq!(
+        status_code(
+            &lab,
+            "-4",
+            "http://hidden.default.svc.cluster.local/status/204"
+        )
+        .await?,
+        "204"
+    );
+    let marked = lab
+        .exec(
+            "client",
+            &[
+                "curl",
+                "-s",
+                "-m",
+                "5",
+                "-H",
+                "x-marker: seen-on-the-wire",
+                "http://web:8000/headers",
+            ],
+        )
+        .await?;
     assert_eq!(marked.code, 0, "{marked:?}");
     for _ in 0..20 {
-        lab.exec("client", &["curl", "-s", "-m", "5", "-H", "x-marker: seen-on-the-wire", "http://web:8000/headers"]).await?;
+        lab.exec(
+            "client",
+            &[
+                "curl",
+                "-s",
+                "-m",
+                "5",
+                "-H",
+                "x-marker: seen-on-the-wire",
+                "http://web:8000/headers",
+            ],
+        )
+        .await?;
     }
     let packets = capture.stop()?;
-    assert!(contains(&packets, b"seen-on-the-wire"), "of 21 requests at least one went to the other node, in the clear");
-    let unknown = lab.exec("client", &["curl", "-s", "-m", "5", "http://nobody/"]).await?;
-    assert_eq!(unknown.code, 6, "a name that nobody has does not resolve: {unknown:?}");
+    assert!(
+        contains(&packets, b"seen-on-the-wire"),
+        "of 21 requests at least one went to the other node, in the clear"
+    );
+    let unknown = lab
+        .exec("client", &["curl", "-s", "-m", "5", "http://nobody/"])
+        .await?;
+    assert_eq!(
+        unknown.code, 6,
+        "a name that nobody has does not resolve: {unknown:?}"
+    );
     Ok(())
 }
 
 pub async fn scaling_rescheduling_and_deletion_by_apply() -> Result<()> {
     let lab = up().await?;
     let old: Vec<String> = web(&lab).await?.into_iter().map(|p| p.0).collect();
-    lab.apply(&WORLD.replace("replicas: 2", "replicas: 4")).await?;
+    lab.apply(&WORLD.replace("replicas: 2", "replicas: 4"))
+        .await?;
     lab.wait_ready(READY).await?;
     let scaled = web(&lab).await?;
     assert_eq!(scaled.len(), 4);
-    assert_eq!(scaled.iter().filter(|p| p.1 == "n1").count(), 2, "spread over both nodes: {scaled:?}");
-    assert!(old.iter().all(|o| scaled.iter().any(|p| p.0 == *o)), "scaling up keeps what is there");
-    lab.apply(&WORLD.replace("replicas: 2", "replicas: 0")).await?;
-    lab.wait_for(READY, |s| if s.pods.len() == 1 { Ok(()) } else { bail!("{} pods", s.pods.len()) }).await?;
-    assert_eq!(status_code(&lab, "-4", "http://web:8000/").await?, "000", "a service without pods refuses");
-    let pinned = WORLD.replace("terminationGracePeriodSeconds: 1", "nodeSelector: {kubernetes.io/hostname: n2}");
+    assert_eq!(
+        scaled.iter().filter(|p| p.1 == "n1").count(),
+        2,
+        "spread over both nodes: {scaled:?}"
+    );
+    assert!(
+        old.iter().all(|o| scaled.iter().any(|p| p.0 == *o)),
+        "scaling up keeps what is there"
+    );
+    lab.apply(&WORLD.replace("replicas: 2", "replicas: 0"))
+        .await?;
+    lab.wait_for(READY, |s| {
+        if s.pods.len() == 1 {
+            Ok(())
+        } else {
+            bail!("{} pods", s.pods.len())
+        }
+    })
+    .await?;
+    assert_eq!(
+        status_code(&lab, "-4", "http://web:8000/").await?,
+        "000",
+        "a service without pods refuses"
+    );
+    let pinned = WORLD.replace(
+        "terminationGracePeriodSeconds: 1",
+        "nodeSelector: {kubernetes.io/hostname: n2}",
+    );
     lab.apply(&pinned).await?;
-    lab.wait_for(READY, |s| if s.pods.iter().filter(|p| p.ready && p.node == "n2").count() == 2 { Ok(()) } else { bail!("not on n2") }).await?;
-    lab.delete("apiVersion: v1\nkind: Pod\nmetadata: {name: client}\n").await?;
-    lab.wait_for(READY, |s| if s.pods.iter().all(|p| p.name != "client") { Ok(()) } else { bail!("the client is there") }).await?;
+    lab.wait_for(READY, |s| {
+        if s.pods.iter().filter(|p| p.ready && p.node == "n2").count() == 2 {
+            Ok(())
+        } else {
+            bail!("not on n2")
+        }
+    })
+    .await?;
+    lab.delete("apiVersion: v1\nkind: Pod\nmetadata: {name: client}\n")
+        .await?;
+    lab.wait_for(READY, |s| {
+        if s.pods.iter().all(|p| p.name != "client") {
+            Ok(())
+        } else {
+            bail!("the client is there")
+        }
+    })
+    .await?;
     Ok(())
 }
 
 async fn web(lab: &Lab) -> Result<Vec<(String, String)>> {
     let status = lab.status().await?;
-    Ok(status.pods.into_iter().filter(|p| p.name.starts_with("web-")).map(|p| (p.name, p.node)).collect())
+    Ok(status
+        .pods
+        .into_iter()
+        .filter(|p| p.name.starts_with("web-"))
+        .map(|p| (p.name, p.node))
+        .collect())
 }
 
 pub async fn down_removes_what_a_killed_supervisor_left() -> Result<()> {
     let lab = up().await?;
     let place: Place = lab.place.clone();
     let pid = down::supervisor(&place).context("the supervisor runs")?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), nix::sys::signal::Signal::SIGKILL)?;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(pid)?),
+        nix::sys::signal::Signal::SIGKILL,
+    )?;
     let removed = lab.down().await?;
-    ensure!(removed.namespaces >= 5, "fabric, two nodes and the pods: {removed:?}");
+    ensure!(
+        removed.namespaces >= 5,
+        "fabric, two nodes and the pods: {removed:?}"
+    );
     assert!(place.existing_netns().is_empty());
     assert!(!place.cgroup().exists() && !place.run().exists() && !place.state().exists());
     let again = down::down(&place)?;

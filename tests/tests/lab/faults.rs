@@ -15,14 +15,26 @@ pub async fn t03_a_killed_node_proxy_leaks_nothing_and_comes_back() -> Result<()
         lab.node(node).kill_agent(Signal::SIGKILL, true).await?;
         for _ in 0..10 {
             let refused = echo(&lab, "shop/client", "10.244.1.2").await;
-            ensure!(refused.is_err(), "{node}'s proxy is dead and traffic went on");
+            ensure!(
+                refused.is_err(),
+                "{node}'s proxy is dead and traffic went on"
+            );
         }
         lab.node(node).agent(Order::Start).await?;
-        until("service after the restart", async || echo(&lab, "shop/client", "10.244.1.2").await).await?;
+        until("service after the restart", async || {
+            echo(&lab, "shop/client", "10.244.1.2").await
+        })
+        .await?;
     }
     let packets = capture.stop()?;
-    assert!(!contains(&packets, MARKER.as_bytes()), "no plaintext at any time");
+    assert!(
+        !contains(&packets, MARKER.as_bytes()),
+        "no plaintext at any time"
+    );
     let status = lab.status().await?;
-    assert!(status.pods.iter().all(|p| p.restarts == 0), "no application noticed by dying");
+    assert!(
+        status.pods.iter().all(|p| p.restarts == 0),
+        "no application noticed by dying"
+    );
     Ok(())
 }

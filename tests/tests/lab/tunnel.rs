@@ -38,17 +38,31 @@ pub async fn pair() -> Result<Lab> {
     lab.apply(PAIR).await?;
     lab.wait_ready(SOON).await?;
     lab.wait_for(SOON, |s| {
-        let late: Vec<String> = s.pods.iter().filter(|p| p.mesh != "captured").map(|p| format!("{} is `{}` ({})", p.name, p.mesh, p.note)).collect();
-        if late.is_empty() { Ok(()) } else { bail!("{}", late.join(", ")) }
-    }).await?;
+        let late: Vec<String> = s
+            .pods
+            .iter()
+            .filter(|p| p.mesh != "captured")
+            .map(|p| format!("{} is `{}` ({})", p.name, p.mesh, p.note))
+            .collect();
+        if late.is_empty() {
+            Ok(())
+        } else {
+            bail!("{}", late.join(", "))
+        }
+    })
+    .await?;
     Ok(lab)
 }
 
 /// Sends the marker from `who` to `to` and expects it back.
 pub async fn echo(lab: &Lab, who: &str, to: &str) -> Result<()> {
-    let script = format!("exec 3<>/dev/tcp/{to}/9000 && echo {MARKER} >&3 && timeout 5 head -1 <&3");
+    let script =
+        format!("exec 3<>/dev/tcp/{to}/9000 && echo {MARKER} >&3 && timeout 5 head -1 <&3");
     let ran = lab.exec(who, &["bash", "-c", &script]).await?;
-    ensure!(ran.code == 0 && ran.out.trim() == MARKER, "{who} to {to}: {ran:?}");
+    ensure!(
+        ran.code == 0 && ran.out.trim() == MARKER,
+        "{who} to {to}: {ran:?}"
+    );
     Ok(())
 }
 
@@ -58,7 +72,9 @@ pub async fn until(what: &str, mut good: impl AsyncFnMut() -> Result<()>) -> Res
     loop {
         match good().await {
             Ok(()) => return Ok(()),
-            Err(e) if tokio::time::Instant::now() > deadline => return Err(e.context(format!("{what}: not within {SOON:?}"))),
+            Err(e) if tokio::time::Instant::now() > deadline => {
+                return Err(e.context(format!("{what}: not within {SOON:?}")));
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
@@ -67,23 +83,56 @@ pub async fn until(what: &str, mut good: impl AsyncFnMut() -> Result<()>) -> Res
 pub async fn an_echo_across_nodes_is_encrypted_and_logged() -> Result<()> {
     let lab = pair().await?;
     let capture = lab.capture("n1")?;
-    for to in ["echo", "echo.shop.svc.cluster.local", "10.244.1.2", "fd00:244:1::2"] {
+    for to in [
+        "echo",
+        "echo.shop.svc.cluster.local",
+        "10.244.1.2",
+        "fd00:244:1::2",
+    ] {
         echo(&lab, "shop/client", to).await?;
     }
     let packets = capture.stop()?;
-    assert!(!packets.is_empty(), "traffic between nodes crosses the wire");
-    assert!(!contains(&packets, MARKER.as_bytes()), "no plaintext between nodes");
+    assert!(
+        !packets.is_empty(),
+        "traffic between nodes crosses the wire"
+    );
+    assert!(
+        !contains(&packets, MARKER.as_bytes()),
+        "no plaintext between nodes"
+    );
     for (node, direction) in [("n1", "inbound"), ("n2", "outbound")] {
         until("the access log", async || {
             let lines = lab.node(node).access_log().await?;
-            let words = [direction, "path=hbone", "mtls=true", "spiffe://cluster.local/ns/shop/sa/client"];
-            let count = lines.iter().filter(|l| words.iter().all(|w| l.contains(w))).count();
-            ensure!(count == 4, "{node}: {count} of 4 lines with {words:?}; it says:\n{}", lines.join("\n"));
+            let words = [
+                direction,
+                "path=hbone",
+                "mtls=true",
+                "spiffe://cluster.local/ns/shop/sa/client",
+            ];
+            let count = lines
+                .iter()
+                .filter(|l| words.iter().all(|w| l.contains(w)))
+                .count();
+            ensure!(
+                count == 4,
+                "{node}: {count} of 4 lines with {words:?}; it says:\n{}",
+                lines.join("\n")
+            );
             Ok(())
-        }).await?;
+        })
+        .await?;
     }
-    let opened = lab.node("n1").metric("istio_tcp_connections_opened_total", &[("connection_security_policy", "mutual_tls")]).await?;
-    assert!(opened >= 4.0, "{opened} connections counted with mutual TLS");
+    let opened = lab
+        .node("n1")
+        .metric(
+            "istio_tcp_connections_opened_total",
+            &[("connection_security_policy", "mutual_tls")],
+        )
+        .await?;
+    assert!(
+        opened >= 4.0,
+        "{opened} connections counted with mutual TLS"
+    );
     lab.node("n1").get("/readyz").await.context("ready")?;
     Ok(())
 }
