@@ -12,11 +12,7 @@ use mesh_k8s::ObjectRef;
 use mesh_translate::{Message, Origin, Severity, Status};
 use serde::Serialize;
 
-use crate::{
-    status::line_of,
-    view::View,
-    watch::read_folder,
-};
+use crate::{status::line_of, view::View, watch::read_folder};
 
 /// What to analyze.
 #[derive(clap::Args)]
@@ -57,10 +53,17 @@ struct Finding<'s> {
 
 /// Runs the command; it fails when there is an error among the findings.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Args { manifests, output, object } = args;
+    let Args {
+        manifests,
+        output,
+        object,
+    } = args;
     let mut view = View::default();
     view.apply(read_folder(&manifests)?);
-    let mut statuses = view.refresh().map(|refresh| refresh.statuses).unwrap_or_default();
+    let mut statuses = view
+        .refresh()
+        .map(|refresh| refresh.statuses)
+        .unwrap_or_default();
     if let Some(wanted) = &object {
         statuses.retain(|status| is_meant(&status.object, wanted));
         if statuses.is_empty() {
@@ -69,7 +72,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     let findings = findings(&statuses, object.is_some());
-    let failed = findings.iter().any(|finding| finding.severity == Severity::Error);
+    let failed = findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Error);
     let mut out = std::io::stdout().lock();
     let text = match (output, object.is_some()) {
         (Form::Json, false) => serde_json::to_string_pretty(&findings)? + "\n",
@@ -77,12 +82,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (Form::Yaml, false) => serde_saphyr::to_string(&findings)?,
         (Form::Yaml, true) => serde_saphyr::to_string(&statuses)?,
         (Form::Table, whole) => {
-            let conditions = if whole { conditions(&statuses) } else { String::new() };
+            let conditions = if whole {
+                conditions(&statuses)
+            } else {
+                String::new()
+            };
             conditions + &table(&findings, std::io::stdout().is_terminal())
         }
     };
-    out.write_all(text.as_bytes()).context("writing the findings")?;
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    out.write_all(text.as_bytes())
+        .context("writing the findings")?;
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn findings(statuses: &[Status], all: bool) -> Vec<Finding<'_>> {
@@ -99,7 +113,11 @@ fn findings(statuses: &[Status], all: bool) -> Vec<Finding<'_>> {
             text: &message.text,
         })
         .collect();
-    findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.place.cmp(&b.place)));
+    findings.sort_by(|a, b| {
+        b.severity
+            .cmp(&a.severity)
+            .then_with(|| a.place.cmp(&b.place))
+    });
     findings
 }
 
@@ -109,8 +127,15 @@ fn conditions(statuses: &[Status]) -> String {
         text.push_str(&format!("{} ({})\n", status.object, status.origin));
         for condition in &status.conditions {
             let holds = if condition.status { "yes" } else { "no" };
-            text.push_str(&format!("  {:?}: {holds}, {}", condition.kind, condition.reason));
-            text.push_str(&if condition.message.is_empty() { "\n".to_owned() } else { format!(": {}\n", condition.message) });
+            text.push_str(&format!(
+                "  {:?}: {holds}, {}",
+                condition.kind, condition.reason
+            ));
+            text.push_str(&if condition.message.is_empty() {
+                "\n".to_owned()
+            } else {
+                format!(": {}\n", condition.message)
+            });
         }
     }
     text
@@ -118,18 +143,42 @@ fn conditions(statuses: &[Status]) -> String {
 
 fn table(findings: &[Finding<'_>], colour: bool) -> String {
     let mut text = String::new();
-    for Finding { severity, object, place, field, text: said } in findings {
+    for Finding {
+        severity,
+        object,
+        place,
+        field,
+        text: said,
+    } in findings
+    {
         let (word, paint) = match severity {
             Severity::Error => ("error", "\x1b[31m"),
             Severity::Warning => ("warning", "\x1b[33m"),
             Severity::Info => ("info", "\x1b[36m"),
         };
-        let word = if colour { format!("{paint}{word}\x1b[0m") } else { word.to_owned() };
-        let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
+        let word = if colour {
+            format!("{paint}{word}\x1b[0m")
+        } else {
+            word.to_owned()
+        };
+        let field = if field.is_empty() {
+            String::new()
+        } else {
+            format!("{field}: ")
+        };
         text.push_str(&format!("{place}: {word}: {object}: {field}{said}\n"));
     }
-    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-    text.push_str(&format!("{} errors, {} warnings\n", count(Severity::Error), count(Severity::Warning)));
+    let count = |severity| {
+        findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    text.push_str(&format!(
+        "{} errors, {} warnings\n",
+        count(Severity::Error),
+        count(Severity::Warning)
+    ));
     text
 }
 
@@ -140,7 +189,9 @@ fn is_meant(object: &ObjectRef, wanted: &str) -> bool {
     match parts.as_slice() {
         [name] => *object.name == **name,
         [first, name] => *object.name == **name && (*object.namespace == **first || kind(first)),
-        [first, namespace, name] => kind(first) && *object.namespace == **namespace && *object.name == **name,
+        [first, namespace, name] => {
+            kind(first) && *object.namespace == **namespace && *object.name == **name
+        }
         _ => false,
     }
 }
@@ -152,7 +203,11 @@ mod tests {
     #[test]
     fn objects_are_named_with_as_much_as_is_given() {
         let check = |wanted: &str, expect| {
-            assert_eq!(is_meant(&ObjectRef::new("Pod", "shop", "web"), wanted), expect, "{wanted}");
+            assert_eq!(
+                is_meant(&ObjectRef::new("Pod", "shop", "web"), wanted),
+                expect,
+                "{wanted}"
+            );
         };
         check("web", true);
         check("shop/web", true);
@@ -168,7 +223,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\n\
                     spec:\n  rules:\n  - from:\n    - source:\n        ipBlocks:\n        - 10.0.0.0/8\n        - 10.0.0.0/99\n";
-        std::fs::write(folder.path().join("p.yaml"), format!("# a note\n---\n{text}")).expect("written");
+        std::fs::write(
+            folder.path().join("p.yaml"),
+            format!("# a note\n---\n{text}"),
+        )
+        .expect("written");
         let mut view = View::default();
         view.apply(read_folder(folder.path()).expect("read"));
         let statuses = view.refresh().expect("a refresh").statuses;

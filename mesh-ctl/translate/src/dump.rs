@@ -78,6 +78,7 @@ fn workload(workload: &Workload) -> Value {
         })
         .collect();
     let (locality, canonical) = (&workload.locality, &workload.canonical);
+    let place = format!("{}/{}/{}", locality.region, locality.zone, locality.subzone);
     let fields = only(json!({
         "identity": workload.identity.to_string(),
         "network": workload.network.as_str(),
@@ -87,7 +88,7 @@ fn workload(workload: &Workload) -> Value {
         "protocol": word(&workload.protocol),
         "hostNetwork": workload.host_network,
         "unhealthy": !workload.healthy,
-        "locality": [&locality.region, &locality.zone, &locality.subzone].map(|part| part.to_string()).join("/").trim_matches('/'),
+        "locality": place.trim_matches('/'),
         "canonical": format!("{} {} ({} {})", canonical.name, canonical.revision, canonical.workload_type, canonical.workload_name),
         "services": services,
         "policies": texts(&workload.policies),

@@ -107,7 +107,12 @@ pub fn translate(view: &ClusterView) -> Output {
 /// What was noticed when objects were read, and kinds that are not honoured.
 fn notices(view: &ClusterView, reports: &mut Reports) {
     for (object, origin, unknown) in view.notices() {
-        for path in unknown {
+        // Policies say for themselves what an unknown field of their spec means.
+        let policy = matches!(&*object.kind, "AuthorizationPolicy" | "PeerAuthentication");
+        for path in unknown
+            .iter()
+            .filter(|path| !(policy && path.starts_with("spec.")))
+        {
             reports.say(
                 &object,
                 origin,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     settings::Settings,
-    status::{Message, Reports, Severity},
+    status::{InForce, Message, Reports, Severity},
     view::{ClusterView, Entry, Key},
 };
 
@@ -43,6 +43,13 @@ pub(crate) fn collect<'a>(
         let mut messages = Vec::new();
         let draft = draft(view, entry, settings, &localities, &mut messages);
         reports.say_all(&draft.object, &entry.origin, messages);
+        if let Enrolment::Refused(reason) = &draft.extra.enrolment {
+            reports.in_force(
+                &draft.object,
+                &entry.origin,
+                InForce::Not("NotEnrolled", reason.to_string()),
+            );
+        }
         let index = drafts.all.len();
         drafts.by_pod.insert((&key.namespace, &key.name), index);
         if !draft.workload.host_network {

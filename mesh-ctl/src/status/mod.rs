@@ -1,0 +1,165 @@
+//! What is told to the authors of objects: the translation's statuses and what nodes refused, in one place.
+//!
+//! Invariant: what a node refuses at present is shown at the object that caused it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    path::Path,
+};
+
+use mesh_k8s::ObjectRef;
+use mesh_translate::{Condition, ConditionKind, Message, Origin, Severity, Status};
+use serde::Serialize;
+
+use crate::watch::field_line;
+
+/// At most this many nodes are named at one object.
+const NODES_NAMED: usize = 8;
+
+/// The statuses of all objects.
+#[derive(Debug, Default)]
+pub struct Statuses {
+    translated: Vec<Status>,
+    /// What each node refused, by the resource's name.
+    refused: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// The file in which statuses are kept.
+#[derive(Debug, Serialize)]
+struct Kept<'a> {
+    /// The version of this file's form.
+    version: u32,
+    statuses: &'a [Status],
+}
+
+impl Statuses {
+    /// Takes over what a translation said.
+    pub fn translated(&mut self, statuses: Vec<Status>) {
+        self.translated = statuses;
+    }
+
+    /// What nodes refuse at present, all of it: node, the resource's name on the wire, and the reason.
+    pub fn refused<'r>(&mut self, refusals: impl IntoIterator<Item = (&'r str, &'r str, &'r str)>) {
+        self.refused.clear();
+        for (node, name, reason) in refusals {
+            self.refused
+                .entry(name.to_owned())
+                .or_default()
+                .insert(node.to_owned(), reason.to_owned());
+        }
+    }
+
+    /// All statuses, ordered by object.
+    pub fn all(&self) -> Vec<Status> {
+        let mut all: BTreeMap<ObjectRef, Status> = self
+            .translated
+            .iter()
+            .map(|status| (status.object.clone(), status.clone()))
+            .collect();
+        for (name, nodes) in &self.refused {
+            let object = object_of(name);
+            let status = all.entry(object.clone()).or_insert_with(|| fresh(object));
+            refuse(status, name, nodes);
+        }
+        all.into_values().collect()
+    }
+
+    /// Writes all statuses to a file, whole or not at all.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let all = self.all();
+        let text = serde_json::to_vec_pretty(&Kept {
+            version: 1,
+            statuses: &all,
+        })?;
+        let folder = path.parent().unwrap_or_else(|| Path::new("."));
+        let aside = folder.join(format!(
+            ".{}.new",
+            path.file_name().unwrap_or_default().to_string_lossy()
+        ));
+        let mut file = fs::File::create(&aside)?;
+        file.write_all(&text)?;
+        file.write_all(b"\n")?;
+        file.sync_data()?;
+        fs::rename(&aside, path)
+    }
+}
+
+fn fresh(object: ObjectRef) -> Status {
+    let accepted = Condition {
+        kind: ConditionKind::Accepted,
+        status: true,
+        reason: "Accepted".to_owned(),
+        message: String::new(),
+    };
+    Status {
+        object,
+        origin: Origin::default(),
+        conditions: vec![accepted],
+        messages: Vec::new(),
+    }
+}
+
+fn refuse(status: &mut Status, name: &str, nodes: &BTreeMap<String, String>) {
+    let text = format!("refused by {} nodes: {name}", nodes.len());
+    status
+        .conditions
+        .retain(|condition| condition.kind != ConditionKind::Programmed);
+    status.conditions.push(Condition {
+        kind: ConditionKind::Programmed,
+        status: false,
+        reason: "RefusedByNode".to_owned(),
+        message: text,
+    });
+    for (node, reason) in nodes.iter().take(NODES_NAMED) {
+        status.messages.push(Message {
+            severity: Severity::Error,
+            field: String::new(),
+            text: format!("node {node} refused {name}: {reason}"),
+        });
+    }
+}
+
+/// The object behind a resource's name on the wire: a workload's uid, `namespace/host` or `namespace/name`, each
+/// perhaps below `workload/`, `service/` or `policy/`.
+pub fn object_of(name: &str) -> ObjectRef {
+    let (class, rest) = match name.split_once('/') {
+        Some((class @ ("workload" | "service" | "policy"), rest)) => (class, rest),
+        _ => ("", name),
+    };
+    let parts: Vec<&str> = rest.split('/').collect();
+    match (class, parts.as_slice()) {
+        ("" | "workload", [_cluster, _group, kind, namespace, name, ..]) => {
+            ObjectRef::new(kind, namespace, name)
+        }
+        ("service", [namespace, host]) => service(namespace, host),
+        ("", [namespace, host]) if host.contains(".svc.") => service(namespace, host),
+        ("" | "policy", [namespace, name]) => {
+            ObjectRef::new("AuthorizationPolicy", namespace, name)
+        }
+        _ if name == "mesh" => ObjectRef::new("MeshConfig", "", "mesh"),
+        _ => ObjectRef::new("Resource", "", name),
+    }
+}
+
+fn service(namespace: &str, host: &str) -> ObjectRef {
+    match host.split_once('.') {
+        Some((short, rest)) if rest.starts_with(&format!("{namespace}.svc.")) => {
+            ObjectRef::new("Service", namespace, short)
+        }
+        _ => ObjectRef::new("ServiceEntry", namespace, host),
+    }
+}
+
+/// Replaces the line at which an object begins by the line of the field that a message is about.
+pub fn line_of(status: &Status, message: &Message) -> Origin {
+    let mut origin = status.origin.clone();
+    if !origin.file.is_empty() && origin.line > 0 && !message.field.is_empty() {
+        origin.line = field_line(&origin, &message.field);
+    }
+    origin
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! Where objects come from: one seam, behind which are files now and a cluster's API later.
+//!
+//! Invariants: a bad object is named and stops nobody else; a source never says that an object is gone because
+//! it could not be read.
+
+mod document;
+mod folder;
+mod manifests;
+mod node;
+
+use std::{future::Future, sync::Arc};
+
+use mesh_k8s::{Object, ObjectRef};
+use mesh_translate::{Broken, Origin};
+
+pub use document::field_line;
+pub use folder::Folder;
+pub use manifests::{Manifests, read_folder};
+
+/// What happened to one object.
+#[derive(Clone, Debug)]
+pub enum Delta {
+    /// It is there in this version.
+    Applied {
+        /// The object.
+        object: Object,
+        /// Where it was read.
+        origin: Origin,
+        /// Paths of fields that no type knows.
+        unknown: Arc<[String]>,
+    },
+    /// It is gone.
+    Removed(ObjectRef),
+    /// It is there and cannot be read; a version that could be read before stays in force. What has no name is
+    /// named by its place: kind `Document`, name `file:line`.
+    Bad(ObjectRef, Broken),
+}
+
+/// Why a source can tell nothing more.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The folder of manifests cannot be watched.
+    #[error("cannot watch manifests in {path}: {reason}")]
+    Folder {
+        /// The folder.
+        path: String,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// A source of objects.
+pub trait Source: Send {
+    /// Waits for the next batch. The first batch is everything there is, and may be empty.
+    fn next(&mut self) -> impl Future<Output = Result<Vec<Delta>, WatchError>> + Send;
+}
