@@ -19,7 +19,7 @@ use crate::authz::rules::Rules;
 use crate::name::{Hostname, NetworkId, NodeName, PolicyName, ServiceName, WorkloadUid};
 
 /// One change to the snapshot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Adds or replaces a workload.
     Workload(Workload),
