@@ -17,15 +17,37 @@ pub async fn call(socket: &Path, method: Method, path: &str) -> io::Result<(u16,
 }
 
 async fn exchange(socket: &Path, method: Method, path: &str) -> io::Result<(u16, String)> {
-    let absent = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}; is a node proxy running with this instance name?", socket.display()));
+    let absent = |e: io::Error| {
+        io::Error::new(
+            e.kind(),
+            format!(
+                "{}: {e}; is a node proxy running with this instance name?",
+                socket.display()
+            ),
+        )
+    };
     let stream = UnixStream::connect(socket).await.map_err(absent)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
     let driver = tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header(header::HOST, "admin").body(Empty::<Bytes>::new());
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "admin")
+        .body(Empty::<Bytes>::new());
     let request = request.map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(io::Error::other)?;
     let status = response.status().as_u16();
-    let body = response.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(io::Error::other)?
+        .to_bytes();
     driver.abort();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }

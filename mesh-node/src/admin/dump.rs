@@ -1,28 +1,39 @@
 //! The configuration dump: what this node knows, under the key names that tools for ztunnel look for.
 
 use mesh_model::{
+    mesh::workload::Enrolment,
     mesh::{
         Action, GatewayAddress, Mesh, Policy, PolicyScope, Service, Validity, Workload,
         policy::{Match, StringMatch},
         workload::TunnelProtocol,
     },
-    mesh::workload::Enrolment,
 };
 use serde_json::{Map, Value, json};
 
 /// The parts of the dump that come from the snapshot.
 pub(super) fn mesh(mesh: &Mesh) -> Map<String, Value> {
     let mut out = Map::new();
-    out.insert("workloads".into(), mesh.workloads().map(|w| workload(mesh, w)).collect());
-    out.insert("services".into(), mesh.services().map(|s| service(mesh, s)).collect());
-    out.insert("policies".into(), mesh.policies().map(|p| policy(p)).collect());
+    out.insert(
+        "workloads".into(),
+        mesh.workloads().map(|w| workload(mesh, w)).collect(),
+    );
+    out.insert(
+        "services".into(),
+        mesh.services().map(|s| service(mesh, s)).collect(),
+    );
+    out.insert(
+        "policies".into(),
+        mesh.policies().map(|p| policy(p)).collect(),
+    );
     out
 }
 
 fn gateway(address: &Option<GatewayAddress>) -> Value {
     match address {
         None => Value::Null,
-        Some(g) => json!({"destination": format!("{:?}", g.destination), "hbonePort": g.hbone_port}),
+        Some(g) => {
+            json!({"destination": format!("{:?}", g.destination), "hbonePort": g.hbone_port})
+        }
     }
 }
 
@@ -117,7 +128,12 @@ fn policy(p: &Policy) -> Value {
     let rules: Vec<Value> = p
         .rules
         .iter()
-        .map(|r| r.clauses.iter().map(|c| c.matches.iter().map(matches).collect::<Value>()).collect::<Value>())
+        .map(|r| {
+            r.clauses
+                .iter()
+                .map(|c| c.matches.iter().map(matches).collect::<Value>())
+                .collect::<Value>()
+        })
         .collect();
     json!({
         "name": p.name.name,

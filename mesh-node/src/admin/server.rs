@@ -4,11 +4,7 @@
 //! number and time; an unknown path or method is told what there is.
 
 use std::{
-    convert::Infallible,
-    fmt, fs, io,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    sync::Arc,
+    convert::Infallible, fmt, fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc,
     time::Duration,
 };
 
@@ -64,7 +60,9 @@ pub struct AdminParts {
 
 impl fmt::Debug for AdminParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AdminParts").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("AdminParts")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -87,14 +85,20 @@ impl AdminServer {
         let listener = UnixListener::bind(&next)?;
         fs::set_permissions(&next, fs::Permissions::from_mode(0o600))?;
         fs::rename(&next, path)?;
-        Ok(Self { listener, parts, admitted })
+        Ok(Self {
+            listener,
+            parts,
+            admitted,
+        })
     }
 
     /// Serves until the future is dropped.
     pub async fn run(self) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let Ok(permit) = room.clone().acquire_owned().await else {
+                return;
+            };
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -111,8 +115,14 @@ impl AdminServer {
                         drop(permit);
                     });
                 }
-                Ok(peer) => tracing::warn!(uid = peer.uid(), pid = peer.pid(), "a peer that is not root was turned away from admin.sock"),
-                Err(error) => tracing::warn!(%error, "a peer of admin.sock that cannot be identified was turned away"),
+                Ok(peer) => tracing::warn!(
+                    uid = peer.uid(),
+                    pid = peer.pid(),
+                    "a peer that is not root was turned away from admin.sock"
+                ),
+                Err(error) => {
+                    tracing::warn!(%error, "a peer of admin.sock that cannot be identified was turned away")
+                }
             }
         }
     }
@@ -123,7 +133,9 @@ async fn serve(stream: UnixStream, parts: AdminParts) {
         let parts = parts.clone();
         async move { Ok::<_, Infallible>(parts.answer(&request).await) }
     });
-    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service);
     // A client that goes away or is too slow is its own problem.
     let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
 }
@@ -140,12 +152,16 @@ impl AdminParts {
             },
             (&Method::GET, "/sessions") => json_reply(&(self.sessions)()),
             (&Method::GET, "/logging") => reply(StatusCode::OK, self.logging()),
-            (&Method::POST, "/logging") => self.set_logging(request.uri().query().unwrap_or_default()),
+            (&Method::POST, "/logging") => {
+                self.set_logging(request.uri().query().unwrap_or_default())
+            }
             (&Method::POST, "/drain") => match self.lifecycle.drain(self.drain, Ending::Stop) {
                 true => reply(StatusCode::OK, "draining\n".into()),
                 false => reply(StatusCode::CONFLICT, "it is draining already\n".into()),
             },
-            (_, "/config_dump" | "/pods" | "/sessions" | "/logging" | "/drain") => reply(StatusCode::METHOD_NOT_ALLOWED, PATHS.into()),
+            (_, "/config_dump" | "/pods" | "/sessions" | "/logging" | "/drain") => {
+                reply(StatusCode::METHOD_NOT_ALLOWED, PATHS.into())
+            }
             _ => reply(StatusCode::NOT_FOUND, PATHS.into()),
         }
     }
@@ -154,18 +170,30 @@ impl AdminParts {
         let snapshot = self.state.load();
         let mut dump = dump::mesh(&snapshot.mesh);
         dump.insert("certificates".into(), (self.certificates)());
-        dump.insert("pods".into(), self.capture.list().await.map_or(Value::Null, |pods| json!(pods)));
+        dump.insert(
+            "pods".into(),
+            self.capture
+                .list()
+                .await
+                .map_or(Value::Null, |pods| json!(pods)),
+        );
         dump.insert("config".into(), self.config.clone());
-        dump.insert("version".into(), json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "generation": snapshot.generation,
-            "complete": snapshot.mesh.is_complete(),
-        }));
+        dump.insert(
+            "version".into(),
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "generation": snapshot.generation,
+                "complete": snapshot.mesh.is_complete(),
+            }),
+        );
         json_reply(&Value::Object(dump))
     }
 
     fn logging(&self) -> String {
-        self.log.as_ref().map_or_else(|| "the log was not set up by this process\n".to_owned(), |l| format!("{}\n", l.current()))
+        self.log.as_ref().map_or_else(
+            || "the log was not set up by this process\n".to_owned(),
+            |l| format!("{}\n", l.current()),
+        )
     }
 
     /// Changes the filter, the access log, or both; all of it is checked before any of it is done.
@@ -176,7 +204,12 @@ impl AdminParts {
                 Some(("level", filter)) => level = Some(decode(filter)),
                 Some(("access", "on")) => access = Some(true),
                 Some(("access", "off")) => access = Some(false),
-                _ => return reply(StatusCode::BAD_REQUEST, format!("{pair:?} is not understood\n{PATHS}")),
+                _ => {
+                    return reply(
+                        StatusCode::BAD_REQUEST,
+                        format!("{pair:?} is not understood\n{PATHS}"),
+                    );
+                }
             }
         }
         match (&level, &self.log) {
@@ -204,7 +237,9 @@ fn decode(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         let escaped = match (first, tail) {
-            (b'%', [high, low, ..]) => (char::from(*high).to_digit(16)).zip(char::from(*low).to_digit(16)),
+            (b'%', [high, low, ..]) => {
+                (char::from(*high).to_digit(16)).zip(char::from(*low).to_digit(16))
+            }
             _ => None,
         };
         match escaped {
@@ -223,7 +258,10 @@ fn decode(text: &str) -> String {
 
 fn json_reply(value: &Value) -> Response<Full<Bytes>> {
     let mut response = reply(StatusCode::OK, format!("{value:#}\n"));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     response
 }
 

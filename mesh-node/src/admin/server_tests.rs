@@ -8,7 +8,9 @@ use super::*;
 use crate::{
     accept::Listeners,
     admin::client::call,
-    capture::{CaptureParts, Capture, Enroller, FakeDatapath, Finder, KernelMetrics, Refiller, SavedPods},
+    capture::{
+        Capture, CaptureParts, Enroller, FakeDatapath, Finder, KernelMetrics, Refiller, SavedPods,
+    },
     dns::DnsHandle,
     lifecycle::{Phase, Readiness},
     observe::{Metrics, MetricsServer},
@@ -30,13 +32,22 @@ impl Drop for World {
 fn world(name: &str) -> (World, AdminParts) {
     let dir = std::env::temp_dir().join(format!("w-edges-admin-{name}-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
-    let (metrics, state, kernel) = (Metrics::new(), MeshState::new(), Arc::new(FakeDatapath::default()));
+    let (metrics, state, kernel) = (
+        Metrics::new(),
+        MeshState::new(),
+        Arc::new(FakeDatapath::default()),
+    );
     let late = metrics.node().sockets_made_late.clone();
     let (capture, task) = Capture::new(CaptureParts {
         cluster: "Kubernetes".into(),
         state: state.clone(),
         namespaces: EnrolledNamespaces::open(&dir),
-        enroller: Enroller { kernel: kernel.clone(), datapath: kernel, refill: Refiller::start().unwrap(), late },
+        enroller: Enroller {
+            kernel: kernel.clone(),
+            datapath: kernel,
+            refill: Refiller::start().unwrap(),
+            late,
+        },
         listeners: Listeners::new(0).0,
         dns: DnsHandle::new().0,
         saved: SavedPods::open(&dir).unwrap(),
@@ -61,7 +72,14 @@ fn world(name: &str) -> (World, AdminParts) {
         }),
         sessions: Arc::new(|| json!({"flows": []})),
     };
-    (World { dir, lifecycle, asked }, parts)
+    (
+        World {
+            dir,
+            lifecycle,
+            asked,
+        },
+        parts,
+    )
 }
 
 #[tokio::test]
@@ -76,15 +94,40 @@ async fn root_sees_everything_and_changes_it_by_post_only() {
     for key in ["workloads", "services", "policies", "certificates", "pods"] {
         assert!(dump[key].is_array(), "{key} is missing: {dump}");
     }
-    assert_eq!((&dump["config"]["nodeName"], &dump["version"]["complete"]), (&json!("n1"), &json!(false)));
+    assert_eq!(
+        (&dump["config"]["nodeName"], &dump["version"]["complete"]),
+        (&json!("n1"), &json!(false))
+    );
     assert_eq!(call(&path, Method::GET, "/drain").await.unwrap().0, 405);
-    assert_eq!(world.lifecycle.phase(), Phase::Serving, "a GET changed something");
+    assert_eq!(
+        world.lifecycle.phase(),
+        Phase::Serving,
+        "a GET changed something"
+    );
     assert_eq!(call(&path, Method::GET, "/nowhere").await.unwrap().0, 404);
-    assert_eq!(call(&path, Method::POST, "/logging?volume=11").await.unwrap().0, 400);
-    assert_eq!(call(&path, Method::POST, "/logging?access=off").await.unwrap().0, 200);
+    assert_eq!(
+        call(&path, Method::POST, "/logging?volume=11")
+            .await
+            .unwrap()
+            .0,
+        400
+    );
+    assert_eq!(
+        call(&path, Method::POST, "/logging?access=off")
+            .await
+            .unwrap()
+            .0,
+        200
+    );
     assert_eq!(call(&path, Method::GET, "/sessions").await.unwrap().0, 200);
     assert_eq!(call(&path, Method::POST, "/drain").await.unwrap().0, 200);
-    assert!(matches!(world.lifecycle.phase(), Phase::Draining { ending: Ending::Stop, .. }));
+    assert!(matches!(
+        world.lifecycle.phase(),
+        Phase::Draining {
+            ending: Ending::Stop,
+            ..
+        }
+    ));
     assert_eq!(call(&path, Method::POST, "/drain").await.unwrap().0, 409);
 }
 
@@ -95,8 +138,14 @@ async fn others_are_turned_away() {
     let not_us = nix::unistd::geteuid().as_raw() + 1;
     tokio::spawn(AdminServer::bind(&path, not_us, parts).unwrap().run());
     assert!(call(&path, Method::GET, "/config_dump").await.is_err());
-    assert!(!world.asked.load(SeqCst), "a stranger's request was carried out");
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(
+        !world.asked.load(SeqCst),
+        "a stranger's request was carried out"
+    );
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
 }
 
 #[tokio::test]
@@ -104,23 +153,44 @@ async fn the_metrics_port_is_read_only() {
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
     metrics.add_kernel(Arc::new(KernelMetrics(Arc::new(FakeDatapath::default()))));
     let part = readiness.part("configuration", "the controller");
-    let listener = MetricsServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = MetricsServer::bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(MetricsServer::new(metrics, readiness.as_check()).run(listener));
     let ask = async |request: &str| {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("{request} HTTP/1.1\r\nhost: n1\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(
+                format!("{request} HTTP/1.1\r\nhost: n1\r\nconnection: close\r\n\r\n").as_bytes(),
+            )
+            .await
+            .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         text
     };
     let metrics = ask("GET /stats/prometheus").await;
-    assert!(metrics.contains(r#"warren_kernel_total{kind="decision",name="connect_captured"} 0"#), "{metrics}");
-    assert!(metrics.contains("# EOF") && metrics.contains("warren_build_info"), "{metrics}");
-    assert!(ask("GET /readyz").await.contains("503") && ask("GET /readyz").await.contains("the controller"));
+    assert!(
+        metrics.contains(r#"warren_kernel_total{kind="decision",name="connect_captured"} 0"#),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("# EOF") && metrics.contains("warren_build_info"),
+        "{metrics}"
+    );
+    assert!(
+        ask("GET /readyz").await.contains("503")
+            && ask("GET /readyz").await.contains("the controller")
+    );
     part.ready();
-    assert!(ask("GET /readyz").await.contains("200 OK") && ask("GET /healthz/ready").await.contains("200 OK"));
+    assert!(
+        ask("GET /readyz").await.contains("200 OK")
+            && ask("GET /healthz/ready").await.contains("200 OK")
+    );
     assert!(ask("GET /livez").await.contains("200 OK"));
     assert!(ask("POST /metrics").await.contains("405"));
-    assert!(ask("POST /drain").await.contains("405") && ask("GET /config_dump").await.contains("404"));
+    assert!(
+        ask("POST /drain").await.contains("405") && ask("GET /config_dump").await.contains("404")
+    );
 }

@@ -3,7 +3,11 @@
 //! Invariants: every call is short and never blocks on the network; a failure to install a verdict leaves
 //! the flow with the proxy, which decides it like any other.
 
-use std::{fmt, io, net::{IpAddr, SocketAddr}, time::Duration};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use mesh_model::reason::Reason;
 
@@ -50,7 +54,13 @@ pub trait Datapath: Send + Sync + fmt::Debug {
     fn is_probe(&self, local: SocketAddr, peer: SocketAddr) -> bool;
 
     /// Remembers for a short while that a dial failed, so that the next `connect()` fails at once.
-    fn note_failed_dial(&self, source: u64, original: SocketAddr, reason: Reason, lasting: Duration);
+    fn note_failed_dial(
+        &self,
+        source: u64,
+        original: SocketAddr,
+        reason: Reason,
+        lasting: Duration,
+    );
 
     /// The epoch of a destination.
     fn epoch(&self, destination: IpAddr) -> u32;

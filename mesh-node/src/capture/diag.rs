@@ -10,7 +10,10 @@ use std::{
 };
 
 use nix::sys::{
-    socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt},
+    socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+        sockopt,
+    },
     time::TimeVal,
 };
 
@@ -59,7 +62,13 @@ pub fn established() -> io::Result<Vec<Existing>> {
     let netlink = open()?;
     let mut found = Vec::new();
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let mut request = message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, STATES, None);
+        let mut request = message(
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            family,
+            STATES,
+            None,
+        );
         request[HEADER + 3] = 0;
         send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
         dump(&netlink, &mut found)?;
@@ -72,7 +81,13 @@ pub fn established() -> io::Result<Vec<Existing>> {
 pub fn cut(connections: &[Existing]) -> usize {
     let Ok(netlink) = open() else { return 0 };
     let ended = |c: &Existing| -> io::Result<()> {
-        let request = message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, c.family, u32::MAX, Some(&c.id));
+        let request = message(
+            SOCK_DESTROY,
+            NLM_F_REQUEST | NLM_F_ACK,
+            c.family,
+            u32::MAX,
+            Some(&c.id),
+        );
         send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
         let mut answer = [0u8; 512];
         let n = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
@@ -91,7 +106,12 @@ pub fn cut(connections: &[Existing]) -> usize {
 }
 
 fn open() -> io::Result<OwnedFd> {
-    let netlink = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
+    )?;
     setsockopt(&netlink, sockopt::ReceiveTimeout, &TimeVal::new(1, 0))?;
     Ok(netlink)
 }
@@ -99,7 +119,11 @@ fn open() -> io::Result<OwnedFd> {
 fn message(kind: u16, flags: u16, family: u8, states: u32, id: Option<&[u8; ID]>) -> Vec<u8> {
     let length = HEADER + 8 + ID;
     let mut m = vec![0u8; length];
-    m[0..4].copy_from_slice(&u32::try_from(length).expect("a short message").to_ne_bytes());
+    m[0..4].copy_from_slice(
+        &u32::try_from(length)
+            .expect("a short message")
+            .to_ne_bytes(),
+    );
     m[4..6].copy_from_slice(&kind.to_ne_bytes());
     m[6..8].copy_from_slice(&flags.to_ne_bytes());
     m[HEADER] = family;
@@ -125,16 +149,27 @@ fn dump(netlink: &OwnedFd, found: &mut Vec<Existing>) -> io::Result<()> {
                 return Ok(());
             }
             if let Some(e) = errno(rest) {
-                return if e == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(e)) };
+                return if e == 0 {
+                    Ok(())
+                } else {
+                    Err(io::Error::from_raw_os_error(e))
+                };
             }
             // `inet_diag_msg`: family, state, timer, retransmissions, then the id.
-            if let Some(body) = rest.get(HEADER..length.min(rest.len())).filter(|b| b.len() >= 4 + ID)
+            if let Some(body) = rest
+                .get(HEADER..length.min(rest.len()))
+                .filter(|b| b.len() >= 4 + ID)
                 && found.len() < MOST
             {
                 let id = body[4..4 + ID].try_into().expect("a slice of that length");
-                found.push(Existing { family: body[0], id });
+                found.push(Existing {
+                    family: body[0],
+                    id,
+                });
             }
-            rest = rest.get(length.next_multiple_of(4).max(HEADER)..).unwrap_or_default();
+            rest = rest
+                .get(length.next_multiple_of(4).max(HEADER)..)
+                .unwrap_or_default();
         }
     }
 }

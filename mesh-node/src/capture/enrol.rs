@@ -65,31 +65,54 @@ fn at(step: &'static str) -> impl FnOnce(io::Error) -> EnrolError {
 
 impl Enroller {
     /// Captures a pod. `doors` are those of an earlier process, when there was one.
-    pub fn enrol(&self, pod: &Registration, netns: &Arc<Netns>, terms: &Terms, doors: Option<Doors>) -> Result<Prepared, EnrolError> {
+    pub fn enrol(
+        &self,
+        pod: &Registration,
+        netns: &Arc<Netns>,
+        terms: &Terms,
+        doors: Option<Doors>,
+    ) -> Result<Prepared, EnrolError> {
         check(pod, netns, terms)?;
         let handed = doors.is_some();
         let doors = match doors {
             Some(doors) => doors,
             None => open(pod, netns)?,
         };
-        let before = if handed { Vec::new() } else { self.existing(pod, netns) };
+        let before = if handed {
+            Vec::new()
+        } else {
+            self.existing(pod, netns)
+        };
         // Whatever was decided about an earlier owner of these addresses is void from here on.
         for ip in &pod.addresses {
-            self.datapath.bump_epoch(*ip).map_err(at("forgetting what was decided about its addresses"))?;
+            self.datapath
+                .bump_epoch(*ip)
+                .map_err(at("forgetting what was decided about its addresses"))?;
         }
         self.write(pod, netns, terms, &doors)?;
-        let stock = SocketStock::new(self.kernel.clone(), netns.clone(), self.refill.clone(), self.late.clone());
+        let stock = SocketStock::new(
+            self.kernel.clone(),
+            netns.clone(),
+            self.refill.clone(),
+            self.late.clone(),
+        );
         let existing = match terms.cut_existing {
             false => before.len(),
             true => before.len() - netns.enter(|| Ok(diag::cut(&before))).unwrap_or(0),
         };
-        Ok(Prepared { doors, stock, existing })
+        Ok(Prepared {
+            doors,
+            stock,
+            existing,
+        })
     }
 
     /// Takes everything away again.
     pub fn withdraw(&self, pod: &Registration) -> io::Result<()> {
         self.kernel.remove(&pod.uid)?;
-        pod.addresses.iter().try_for_each(|ip| self.datapath.bump_epoch(*ip))
+        pod.addresses
+            .iter()
+            .try_for_each(|ip| self.datapath.bump_epoch(*ip))
     }
 
     fn existing(&self, pod: &Registration, netns: &Netns) -> Vec<Existing> {
@@ -100,15 +123,34 @@ impl Enroller {
     }
 
     /// Writes what the kernel is to know of a pod, anew or for the first time.
-    pub fn write(&self, pod: &Registration, netns: &Netns, terms: &Terms, doors: &Doors) -> Result<(), EnrolError> {
+    pub fn write(
+        &self,
+        pod: &Registration,
+        netns: &Netns,
+        terms: &Terms,
+        doors: &Doors,
+    ) -> Result<(), EnrolError> {
         let listeners: Vec<_> = doors
             .tcp
             .iter()
-            .map(|d| ListenerEntry { port: d.port, family: d.family, socket: d.socket.as_fd() })
+            .map(|d| ListenerEntry {
+                port: d.port,
+                family: d.family,
+                socket: d.socket.as_fd(),
+            })
             .collect();
         let mut probe_ports = pod.probe_ports.clone();
-        probe_ports.extend(terms.probe_ports.iter().filter(|p| !pod.probe_ports.contains(p)));
-        let outbound = doors.tcp.iter().filter(|d| d.kind == Some(Kind::Outbound) && d.family == doors.tcp[0].family).count();
+        probe_ports.extend(
+            terms
+                .probe_ports
+                .iter()
+                .filter(|p| !pod.probe_ports.contains(p)),
+        );
+        let outbound = doors
+            .tcp
+            .iter()
+            .filter(|d| d.kind == Some(Kind::Outbound) && d.family == doors.tcp[0].family)
+            .count();
         let entry = PodEntry {
             uid: &pod.uid,
             netns: netns.as_fd(),
@@ -132,17 +174,29 @@ impl Enroller {
 /// Whether the pod can be captured at all.
 fn check(pod: &Registration, netns: &Netns, terms: &Terms) -> Result<(), EnrolError> {
     if pod.veth_ifindex == 0 {
-        return Err(EnrolError::Refused("it has no veth on the node, so that its packets cannot be guarded".into()));
+        return Err(EnrolError::Refused(
+            "it has no veth on the node, so that its packets cannot be guarded".into(),
+        ));
     }
     let inside = netns.interfaces().map_err(at("listing its addresses"))?;
-    if let Some(ip) = pod.addresses.iter().find(|ip| !inside.iter().any(|(_, found)| found == *ip)) {
+    if let Some(ip) = pod
+        .addresses
+        .iter()
+        .find(|ip| !inside.iter().any(|(_, found)| found == *ip))
+    {
         let found: Vec<IpAddr> = inside.iter().map(|(_, ip)| *ip).collect();
         return Err(EnrolError::Refused(format!(
             "the network namespace that came with it has addresses {found:?} and not {ip}: it is another pod's"
         )));
     }
-    let own: Vec<&str> = inside.iter().filter(|(_, ip)| pod.addresses.contains(ip)).map(|(name, _)| name.as_str()).collect();
-    let foreign = inside.iter().find(|(name, _)| !own.contains(&name.as_str()));
+    let own: Vec<&str> = inside
+        .iter()
+        .filter(|(_, ip)| pod.addresses.contains(ip))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let foreign = inside
+        .iter()
+        .find(|(name, _)| !own.contains(&name.as_str()));
     match foreign {
         Some((name, ip)) if !terms.allow_forwarded => Err(EnrolError::Refused(format!(
             "it has a further interface {name} with address {ip}, whose traffic would not be captured; \

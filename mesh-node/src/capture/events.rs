@@ -44,13 +44,28 @@ pub struct KernelReporter {
 
 impl KernelReporter {
     /// Reports what `kernel` tells, with names from `state`.
-    pub fn new(kernel: Arc<dyn Kernel>, state: MeshState, observer: Observer, network: NetworkId) -> Self {
-        Self { kernel, state, observer, network, open: HashMap::new(), window: (Instant::now(), 0), unsaid: 0 }
+    pub fn new(
+        kernel: Arc<dyn Kernel>,
+        state: MeshState,
+        observer: Observer,
+        network: NetworkId,
+    ) -> Self {
+        Self {
+            kernel,
+            state,
+            observer,
+            network,
+            open: HashMap::new(),
+            window: (Instant::now(), 0),
+            unsaid: 0,
+        }
     }
 
     /// Runs until the future is dropped.
     pub async fn run(mut self) -> io::Result<()> {
-        let Some(fd) = self.kernel.events_fd()? else { return std::future::pending().await };
+        let Some(fd) = self.kernel.events_fd()? else {
+            return std::future::pending().await;
+        };
         let ring = sys::watch_input(fd)?;
         loop {
             let mut ready = ring.readable().await?;
@@ -69,7 +84,8 @@ impl KernelReporter {
         let count = self.kernel.take_events(BATCH, &mut |e| events.push(e));
         let node = self.observer.metrics().node();
         node.kernel_events.inc_by(count as u64);
-        node.kernel_events_lost.inc_by((count - events.len()) as u64);
+        node.kernel_events_lost
+            .inc_by((count - events.len()) as u64);
         events.into_iter().for_each(|e| self.report(e));
         count
     }
@@ -78,8 +94,18 @@ impl KernelReporter {
         match event {
             KernelEvent::DirectOpened(flow) => self.opened(flow),
             KernelEvent::DirectClosed(flow, end) => self.closed(flow, end),
-            KernelEvent::Refused { reason, source, dialed, .. } => self.refused(reason, source, dialed),
-            KernelEvent::Dropped { reason, source, destination, ifindex } => {
+            KernelEvent::Refused {
+                reason,
+                source,
+                dialed,
+                ..
+            } => self.refused(reason, source, dialed),
+            KernelEvent::Dropped {
+                reason,
+                source,
+                destination,
+                ifindex,
+            } => {
                 self.dropped(reason, source, destination, ifindex);
             }
         }
@@ -87,15 +113,26 @@ impl KernelReporter {
 
     fn party(&self, addr: SocketAddr) -> Party {
         let snapshot = self.state.load();
-        let workload: Option<Arc<Workload>> = snapshot.mesh.workload_at(&self.network, addr.ip()).cloned();
-        Party { addr: Some(addr), identity: workload.as_ref().map(|w| w.identity.clone()), workload }
+        let workload: Option<Arc<Workload>> =
+            snapshot.mesh.workload_at(&self.network, addr.ip()).cloned();
+        Party {
+            addr: Some(addr),
+            identity: workload.as_ref().map(|w| w.identity.clone()),
+            workload,
+        }
     }
 
     fn direct(&self, flow: DirectFlow) -> FlowGuard {
         let mut guard = self.observer.flow(Direction::Direct, Some(flow.source));
         let (source, destination) = (self.party(flow.source), self.party(flow.destination));
         let service = (flow.dialed.ip() != flow.destination.ip())
-            .then(|| self.state.load().mesh.service_at(&self.network, flow.dialed.ip()).map(|s| s.name.clone()))
+            .then(|| {
+                self.state
+                    .load()
+                    .mesh
+                    .service_at(&self.network, flow.dialed.ip())
+                    .map(|s| s.name.clone())
+            })
             .flatten();
         let record = guard.record_mut();
         record.source = source;
@@ -121,7 +158,10 @@ impl KernelReporter {
         if end.established {
             guard.opened();
         } else {
-            guard.fail(Reason::ConnectRefused, "the destination did not accept the connection");
+            guard.fail(
+                Reason::ConnectRefused,
+                "the destination did not accept the connection",
+            );
         }
         guard.carried(end.sent, end.received);
         guard.lasted(end.duration);
@@ -130,21 +170,38 @@ impl KernelReporter {
     fn refused(&mut self, reason: Option<Reason>, source: SocketAddr, dialed: SocketAddr) {
         let mut guard = self.observer.flow(Direction::Outbound, Some(source));
         let (from, to) = (self.party(source), self.party(dialed));
-        let service = self.state.load().mesh.service_at(&self.network, dialed.ip()).map(|s| s.name.clone());
+        let service = self
+            .state
+            .load()
+            .mesh
+            .service_at(&self.network, dialed.ip())
+            .map(|s| s.name.clone());
         let record = guard.record_mut();
         record.source = from;
         record.destination = to;
         record.service = service;
         record.policy = Some(Verdict::Deny);
         let reason = reason.unwrap_or(Reason::Internal);
-        guard.fail(reason, format!("connect() was refused: {}", reason.shown().text));
+        guard.fail(
+            reason,
+            format!("connect() was refused: {}", reason.shown().text),
+        );
     }
 
-    fn dropped(&mut self, reason: Option<Reason>, source: SocketAddr, destination: SocketAddr, ifindex: u32) {
+    fn dropped(
+        &mut self,
+        reason: Option<Reason>,
+        source: SocketAddr,
+        destination: SocketAddr,
+        ifindex: u32,
+    ) {
         if self.window.0.elapsed() >= Duration::from_secs(1) {
             self.window = (Instant::now(), 0);
             if self.unsaid > 0 {
-                tracing::warn!(drops = self.unsaid, "further packets were dropped, which the metrics count by reason");
+                tracing::warn!(
+                    drops = self.unsaid,
+                    "further packets were dropped, which the metrics count by reason"
+                );
                 self.unsaid = 0;
             }
         }
@@ -153,7 +210,8 @@ impl KernelReporter {
             self.unsaid += 1;
             return;
         }
-        let (key, text) = reason.map_or(("unknown", "unknown"), |r| (r.shown().key, r.shown().text));
+        let (key, text) =
+            reason.map_or(("unknown", "unknown"), |r| (r.shown().key, r.shown().text));
         tracing::warn!(reason = key, %source, %destination, ifindex, "a packet was dropped: {text}");
     }
 }

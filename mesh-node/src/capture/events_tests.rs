@@ -32,46 +32,102 @@ fn check(events: Vec<KernelEvent>) -> (String, String) {
     fake.told().events.extend(events);
     KernelReporter::new(fake, MeshState::new(), observer.clone(), "".into()).take();
     assert!(sink.flush(Duration::from_secs(5)));
-    (String::from_utf8(lines.0.lock().unwrap().clone()).unwrap(), observer.metrics().text().unwrap())
+    (
+        String::from_utf8(lines.0.lock().unwrap().clone()).unwrap(),
+        observer.metrics().text().unwrap(),
+    )
 }
 
 fn flow() -> DirectFlow {
     let at = |text: &str| text.parse().unwrap();
-    DirectFlow { source: at("10.1.1.5:40000"), destination: at("10.1.1.6:8080"), dialed: at("10.96.0.7:80"), cookie: 1 }
+    DirectFlow {
+        source: at("10.1.1.5:40000"),
+        destination: at("10.1.1.6:8080"),
+        dialed: at("10.96.0.7:80"),
+        cookie: 1,
+    }
 }
 
 #[test]
 fn a_direct_flow_leaves_one_line_and_both_ends_counters() {
-    let end = DirectEnd { established: true, sent: 80, received: 175, duration: Duration::from_millis(1500), ..DirectEnd::default() };
-    let (log, metrics) = check(vec![KernelEvent::DirectOpened(flow()), KernelEvent::DirectClosed(flow(), end)]);
+    let end = DirectEnd {
+        established: true,
+        sent: 80,
+        received: 175,
+        duration: Duration::from_millis(1500),
+        ..DirectEnd::default()
+    };
+    let (log, metrics) = check(vec![
+        KernelEvent::DirectOpened(flow()),
+        KernelEvent::DirectClosed(flow(), end),
+    ]);
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains("connection complete direction=direct src.addr=10.1.1.5:40000 dst.addr=10.1.1.6:8080 path=direct mtls=none policy=allow"), "{log}");
-    assert!(log.contains("bytes_sent=80 bytes_recv=175 duration=1500ms"), "{log}");
-    assert_eq!(metrics.matches("istio_tcp_connections_closed_total{").count(), 2, "{metrics}");
+    assert!(
+        log.contains("bytes_sent=80 bytes_recv=175 duration=1500ms"),
+        "{log}"
+    );
+    assert_eq!(
+        metrics
+            .matches("istio_tcp_connections_closed_total{")
+            .count(),
+        2,
+        "{metrics}"
+    );
     assert!(!metrics.contains("mutual_tls"));
 }
 
 #[test]
 fn a_close_whose_open_was_lost_is_reported_all_the_same() {
-    let end = DirectEnd { established: true, ..DirectEnd::default() };
+    let end = DirectEnd {
+        established: true,
+        ..DirectEnd::default()
+    };
     let (log, metrics) = check(vec![KernelEvent::DirectClosed(flow(), end)]);
     assert!(log.contains("connection complete"), "{log}");
-    assert_eq!(metrics.matches("istio_tcp_connections_opened_total{").count(), 2, "{metrics}");
-    let (log, _) = check(vec![KernelEvent::DirectClosed(flow(), DirectEnd::default())]);
-    assert!(log.contains("connection failed") && log.contains("reason=connect_refused"), "{log}");
+    assert_eq!(
+        metrics
+            .matches("istio_tcp_connections_opened_total{")
+            .count(),
+        2,
+        "{metrics}"
+    );
+    let (log, _) = check(vec![KernelEvent::DirectClosed(
+        flow(),
+        DirectEnd::default(),
+    )]);
+    assert!(
+        log.contains("connection failed") && log.contains("reason=connect_refused"),
+        "{log}"
+    );
 }
 
 #[test]
 fn a_refusal_at_connect_names_its_reason() {
-    let event = KernelEvent::Refused { reason: Some(Reason::NotAllowed), cookie: 1, source: flow().source, dialed: flow().dialed };
+    let event = KernelEvent::Refused {
+        reason: Some(Reason::NotAllowed),
+        cookie: 1,
+        source: flow().source,
+        dialed: flow().dialed,
+    };
     let (log, metrics) = check(vec![event]);
-    assert!(log.contains("connection refused direction=outbound") && log.contains("reason=policy_not_allowed"), "{log}");
-    assert!(metrics.contains(r#"warren_flow_failures_total{reason="policy_not_allowed"} 1"#), "{metrics}");
+    assert!(
+        log.contains("connection refused direction=outbound")
+            && log.contains("reason=policy_not_allowed"),
+        "{log}"
+    );
+    assert!(
+        metrics.contains(r#"warren_flow_failures_total{reason="policy_not_allowed"} 1"#),
+        "{metrics}"
+    );
 }
 
 #[test]
 fn an_open_flow_is_left_to_the_successor() {
     let (log, metrics) = check(vec![KernelEvent::DirectOpened(flow())]);
     assert!(log.is_empty(), "{log}");
-    assert!(!metrics.contains("istio_tcp_connections_closed_total{"), "{metrics}");
+    assert!(
+        !metrics.contains("istio_tcp_connections_closed_total{"),
+        "{metrics}"
+    );
 }

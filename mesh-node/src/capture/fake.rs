@@ -64,7 +64,9 @@ pub struct Told {
 impl FakeDatapath {
     /// What it was told so far, and what tests may change.
     pub fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().expect("no code panics while it holds the fake's lock")
+        self.told
+            .lock()
+            .expect("no code panics while it holds the fake's lock")
     }
 }
 
@@ -122,7 +124,8 @@ impl Kernel for FakeDatapath {
             addresses: pod.addresses.to_vec(),
         };
         let ports = pod.listeners.iter().map(|l| l.port).collect();
-        told.pods.insert(known.uid.clone(), (known, pod.veth, ports));
+        told.pods
+            .insert(known.uid.clone(), (known, pod.veth, ports));
         Ok(())
     }
 
@@ -141,7 +144,12 @@ impl Kernel for FakeDatapath {
     }
 
     fn known(&self) -> io::Result<Vec<KnownPod>> {
-        Ok(self.told().pods.values().map(|(known, ..)| known.clone()).collect())
+        Ok(self
+            .told()
+            .pods
+            .values()
+            .map(|(known, ..)| known.clone())
+            .collect())
     }
 
     fn mark(&self, _: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
@@ -182,7 +190,8 @@ impl Kernel for FakeDatapath {
     fn cut(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
         let mut told = self.told();
         let before = told.flows.len();
-        told.flows.retain(|f| (f.source, f.destination) != (source, destination));
+        told.flows
+            .retain(|f| (f.source, f.destination) != (source, destination));
         Ok(told.flows.len() < before)
     }
 

@@ -38,10 +38,17 @@ async fn tidy(kernel: &Arc<dyn Kernel>, count: u64) {
     let work = move || {
         match kernel.sweep(LEFT) {
             Ok(0) => {}
-            Ok(swept) => tracing::info!(swept, "captured connections that no proxy took were forgotten"),
-            Err(error) => tracing::warn!(%error, "the kernel's maps could not be cleared of old entries"),
+            Ok(swept) => tracing::info!(
+                swept,
+                "captured connections that no proxy took were forgotten"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's maps could not be cleared of old entries")
+            }
         }
-        if count == PURGE && let Err(error) = kernel.purge_older() {
+        if count == PURGE
+            && let Err(error) = kernel.purge_older()
+        {
             tracing::warn!(%error, "programs of an earlier layout could not be removed");
         }
     };

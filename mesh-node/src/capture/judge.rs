@@ -4,10 +4,9 @@
 //! of an enrolled namespace, or of an incomplete configuration, is captured first; every outcome is logged,
 //! counted, kept on disk and told to whoever waits.
 
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use mesh_model::mesh::Mesh;
-use nix::net::if_::if_indextoname;
 use tokio::time::Instant;
 
 use super::{
@@ -45,8 +44,15 @@ impl CaptureTask {
         let snapshot = self.parts.state.load();
         let mesh = &snapshot.mesh;
         let now = Instant::now();
-        let Some(entry) = self.pods.get(uid).filter(|e| e.report.state != PodState::Gone) else { return };
-        if entry.retry.is_some_and(|r| r > now) && !entry.waiters.iter().any(|w| w.deadline <= now) {
+        let Some(entry) = self
+            .pods
+            .get(uid)
+            .filter(|e| e.report.state != PodState::Gone)
+        else {
+            return;
+        };
+        if entry.retry.is_some_and(|r| r > now) && !entry.waiters.iter().any(|w| w.deadline <= now)
+        {
             return;
         }
         let live = entry.live.is_some();
@@ -60,13 +66,27 @@ impl CaptureTask {
             Wanted::Disagree(why) if live || entry.was_captured => self.keep(uid, mesh, &why).await,
             Wanted::Disagree(why) if late => self.leave(uid, PodState::Refused, Some(why)).await,
             Wanted::Unknown if live || entry.was_captured => self.keep(uid, mesh, UNKNOWN).await,
-            Wanted::Unknown if self.parts.namespaces.contains(&entry.report.pod.namespace.as_str().into()) => {
+            Wanted::Unknown
+                if self
+                    .parts
+                    .namespaces
+                    .contains(&entry.report.pod.namespace.as_str().into()) =>
+            {
                 self.enrol(uid, mesh, Terms::default(), Some(UNKNOWN)).await;
             }
-            Wanted::Unknown if late && entry.report.state == PodState::Waiting => match mesh.is_complete() {
-                false => self.enrol(uid, mesh, Terms::default(), Some(UNKNOWN)).await,
-                true => self.leave(uid, PodState::Out, Some("the configuration does not know it".into())).await,
-            },
+            Wanted::Unknown if late && entry.report.state == PodState::Waiting => {
+                match mesh.is_complete() {
+                    false => self.enrol(uid, mesh, Terms::default(), Some(UNKNOWN)).await,
+                    true => {
+                        self.leave(
+                            uid,
+                            PodState::Out,
+                            Some("the configuration does not know it".into()),
+                        )
+                        .await
+                    }
+                }
+            }
             Wanted::Unknown | Wanted::Disagree(_) => self.answer_late(uid),
         }
     }
@@ -77,7 +97,10 @@ impl CaptureTask {
             && !matches!(entry.report.state, PodState::Waiting)
         {
             let reply = Reply::state(entry.report.state, entry.report.reason.clone());
-            entry.waiters.drain(..).for_each(|w| drop(w.reply.send(reply.clone())));
+            entry
+                .waiters
+                .drain(..)
+                .for_each(|w| drop(w.reply.send(reply.clone())));
         }
     }
 
@@ -93,12 +116,26 @@ impl CaptureTask {
         if let Some(refusal) = self.in_the_way(uid) {
             return self.leave(uid, PodState::Refused, Some(refusal)).await;
         }
-        let Some(entry) = self.pods.get_mut(uid) else { return };
-        let Some(netns) = entry.netns.clone() else { return };
-        let (enroller, pod, handed) = (self.parts.enroller.clone(), entry.report.pod.clone(), entry.handed.take());
+        let Some(entry) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let Some(netns) = entry.netns.clone() else {
+            return;
+        };
+        let (enroller, pod, handed) = (
+            self.parts.enroller.clone(),
+            entry.report.pod.clone(),
+            entry.handed.take(),
+        );
         let (for_work, asked) = (pod.clone(), terms.clone());
-        let work = tokio::task::spawn_blocking(move || enroller.enrol(&for_work, &netns, &asked, handed));
-        let done = work.await.unwrap_or_else(|panic| Err(EnrolError::Failed { step: "enrolment", source: io::Error::other(panic) }));
+        let work =
+            tokio::task::spawn_blocking(move || enroller.enrol(&for_work, &netns, &asked, handed));
+        let done = work.await.unwrap_or_else(|panic| {
+            Err(EnrolError::Failed {
+                step: "enrolment",
+                source: io::Error::other(panic),
+            })
+        });
         match done {
             Ok(prepared) => match self.announce(uid, mesh, &pod, prepared, terms).await {
                 Ok(()) => {
@@ -119,13 +156,20 @@ impl CaptureTask {
     }
 
     fn count(&self, result: &'static str) {
-        self.parts.metrics.node().enrolments.get_or_create(&ResultLabel { result }).inc();
+        self.parts
+            .metrics
+            .node()
+            .enrolments
+            .get_or_create(&ResultLabel { result })
+            .inc();
     }
 
     /// Another pod that stands against this one, if one does. A deleted one makes room at once.
     fn in_the_way(&mut self, uid: &str) -> Option<String> {
         let pod = &self.pods.get(uid)?.report.pod;
-        let shares = |other: &Registration| other.uid != uid && other.addresses.iter().any(|ip| pod.addresses.contains(ip));
+        let shares = |other: &Registration| {
+            other.uid != uid && other.addresses.iter().any(|ip| pod.addresses.contains(ip))
+        };
         let rivals: Vec<(String, bool)> = self
             .pods
             .values()
@@ -142,9 +186,22 @@ impl CaptureTask {
         (captured >= MOST).then(|| format!("this node captures {MOST} pods already"))
     }
 
-    async fn announce(&mut self, uid: &str, mesh: &Mesh, reg: &Registration, made: Prepared, terms: Terms) -> Result<(), AnnounceError> {
-        let Prepared { doors, stock, existing } = made;
-        let Some(netns) = self.pods.get(uid).and_then(|e| e.netns.clone()) else { return Ok(()) };
+    async fn announce(
+        &mut self,
+        uid: &str,
+        mesh: &Mesh,
+        reg: &Registration,
+        made: Prepared,
+        terms: Terms,
+    ) -> Result<(), AnnounceError> {
+        let Prepared {
+            doors,
+            stock,
+            existing,
+        } = made;
+        let Some(netns) = self.pods.get(uid).and_then(|e| e.netns.clone()) else {
+            return Ok(());
+        };
         let pod = Arc::new(Pod {
             uid: PodUid::new(uid),
             workload: reg.workload(&self.parts.cluster),
@@ -156,7 +213,13 @@ impl CaptureTask {
             netns_cookie: netns.cookie(),
             sockets: stock.clone(),
         });
-        let live = Live { pod, stock, doors: Arc::new(doors), terms, existing };
+        let live = Live {
+            pod,
+            stock,
+            doors: Arc::new(doors),
+            terms,
+            existing,
+        };
         self.share(&live).await?;
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.live = Some(live);
@@ -168,41 +231,85 @@ impl CaptureTask {
 
     /// Gives a pod's sockets to those who serve them.
     async fn share(&self, live: &Live) -> Result<(), AnnounceError> {
-        let mut dns = PodDns { pod: live.pod.clone(), udp: Vec::new(), tcp: Vec::new() };
+        let mut dns = PodDns {
+            pod: live.pod.clone(),
+            udp: Vec::new(),
+            tcp: Vec::new(),
+        };
         for door in &live.doors.tcp {
             match door.kind {
-                Some(kind) => self.parts.listeners.add(&live.pod, kind, &door.socket).await?,
-                None => dns.tcp.push(door.socket.try_clone().map_err(crate::accept::ListenError::from)?),
+                Some(kind) => {
+                    self.parts
+                        .listeners
+                        .add(&live.pod, kind, &door.socket)
+                        .await?
+                }
+                None => dns.tcp.push(
+                    door.socket
+                        .try_clone()
+                        .map_err(crate::accept::ListenError::from)?,
+                ),
             }
         }
         for socket in &live.doors.udp {
-            dns.udp.push(socket.try_clone().map_err(crate::accept::ListenError::from)?);
+            dns.udp.push(
+                socket
+                    .try_clone()
+                    .map_err(crate::accept::ListenError::from)?,
+            );
         }
         Ok(self.parts.dns.tell(DnsEvent::Add(dns)).await?)
     }
 
     /// Brings a captured pod up to date with the configuration.
     async fn renew(&mut self, uid: &str, mesh: &Mesh, terms: Terms) {
-        let Some(entry) = self.pods.get_mut(uid) else { return };
-        let (Some(live), Some(netns)) = (entry.live.as_mut(), entry.netns.clone()) else { return };
+        let Some(entry) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let (Some(live), Some(netns)) = (entry.live.as_mut(), entry.netns.clone()) else {
+            return;
+        };
         let who = identity(mesh, &self.parts.cluster, &entry.report.pod);
         let moved = live.pod.identity != who;
         if live.terms.probe_ports != terms.probe_ports {
-            let (enroller, pod, doors) = (self.parts.enroller.clone(), entry.report.pod.clone(), live.doors.clone());
+            let (enroller, pod, doors) = (
+                self.parts.enroller.clone(),
+                entry.report.pod.clone(),
+                live.doors.clone(),
+            );
             let asked = terms.clone();
-            let work = tokio::task::spawn_blocking(move || enroller.write(&pod, &netns, &asked, &doors)).await;
+            let work =
+                tokio::task::spawn_blocking(move || enroller.write(&pod, &netns, &asked, &doors))
+                    .await;
             if !matches!(work, Ok(Ok(()))) {
-                tracing::warn!(pod = entry.report.pod.title(), "its probe ports could not be changed; the earlier ones stay until the next change");
+                tracing::warn!(
+                    pod = entry.report.pod.title(),
+                    "its probe ports could not be changed; the earlier ones stay until the next change"
+                );
                 return self.settle(uid, PodState::Captured, None);
             }
         }
         live.terms = terms;
         if moved {
-            let pod = Pod { identity: who, sockets: live.stock.clone(), addresses: live.pod.addresses.clone(), ..copy(&live.pod) };
+            let pod = Pod {
+                identity: who,
+                sockets: live.stock.clone(),
+                addresses: live.pod.addresses.clone(),
+                ..copy(&live.pod)
+            };
             live.pod = Arc::new(pod);
             let old = live.pod.uid.clone();
-            let told = self.parts.listeners.remove(&old).await.map_err(AnnounceError::from);
-            let live = self.pods.get(uid).and_then(|e| e.live.as_ref()).expect("the entry was live just now");
+            let told = self
+                .parts
+                .listeners
+                .remove(&old)
+                .await
+                .map_err(AnnounceError::from);
+            let live = self
+                .pods
+                .get(uid)
+                .and_then(|e| e.live.as_ref())
+                .expect("the entry was live just now");
             let told = match told {
                 Ok(()) => self.share(live).await,
                 Err(e) => Err(e),
@@ -215,24 +322,35 @@ impl CaptureTask {
     }
 
     fn failed(&mut self, uid: &str, error: &str) {
-        let Some(entry) = self.pods.get_mut(uid) else { return };
+        let Some(entry) = self.pods.get_mut(uid) else {
+            return;
+        };
         entry.failures += 1;
-        let pause = RETRY.saturating_mul(1 << entry.failures.min(10)).min(SLOWEST);
+        let pause = RETRY
+            .saturating_mul(1 << entry.failures.min(10))
+            .min(SLOWEST);
         entry.retry = Some(Instant::now() + pause);
         entry.report.reason = Some(error.to_owned());
         let title = entry.report.pod.title();
         tracing::error!(pod = title, error, retry = ?pause, "it could not be enrolled");
         let now = Instant::now();
-        let text = format!("pod {title} could not be enrolled: {error}; it is tried again, repeat the request");
+        let text = format!(
+            "pod {title} could not be enrolled: {error}; it is tried again, repeat the request"
+        );
         // Whoever has time left waits for the next attempt.
-        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut entry.waiters).into_iter().partition(|w| w.deadline <= now + pause);
+        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut entry.waiters)
+            .into_iter()
+            .partition(|w| w.deadline <= now + pause);
         entry.waiters = rest;
-        due.into_iter().for_each(|w| drop(w.reply.send(Reply::error(text.clone()))));
+        due.into_iter()
+            .for_each(|w| drop(w.reply.send(Reply::error(text.clone()))));
     }
 
     /// Leaves a pod alone, and releases it when it was captured.
     async fn leave(&mut self, uid: &str, state: PodState, reason: Option<String>) {
-        let Some(entry) = self.pods.get(uid) else { return };
+        let Some(entry) = self.pods.get(uid) else {
+            return;
+        };
         let pod = entry.report.pod.clone();
         let was = entry.live.is_some() || entry.was_captured;
         if was {
@@ -254,83 +372,68 @@ impl CaptureTask {
     }
 
     /// Ends a pod's flows and closes its sockets.
-    async fn release(&mut self, uid: &str) {
-        let Some(live) = self.pods.get_mut(uid).and_then(|e| e.live.take()) else { return };
+    pub(super) async fn release(&mut self, uid: &str) {
+        let Some(live) = self.pods.get_mut(uid).and_then(|e| e.live.take()) else {
+            return;
+        };
         if let Err(error) = self.parts.listeners.remove(&live.pod.uid).await {
             tracing::warn!(uid, %error, "not every data thread could be told");
         }
-        if let Err(error) = self.parts.dns.tell(DnsEvent::Remove(live.pod.uid.clone())).await {
+        if let Err(error) = self
+            .parts
+            .dns
+            .tell(DnsEvent::Remove(live.pod.uid.clone()))
+            .await
+        {
             tracing::warn!(uid, %error, "the DNS server could not be told");
         }
         live.stock.close();
     }
 
     fn settle(&mut self, uid: &str, state: PodState, reason: Option<String>) {
-        let Some(entry) = self.pods.get_mut(uid) else { return };
+        let Some(entry) = self.pods.get_mut(uid) else {
+            return;
+        };
         let changed = entry.report.state != state || entry.report.reason != reason;
         entry.report.state = state;
         entry.report.reason = reason.clone();
         entry.was_captured = false;
         entry.retry = None;
         let reply = Reply::state(state, reason.clone());
-        entry.waiters.drain(..).for_each(|w| drop(w.reply.send(reply.clone())));
+        entry
+            .waiters
+            .drain(..)
+            .for_each(|w| drop(w.reply.send(reply.clone())));
         if changed {
             let (title, word) = (entry.report.pod.title(), state.as_str());
             match state {
-                PodState::Refused => tracing::warn!(pod = title, state = word, reason = reason.as_deref(), "a pod cannot be captured"),
-                _ => tracing::info!(pod = title, state = word, reason = reason.as_deref(), "a pod's capture was decided"),
+                PodState::Refused => tracing::warn!(
+                    pod = title,
+                    state = word,
+                    reason = reason.as_deref(),
+                    "a pod cannot be captured"
+                ),
+                _ => tracing::info!(
+                    pod = title,
+                    state = word,
+                    reason = reason.as_deref(),
+                    "a pod's capture was decided"
+                ),
             }
             let saved = entry.saved();
             self.keep_on_disk(&saved);
         }
     }
 
-    fn keep_on_disk(&self, saved: &super::saved::SavedPod) {
+    pub(super) fn keep_on_disk(&self, saved: &super::saved::SavedPod) {
         if let Err(error) = self.parts.saved.put(saved) {
             tracing::error!(pod = saved.report.pod.title(), %error, "its record could not be written; after a restart it must be registered again");
         }
     }
-
-    /// A pod is being deleted: nothing of it is served any more. Its entries stay in the kernel until its
-    /// namespace is gone, so that nothing leaves it unguarded.
-    pub(super) async fn del(&mut self, uid: &str) -> Reply {
-        let gone = Reply::state(PodState::Gone, None);
-        let Some(entry) = self.pods.get_mut(uid) else { return gone };
-        let captured = entry.live.is_some() || entry.was_captured;
-        entry.waiters.drain(..).for_each(|w| drop(w.reply.send(gone.clone())));
-        entry.handed = None;
-        self.release(uid).await;
-        self.parts.enroller.kernel.release(uid);
-        let Some(entry) = self.pods.get_mut(uid) else { return gone };
-        entry.netns = None;
-        entry.retry = None;
-        entry.report.state = PodState::Gone;
-        entry.report.reason = None;
-        let saved = entry.saved();
-        tracing::info!(pod = saved.report.pod.title(), "a pod is being deleted");
-        match captured {
-            true => self.keep_on_disk(&saved),
-            false => self.finish(uid),
-        }
-        self.publish_counts();
-        gone
-    }
-
-    /// Forgets a deleted pod.
-    pub(super) fn finish(&mut self, uid: &str) {
-        let Some(entry) = self.pods.get(uid).filter(|e| e.report.state == PodState::Gone) else { return };
-        if let Err(error) = self.parts.enroller.withdraw(&entry.report.pod) {
-            tracing::warn!(pod = entry.report.pod.title(), %error, "the entries of a deleted pod could not be removed; trying again");
-            return;
-        }
-        if let Err(error) = self.parts.saved.remove(uid) {
-            tracing::warn!(uid, %error, "the record of a deleted pod could not be removed");
-        }
-        self.pods.remove(uid);
-    }
 }
 
-const UNKNOWN: &str = "captured before its configuration is known; its traffic is refused until then";
+const UNKNOWN: &str =
+    "captured before its configuration is known; its traffic is refused until then";
 
 fn copy(pod: &Pod) -> Pod {
     Pod {
@@ -343,14 +446,5 @@ fn copy(pod: &Pod) -> Pod {
         addresses: pod.addresses.clone(),
         netns_cookie: pod.netns_cookie,
         sockets: pod.sockets.clone(),
-    }
-}
-
-/// Whether nothing can speak from a deleted pod any more: its veth dies with its namespace.
-pub(super) fn netns_is_gone(pod: &Registration) -> bool {
-    match pod.veth_ifindex {
-        0 => pod.cgroup.as_ref().is_none_or(|c| fs::metadata(c).is_err()),
-        // A name that is empty is no name: the wrapper does not see every failure.
-        index => if_indextoname(index).map_or(true, |name| name.is_empty()),
     }
 }

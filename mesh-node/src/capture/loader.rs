@@ -42,7 +42,12 @@ impl LoadedDatapath {
         let inner = mesh_loader::Datapath::open(config)?;
         inner.set_stale_after(STALE);
         let events = Mutex::new(inner.events()?);
-        Ok(Self { inner, events, started: Instant::now(), complained: AtomicU64::new(0) })
+        Ok(Self {
+            inner,
+            events,
+            started: Instant::now(),
+            complained: AtomicU64::new(0),
+        })
     }
 
     /// The loader's own calls, for what the seams do not cover.
@@ -64,15 +69,25 @@ impl LoadedDatapath {
 impl Datapath for LoadedDatapath {
     fn take_original(&self, local: SocketAddr, peer: SocketAddr) -> Option<SocketAddr> {
         let original = self.inner.take_original(peer, local);
-        self.or_nothing("original destination", original).map(|o| o.destination)
+        self.or_nothing("original destination", original)
+            .map(|o| o.destination)
     }
 
     fn is_probe(&self, local: SocketAddr, peer: SocketAddr) -> bool {
-        self.or_nothing("probe", self.inner.is_probe(peer, local).map(Some)).unwrap_or(false)
+        self.or_nothing("probe", self.inner.is_probe(peer, local).map(Some))
+            .unwrap_or(false)
     }
 
-    fn note_failed_dial(&self, source: u64, original: SocketAddr, reason: Reason, lasting: Duration) {
-        let noted = self.inner.note_failed_dial(source, original, reason as u16, lasting);
+    fn note_failed_dial(
+        &self,
+        source: u64,
+        original: SocketAddr,
+        reason: Reason,
+        lasting: Duration,
+    ) {
+        let noted = self
+            .inner
+            .note_failed_dial(source, original, reason as u16, lasting);
         let _ = self.or_nothing("failed dial", noted.map(Some));
     }
 
@@ -91,7 +106,15 @@ impl Datapath for LoadedDatapath {
             Outcome::Proxy => mesh_loader::Outcome::Proxy,
             Outcome::Refuse(reason) => mesh_loader::Outcome::Refuse(reason as u16),
         };
-        self.inner.set_verdict(verdict.source, verdict.destination, outcome, verdict.epoch, None).map_err(io::Error::other)
+        self.inner
+            .set_verdict(
+                verdict.source,
+                verdict.destination,
+                outcome,
+                verdict.epoch,
+                None,
+            )
+            .map_err(io::Error::other)
     }
 
     fn set_slots(&self, vip: SocketAddr, slots: &[VipSlot]) -> io::Result<()> {
@@ -117,7 +140,11 @@ impl Kernel for LoadedDatapath {
             Family::V4 => mesh_loader::Family::V4,
             Family::V6 => mesh_loader::Family::V6,
         };
-        let inbound = pod.listeners.iter().filter(|l| l.port == ports::INBOUND).map(|l| (family(l.family), l.socket));
+        let inbound = pod
+            .listeners
+            .iter()
+            .filter(|l| l.port == ports::INBOUND)
+            .map(|l| (family(l.family), l.socket));
         let spec = PodSpec {
             uid: pod.uid.to_owned(),
             netns: pod.netns,
@@ -146,12 +173,19 @@ impl Kernel for LoadedDatapath {
     }
 
     fn known(&self) -> io::Result<Vec<KnownPod>> {
-        let known = |p: mesh_loader::PodInfo| KnownPod { uid: p.uid, cookie: p.cookie, inode: p.netns_inode, addresses: p.addresses };
+        let known = |p: mesh_loader::PodInfo| KnownPod {
+            uid: p.uid,
+            cookie: p.cookie,
+            inode: p.netns_inode,
+            addresses: p.addresses,
+        };
         Ok(self.inner.pods().into_iter().map(known).collect())
     }
 
     fn mark(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
-        self.inner.mark_own(socket, client).map_err(io::Error::other)
+        self.inner
+            .mark_own(socket, client)
+            .map_err(io::Error::other)
     }
 
     fn beat(&self) -> io::Result<()> {
@@ -182,30 +216,64 @@ impl Kernel for LoadedDatapath {
     fn direct_flows(&self) -> io::Result<Vec<DirectFlow>> {
         let pods = self.inner.pods();
         let cookie = |id| pods.iter().find(|p| p.id == id).map_or(0, |p| p.cookie);
-        let flow = |f: mesh_loader::Flow| DirectFlow { source: f.client, destination: f.server, dialed: f.dialed, cookie: cookie(f.client_pod) };
-        Ok(self.inner.flows(None).map_err(io::Error::other)?.into_iter().map(flow).collect())
+        let flow = |f: mesh_loader::Flow| DirectFlow {
+            source: f.client,
+            destination: f.server,
+            dialed: f.dialed,
+            cookie: cookie(f.client_pod),
+        };
+        Ok(self
+            .inner
+            .flows(None)
+            .map_err(io::Error::other)?
+            .into_iter()
+            .map(flow)
+            .collect())
     }
 
     fn cut(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
-        self.inner.cut(source, destination).map_err(io::Error::other)
+        self.inner
+            .cut(source, destination)
+            .map_err(io::Error::other)
     }
 
     fn events_fd(&self) -> io::Result<Option<OwnedFd>> {
-        let events = self.events.lock().expect("no code panics while it holds the events");
+        let events = self
+            .events
+            .lock()
+            .expect("no code panics while it holds the events");
         events.as_fd().try_clone_to_owned().map(Some)
     }
 
     fn take_events(&self, limit: usize, each: &mut dyn FnMut(KernelEvent)) -> usize {
-        self.events.lock().expect("no code panics while it holds the events").drain(limit, |e| each(event(&e)))
+        self.events
+            .lock()
+            .expect("no code panics while it holds the events")
+            .drain(limit, |e| each(event(&e)))
     }
 }
 
 fn event(e: &Event) -> KernelEvent {
     let reason = Reason::from_number(e.reason);
-    let flow = DirectFlow { source: e.client, destination: e.peer, dialed: e.dialed, cookie: e.cookie };
+    let flow = DirectFlow {
+        source: e.client,
+        destination: e.peer,
+        dialed: e.dialed,
+        cookie: e.cookie,
+    };
     match e.kind {
-        EventKind::Drop => KernelEvent::Dropped { reason, source: e.client, destination: e.peer, ifindex: e.ifindex },
-        EventKind::Refused => KernelEvent::Refused { reason, cookie: e.cookie, source: e.client, dialed: e.dialed },
+        EventKind::Drop => KernelEvent::Dropped {
+            reason,
+            source: e.client,
+            destination: e.peer,
+            ifindex: e.ifindex,
+        },
+        EventKind::Refused => KernelEvent::Refused {
+            reason,
+            cookie: e.cookie,
+            source: e.client,
+            dialed: e.dialed,
+        },
         EventKind::DirectOpen => KernelEvent::DirectOpened(flow),
         EventKind::DirectClose => KernelEvent::DirectClosed(
             flow,

@@ -36,7 +36,10 @@ impl Netns {
         let fd = File::from(fd);
         let inode = fd.metadata()?.ino();
         if inode == home()?.metadata()?.ino() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is the node's own network namespace"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is the node's own network namespace",
+            ));
         }
         let cookie = mesh_loader::netns_cookie(fd.as_fd())?;
         Ok(Self { fd, inode, cookie })
@@ -69,7 +72,9 @@ impl Netns {
             fn drop(&mut self) {
                 if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
                     // This thread would go on in a pod's network: every later socket would be the pod's.
-                    eprintln!("the node proxy cannot leave a pod's network namespace: {error}; ending");
+                    eprintln!(
+                        "the node proxy cannot leave a pod's network namespace: {error}; ending"
+                    );
                     std::process::abort();
                 }
             }
@@ -134,8 +139,13 @@ pub struct Finder {
 
 impl Default for Finder {
     fn default() -> Self {
-        let named = ["/run/netns", "/var/run/netns", "/run/docker/netns"].map(PathBuf::from).to_vec();
-        Self { named, proc: "/proc".into() }
+        let named = ["/run/netns", "/var/run/netns", "/run/docker/netns"]
+            .map(PathBuf::from)
+            .to_vec();
+        Self {
+            named,
+            proc: "/proc".into(),
+        }
     }
 }
 
@@ -160,13 +170,25 @@ impl Finder {
     }
 
     fn of_names(&self) -> impl Iterator<Item = PathBuf> {
-        self.named.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().filter_map(|e| Some(e.ok()?.path()))
+        self.named
+            .iter()
+            .filter_map(|dir| fs::read_dir(dir).ok())
+            .flatten()
+            .filter_map(|e| Some(e.ok()?.path()))
     }
 
     fn of_processes(&self) -> impl Iterator<Item = PathBuf> {
-        let processes = fs::read_dir(&self.proc).into_iter().flatten().filter_map(Result::ok);
+        let processes = fs::read_dir(&self.proc)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok);
         processes
-            .filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
+            .filter(|e| {
+                e.file_name()
+                    .as_encoded_bytes()
+                    .iter()
+                    .all(u8::is_ascii_digit)
+            })
             .map(|e| e.path().join("ns/net"))
     }
 }
@@ -175,7 +197,9 @@ impl Found {
     /// The namespace with this inode that holds all these addresses.
     pub fn namespace(&self, inode: u64, addresses: &[IpAddr]) -> io::Result<Option<Netns>> {
         for path in self.0.get(&inode).into_iter().flatten() {
-            let Ok(netns) = Netns::open(path) else { continue };
+            let Ok(netns) = Netns::open(path) else {
+                continue;
+            };
             let inside: BTreeSet<_> = netns.interfaces()?.into_iter().map(|(_, ip)| ip).collect();
             if netns.inode() == inode && addresses.iter().all(|ip| inside.contains(ip)) {
                 return Ok(Some(netns));

@@ -59,19 +59,31 @@ impl PacketListener {
         fs::set_permissions(&next, fs::Permissions::from_mode(0o600))?;
         socket.listen(128)?;
         fs::rename(&next, path)?;
-        Ok(Self { socket: sys::watch(socket)?, admitted })
+        Ok(Self {
+            socket: sys::watch(socket)?,
+            admitted,
+        })
     }
 
     /// The next connection of an admitted peer; others are told nothing and closed.
     pub async fn accept(&self) -> io::Result<PacketStream> {
         loop {
-            let (socket, _) = self.socket.async_io(tokio::io::Interest::READABLE, |s| s.accept()).await?;
+            let (socket, _) = self
+                .socket
+                .async_io(tokio::io::Interest::READABLE, |s| s.accept())
+                .await?;
             socket.set_nonblocking(true)?;
             let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
             if peer.uid() == self.admitted {
-                return Ok(PacketStream { socket: sys::watch(socket)? });
+                return Ok(PacketStream {
+                    socket: sys::watch(socket)?,
+                });
             }
-            tracing::warn!(uid = peer.uid(), pid = peer.pid(), "a peer that is not root was turned away");
+            tracing::warn!(
+                uid = peer.uid(),
+                pid = peer.pid(),
+                "a peer that is not root was turned away"
+            );
         }
     }
 }
@@ -90,16 +102,28 @@ impl PacketStream {
         socket.connect(&SockAddr::unix(path)?)?;
         let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
         if peer.uid() != admitted {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("uid {} listens on {}", peer.uid(), path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("uid {} listens on {}", peer.uid(), path.display()),
+            ));
         }
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: sys::watch(socket)? })
+        Ok(Self {
+            socket: sys::watch(socket)?,
+        })
     }
 
     /// Two connected ends.
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = Socket::pair(Domain::UNIX, Type::SEQPACKET.nonblocking(), None)?;
-        Ok((Self { socket: sys::watch(a)? }, Self { socket: sys::watch(b)? }))
+        Ok((
+            Self {
+                socket: sys::watch(a)?,
+            },
+            Self {
+                socket: sys::watch(b)?,
+            },
+        ))
     }
 
     /// Sends one packet.
@@ -110,15 +134,27 @@ impl PacketStream {
         let sent = self
             .socket
             .async_io(tokio::io::Interest::WRITABLE, |s| {
-                Ok(sendmsg::<()>(s.as_raw_fd(), &[IoSlice::new(bytes)], messages, MsgFlags::MSG_NOSIGNAL, None)?)
+                Ok(sendmsg::<()>(
+                    s.as_raw_fd(),
+                    &[IoSlice::new(bytes)],
+                    messages,
+                    MsgFlags::MSG_NOSIGNAL,
+                    None,
+                )?)
             })
             .await?;
-        if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 
     /// The next packet of at most `most` bytes; `None` when the peer has closed.
     pub async fn receive(&self, most: usize) -> io::Result<Option<Packet>> {
-        self.socket.async_io(tokio::io::Interest::READABLE, |s| receive(s.as_fd(), most)).await
+        self.socket
+            .async_io(tokio::io::Interest::READABLE, |s| receive(s.as_fd(), most))
+            .await
     }
 }
 
@@ -126,11 +162,19 @@ fn receive(socket: BorrowedFd<'_>, most: usize) -> io::Result<Option<Packet>> {
     let mut bytes = vec![0; most];
     let mut space = cmsg_space!([RawFd; DESCRIPTORS]);
     let mut slices = [IoSliceMut::new(&mut bytes)];
-    let got = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let got = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut slices,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
     let (length, flags) = (got.bytes, got.flags);
     let descriptors = sys::take(got.cmsgs()?);
     if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a packet of more than {most} bytes or {DESCRIPTORS} descriptors")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a packet of more than {most} bytes or {DESCRIPTORS} descriptors"),
+        ));
     }
     if length == 0 && descriptors.is_empty() {
         return Ok(None);

@@ -78,21 +78,46 @@ impl Registration {
 
     fn check(mut self) -> Result<Self, String> {
         let title = self.title();
-        if self.uid.is_empty() || self.uid.len() > mesh_abi::MAX_UID || !self.uid.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
-            return Err(format!("pod {title:?}: its uid must have 1 to {} printable characters and no slash", mesh_abi::MAX_UID));
+        if self.uid.is_empty()
+            || self.uid.len() > mesh_abi::MAX_UID
+            || !self.uid.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+        {
+            return Err(format!(
+                "pod {title:?}: its uid must have 1 to {} printable characters and no slash",
+                mesh_abi::MAX_UID
+            ));
         }
-        for (field, text) in [("namespace", &self.namespace), ("name", &self.name), ("serviceAccount", &self.service_account)] {
-            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
-            if text.is_empty() || text.len() > 253 || !text.bytes().all(plain) || text.starts_with(['.', '-']) {
-                return Err(format!("pod {title:?}: its {field} is not a Kubernetes name"));
+        for (field, text) in [
+            ("namespace", &self.namespace),
+            ("name", &self.name),
+            ("serviceAccount", &self.service_account),
+        ] {
+            let plain =
+                |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+            if text.is_empty()
+                || text.len() > 253
+                || !text.bytes().all(plain)
+                || text.starts_with(['.', '-'])
+            {
+                return Err(format!(
+                    "pod {title:?}: its {field} is not a Kubernetes name"
+                ));
             }
         }
-        self.addresses.iter_mut().for_each(|ip| *ip = ip.to_canonical());
+        self.addresses
+            .iter_mut()
+            .for_each(|ip| *ip = ip.to_canonical());
         let v4 = self.addresses.iter().filter(|ip| ip.is_ipv4()).count();
         if self.addresses.is_empty() || v4 > 1 || self.addresses.len() - v4 > 1 {
-            return Err(format!("pod {title}: it must have one address, or one of each family"));
+            return Err(format!(
+                "pod {title}: it must have one address, or one of each family"
+            ));
         }
-        if let Some(ip) = self.addresses.iter().find(|ip| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()) {
+        if let Some(ip) = self
+            .addresses
+            .iter()
+            .find(|ip| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+        {
             return Err(format!("pod {title}: {ip} cannot be a pod's address"));
         }
         Ok(self)
@@ -128,7 +153,13 @@ impl PodState {
     }
 
     /// Every state.
-    pub const ALL: [PodState; 5] = [Self::Waiting, Self::Captured, Self::Out, Self::Refused, Self::Gone];
+    pub const ALL: [PodState; 5] = [
+        Self::Waiting,
+        Self::Captured,
+        Self::Out,
+        Self::Refused,
+        Self::Gone,
+    ];
 }
 
 /// A pod and what became of it.
@@ -166,20 +197,34 @@ pub struct Reply {
 impl Reply {
     /// A pod's state.
     pub fn state(state: PodState, reason: Option<String>) -> Self {
-        Self { ok: true, state: Some(state), reason, ..Self::default() }
+        Self {
+            ok: true,
+            state: Some(state),
+            reason,
+            ..Self::default()
+        }
     }
 
     /// A failure.
     pub fn error(text: impl Into<String>) -> Self {
-        Self { ok: false, error: Some(text.into()), ..Self::default() }
+        Self {
+            ok: false,
+            error: Some(text.into()),
+            ..Self::default()
+        }
     }
 }
 
 /// Reads a packet.
 pub fn parse(packet: &[u8]) -> Result<Request, String> {
-    let request = serde_json::from_slice(packet).map_err(|e| format!("the request is not understood: {e}; CONTRACTS.md section 4 has its form"))?;
+    let request = serde_json::from_slice(packet).map_err(|e| {
+        format!("the request is not understood: {e}; CONTRACTS.md section 4 has its form")
+    })?;
     match request {
-        Request::Add { pod, timeout_ms } => Ok(Request::Add { pod: pod.check()?, timeout_ms: timeout_ms.min(LONGEST) }),
+        Request::Add { pod, timeout_ms } => Ok(Request::Add {
+            pod: pod.check()?,
+            timeout_ms: timeout_ms.min(LONGEST),
+        }),
         other @ (Request::Del { .. } | Request::List) => Ok(other),
     }
 }
@@ -213,19 +258,42 @@ mod tests {
         check("{", Err("not understood"));
         check(r#"{"op":"burn"}"#, Err("not understood"));
         check(&add(&POD.replace("u-1", "../../etc")), Err("uid"));
-        check(&add(&POD.replace("\"web\"", "\"we/b\"")), Err("serviceAccount"));
-        check(&add(&POD.replace("fd00::5", "10.1.1.6")), Err("one of each family"));
-        check(&add(&POD.replace("fd00::5", "::ffff:10.1.1.6")), Err("one of each family"));
-        check(&add(&POD.replace("10.1.1.5", "127.0.0.1")), Err("cannot be a pod's address"));
+        check(
+            &add(&POD.replace("\"web\"", "\"we/b\"")),
+            Err("serviceAccount"),
+        );
+        check(
+            &add(&POD.replace("fd00::5", "10.1.1.6")),
+            Err("one of each family"),
+        );
+        check(
+            &add(&POD.replace("fd00::5", "::ffff:10.1.1.6")),
+            Err("one of each family"),
+        );
+        check(
+            &add(&POD.replace("10.1.1.5", "127.0.0.1")),
+            Err("cannot be a pod's address"),
+        );
     }
 
     #[test]
     fn a_report_is_the_pod_and_its_state_in_one_object() {
-        let Ok(Request::Add { pod, timeout_ms }) = parse(format!(r#"{{"op":"add","pod":{POD}}}"#).as_bytes()) else { panic!() };
+        let Ok(Request::Add { pod, timeout_ms }) =
+            parse(format!(r#"{{"op":"add","pod":{POD}}}"#).as_bytes())
+        else {
+            panic!()
+        };
         assert_eq!(timeout_ms, DEFAULT_TIMEOUT);
-        let report = PodReport { pod, state: PodState::Captured, reason: None };
+        let report = PodReport {
+            pod,
+            state: PodState::Captured,
+            reason: None,
+        };
         let json = serde_json::to_value(&report).unwrap();
-        assert_eq!((&json["uid"], &json["state"], &json["vethIfindex"]), (&"u-1".into(), &"captured".into(), &7.into()));
+        assert_eq!(
+            (&json["uid"], &json["state"], &json["vethIfindex"]),
+            (&"u-1".into(), &"captured".into(), &7.into())
+        );
         assert_eq!(serde_json::from_value::<PodReport>(json).unwrap(), report);
     }
 }

@@ -4,12 +4,7 @@
 //! at the latest when its time is up; what belongs to a deleted pod stays in the kernel until its network
 //! namespace is gone.
 
-use std::{
-    collections::BTreeMap,
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use mesh_model::name::ClusterId;
 use tokio::{
@@ -19,6 +14,7 @@ use tokio::{
 
 use super::{
     Enroller, Finder, Netns,
+    handle::Command,
     judge::Live,
     registration::{PodReport, PodState, Registration, Reply},
     saved::{SavedPod, SavedPods},
@@ -31,8 +27,6 @@ use crate::{
     state::{EnrolledNamespaces, MeshState},
 };
 
-/// How many requests may wait.
-const QUEUE: usize = 256;
 /// How often the registry looks for what time alone changes.
 const TICK: Duration = Duration::from_secs(1);
 /// How often stocks of sockets that nobody uses shrink, and the list of namespaces is written, in ticks.
@@ -61,110 +55,6 @@ pub struct CaptureParts {
     pub metrics: Metrics,
 }
 
-/// A pod on its way from one process to the next.
-#[derive(Debug)]
-pub struct HandedPod {
-    /// What is known of it.
-    pub saved: SavedPod,
-    /// Its namespace; absent for one that is being deleted.
-    pub netns: Option<OwnedFd>,
-    /// Its listeners; empty unless it is captured.
-    pub doors: Doors,
-}
-
-pub(super) enum Command {
-    Add { pod: Registration, netns: OwnedFd, deadline: Instant, reply: oneshot::Sender<Reply> },
-    Del { uid: String, reply: oneshot::Sender<Reply> },
-    List { reply: oneshot::Sender<Vec<PodReport>> },
-    Restore { done: oneshot::Sender<usize> },
-    Adopt { pods: Vec<HandedPod>, done: oneshot::Sender<usize> },
-    Export { reply: oneshot::Sender<Vec<HandedPod>> },
-    Pause { done: oneshot::Sender<()> },
-    Resume { done: oneshot::Sender<()> },
-    Close { done: oneshot::Sender<()> },
-}
-
-/// A handle to the registry. Cloning is cheap.
-#[derive(Clone, Debug)]
-pub struct Capture {
-    commands: mpsc::Sender<Command>,
-    settled: watch::Receiver<bool>,
-}
-
-/// The registry has ended.
-#[derive(Debug, thiserror::Error)]
-#[error("the registry of pods has ended; the node proxy is shutting down")]
-pub struct CaptureGone;
-
-impl Capture {
-    /// The registry and its task, which must be run.
-    pub fn new(parts: CaptureParts) -> (Self, CaptureTask) {
-        let (commands, receiver) = mpsc::channel(QUEUE);
-        let (settle, settled) = watch::channel(false);
-        let task = CaptureTask { parts, commands: receiver, pods: BTreeMap::new(), paused: false, settled: settle, ticks: 0 };
-        (Self { commands, settled }, task)
-    }
-
-    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, CaptureGone> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(make(reply)).await.map_err(|_| CaptureGone)?;
-        answer.await.map_err(|_| CaptureGone)
-    }
-
-    /// Registers a pod; waits at most `patience` for configuration.
-    pub async fn add(&self, pod: Registration, netns: OwnedFd, patience: Duration) -> Result<Reply, CaptureGone> {
-        let deadline = Instant::now() + patience;
-        self.ask(|reply| Command::Add { pod, netns, deadline, reply }).await
-    }
-
-    /// A pod is being deleted.
-    pub async fn del(&self, uid: String) -> Result<Reply, CaptureGone> {
-        self.ask(|reply| Command::Del { uid, reply }).await
-    }
-
-    /// Every pod and its state.
-    pub async fn list(&self) -> Result<Vec<PodReport>, CaptureGone> {
-        self.ask(|reply| Command::List { reply }).await
-    }
-
-    /// Takes up the pods that an earlier process left on disk; says how many.
-    pub async fn restore(&self) -> Result<usize, CaptureGone> {
-        self.ask(|done| Command::Restore { done }).await
-    }
-
-    /// Takes over the pods of a running process; says how many.
-    pub async fn adopt(&self, pods: Vec<HandedPod>) -> Result<usize, CaptureGone> {
-        self.ask(|done| Command::Adopt { pods, done }).await
-    }
-
-    /// Duplicates of every pod's sockets, for the process that takes over. From here on nothing changes until
-    /// `resume`; connections are still accepted until `pause`.
-    pub async fn export(&self) -> Result<Vec<HandedPod>, CaptureGone> {
-        self.ask(|reply| Command::Export { reply }).await
-    }
-
-    /// Stops accepting connections and queries; flows go on.
-    pub async fn pause(&self) -> Result<(), CaptureGone> {
-        self.ask(|done| Command::Pause { done }).await
-    }
-
-    /// Takes everything up again after a hand-over that failed.
-    pub async fn resume(&self) -> Result<(), CaptureGone> {
-        self.ask(|done| Command::Resume { done }).await
-    }
-
-    /// Closes every listener for good, because the process ends without a successor: connections are refused
-    /// rather than left waiting. Pods stay captured; sockets of flows under way stay open.
-    pub async fn close(&self) -> Result<(), CaptureGone> {
-        self.ask(|done| Command::Close { done }).await
-    }
-
-    /// Whether the pods of an earlier process have been taken up.
-    pub fn is_settled(&self) -> bool {
-        *self.settled.borrow()
-    }
-}
-
 /// A pod in the registry.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -189,9 +79,13 @@ pub(super) struct Waiter {
 }
 
 impl Entry {
-    fn new(pod: Registration, netns: Option<Arc<Netns>>) -> Self {
+    pub fn new(pod: Registration, netns: Option<Arc<Netns>>) -> Self {
         Self {
-            report: PodReport { pod, state: PodState::Waiting, reason: None },
+            report: PodReport {
+                pod,
+                state: PodState::Waiting,
+                reason: None,
+            },
             inode: netns.as_ref().map_or(0, |n| n.inode()),
             netns,
             live: None,
@@ -204,7 +98,10 @@ impl Entry {
     }
 
     pub fn saved(&self) -> SavedPod {
-        SavedPod { report: self.report.clone(), netns: self.inode }
+        SavedPod {
+            report: self.report.clone(),
+            netns: self.inode,
+        }
     }
 }
 
@@ -215,7 +112,7 @@ pub struct CaptureTask {
     commands: mpsc::Receiver<Command>,
     pub(super) pods: BTreeMap<String, Entry>,
     paused: bool,
-    settled: watch::Sender<bool>,
+    pub(super) settled: watch::Sender<bool>,
     ticks: u32,
 }
 
@@ -229,6 +126,21 @@ pub(super) enum AnnounceError {
 }
 
 impl CaptureTask {
+    pub(super) fn new(
+        parts: CaptureParts,
+        commands: mpsc::Receiver<Command>,
+        settled: watch::Sender<bool>,
+    ) -> Self {
+        Self {
+            parts,
+            commands,
+            pods: BTreeMap::new(),
+            paused: false,
+            settled,
+            ticks: 0,
+        }
+    }
+
     /// Runs until every handle is gone.
     pub async fn run(mut self) {
         let mut diffs = self.parts.state.diffs();
@@ -261,9 +173,16 @@ impl CaptureTask {
     async fn carry_out(&mut self, command: Command) {
         // Whoever does not wait for an answer any more does not need it.
         match command {
-            Command::Add { pod, netns, deadline, reply } => self.add(pod, netns, Waiter { deadline, reply }).await,
+            Command::Add {
+                pod,
+                netns,
+                deadline,
+                reply,
+            } => self.add(pod, netns, Waiter { deadline, reply }).await,
             Command::Del { uid, reply } => drop(reply.send(self.del(&uid).await)),
-            Command::List { reply } => drop(reply.send(self.pods.values().map(|e| e.report.clone()).collect())),
+            Command::List { reply } => {
+                drop(reply.send(self.pods.values().map(|e| e.report.clone()).collect()))
+            }
             Command::Restore { done } => drop(done.send(self.restore().await)),
             Command::Adopt { pods, done } => drop(done.send(self.adopt(pods).await)),
             Command::Export { reply } => {
@@ -295,7 +214,13 @@ impl CaptureTask {
         self.paused = true;
         for live in self.pods.values_mut().filter_map(|e| e.live.as_mut()) {
             live.doors = Arc::new(Doors::default());
-            if self.parts.dns.tell(DnsEvent::Remove(live.pod.uid.clone())).await.is_err() {
+            if self
+                .parts
+                .dns
+                .tell(DnsEvent::Remove(live.pod.uid.clone()))
+                .await
+                .is_err()
+            {
                 // The DNS server has ended, and its sockets with it.
                 break;
             }
@@ -310,27 +235,38 @@ impl CaptureTask {
 
     async fn add(&mut self, pod: Registration, netns: OwnedFd, waiter: Waiter) {
         if self.paused {
-            let text = format!("pod {}: this node proxy has handed over to its successor; register there", pod.title());
+            let text = format!(
+                "pod {}: this node proxy has handed over to its successor; register there",
+                pod.title()
+            );
             let _ = waiter.reply.send(Reply::error(text));
             return;
         }
         let netns = match Netns::from_fd(netns) {
             Ok(netns) => Arc::new(netns),
             Err(error) => {
-                let text = format!("pod {}: the descriptor that came with it cannot be used: {error}", pod.title());
+                let text = format!(
+                    "pod {}: the descriptor that came with it cannot be used: {error}",
+                    pod.title()
+                );
                 let _ = waiter.reply.send(Reply::error(text));
                 return;
             }
         };
         let uid = pod.uid.clone();
         if let Some(old) = self.pods.get(&uid)
-            && (old.inode != netns.inode() || old.report.pod.addresses != pod.addresses || old.report.state == PodState::Gone)
+            && (old.inode != netns.inode()
+                || old.report.pod.addresses != pod.addresses
+                || old.report.state == PodState::Gone)
         {
             tracing::info!(pod = pod.title(), "registered anew with another network");
             self.del(&uid).await;
             self.finish(&uid);
         }
-        let entry = self.pods.entry(uid.clone()).or_insert_with(|| Entry::new(pod.clone(), Some(netns)));
+        let entry = self
+            .pods
+            .entry(uid.clone())
+            .or_insert_with(|| Entry::new(pod.clone(), Some(netns)));
         entry.report.pod = pod;
         entry.waiters.push(waiter);
         entry.retry = None;
@@ -354,8 +290,15 @@ impl CaptureTask {
             return;
         }
         let now = Instant::now();
-        let due = |e: &Entry| e.retry.is_some_and(|r| r <= now) || e.waiters.iter().any(|w| w.deadline <= now);
-        let uids: Vec<String> = self.pods.iter().filter(|(_, e)| due(e)).map(|(u, _)| u.clone()).collect();
+        let due = |e: &Entry| {
+            e.retry.is_some_and(|r| r <= now) || e.waiters.iter().any(|w| w.deadline <= now)
+        };
+        let uids: Vec<String> = self
+            .pods
+            .iter()
+            .filter(|(_, e)| due(e))
+            .map(|(u, _)| u.clone())
+            .collect();
         for uid in uids {
             self.judge(&uid).await;
         }
@@ -365,12 +308,22 @@ impl CaptureTask {
         if self.paused {
             return;
         }
-        let gone = |e: &Entry| e.report.state == PodState::Gone && super::judge::netns_is_gone(&e.report.pod);
-        let ended: Vec<String> = self.pods.iter().filter(|(_, e)| gone(e)).map(|(u, _)| u.clone()).collect();
+        let gone = |e: &Entry| {
+            e.report.state == PodState::Gone && super::gone::netns_is_gone(&e.report.pod)
+        };
+        let ended: Vec<String> = self
+            .pods
+            .iter()
+            .filter(|(_, e)| gone(e))
+            .map(|(u, _)| u.clone())
+            .collect();
         ended.iter().for_each(|uid| self.finish(uid));
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(REST) {
-            self.pods.values().filter_map(|e| e.live.as_ref()).for_each(|l| l.stock.rest());
+            self.pods
+                .values()
+                .filter_map(|e| e.live.as_ref())
+                .for_each(|l| l.stock.rest());
             let snapshot = self.parts.state.load();
             if let Err(error) = self.parts.namespaces.update(&snapshot.mesh) {
                 tracing::warn!(%error, "the list of enrolled namespaces could not be written; the earlier one stays");
@@ -379,112 +332,31 @@ impl CaptureTask {
         self.publish_counts();
     }
 
-    async fn restore(&mut self) -> usize {
-        let saved = self.parts.saved.load().unwrap_or_else(|error| {
-            tracing::error!(%error, "the records of pods cannot be read; pods must be registered again");
-            Vec::new()
-        });
-        let mut taken = 0;
-        let found = self.parts.finder.look();
-        for pod in saved {
-            let reg = &pod.report.pod;
-            let netns = match pod.report.state {
-                PodState::Gone => Ok(None),
-                _ => found.namespace(pod.netns, &reg.addresses),
-            };
-            let netns = match netns {
-                Ok(Some(netns)) => netns.duplicate().ok(),
-                Ok(None) => None,
-                Err(error) => {
-                    tracing::warn!(pod = reg.title(), %error, "looking for its network namespace failed");
-                    None
-                }
-            };
-            taken += usize::from(netns.is_some());
-            self.take_up(HandedPod { saved: pod, netns, doors: Doors::default() }).await;
-        }
-        self.look_after_strangers();
-        self.settled.send_replace(true);
-        taken
-    }
-
-    async fn adopt(&mut self, pods: Vec<HandedPod>) -> usize {
-        let count = pods.len();
-        for pod in pods {
-            self.take_up(pod).await;
-        }
-        self.look_after_strangers();
-        self.settled.send_replace(true);
-        count
-    }
-
-    async fn take_up(&mut self, handed: HandedPod) {
-        let SavedPod { report, netns: inode } = handed.saved;
-        let uid = report.pod.uid.clone();
-        let netns = handed.netns.and_then(|fd| Netns::from_fd(fd).ok()).map(Arc::new);
-        let mut entry = Entry::new(report.pod.clone(), netns);
-        entry.inode = inode;
-        entry.was_captured = report.state == PodState::Captured;
-        entry.handed = (!handed.doors.tcp.is_empty()).then_some(handed.doors);
-        let lost = entry.netns.is_none();
-        entry.report = report;
-        if lost {
-            // Its entries stay until nobody can speak from its address any more.
-            entry.report.state = PodState::Gone;
-        }
-        self.pods.insert(uid.clone(), entry);
-        if !lost {
-            self.judge(&uid).await;
-        }
-    }
-
-    /// Pods that the kernel knows and nobody here does: what is alive stays captured, and so refused, until
-    /// it is registered again.
-    fn look_after_strangers(&mut self) {
-        let known = self.parts.enroller.kernel.known().unwrap_or_default();
-        let found = self.parts.finder.look();
-        for pod in known.into_iter().filter(|k| !self.pods.contains_key(&k.uid)) {
-            match found.namespace(pod.inode, &pod.addresses) {
-                Ok(None) => {
-                    if let Err(error) = self.parts.enroller.kernel.remove(&pod.uid) {
-                        tracing::warn!(uid = pod.uid, %error, "the entries of a pod that is gone could not be removed");
-                    }
-                }
-                Ok(Some(_)) => tracing::error!(uid = pod.uid, "a captured pod is not known here; its traffic is refused until it is registered again"),
-                Err(error) => tracing::warn!(uid = pod.uid, %error, "looking for a pod's network namespace failed; its traffic is refused"),
-            }
-        }
-        match self.parts.enroller.kernel.retire_older() {
-            Ok(0) => {}
-            Ok(layouts) => tracing::info!(layouts, "programs of an earlier layout serve only the flows that they have"),
-            Err(error) => tracing::error!(%error, "programs of an earlier layout could not be retired; both decide"),
-        }
-    }
-
-    fn export(&self) -> Vec<HandedPod> {
-        let handed = |e: &Entry| {
-            let doors = e.live.as_ref().map(|l| l.doors.duplicate()).transpose()?.unwrap_or_default();
-            let netns = e.netns.as_ref().map(|n| n.duplicate()).transpose()?;
-            Ok::<_, std::io::Error>(HandedPod { saved: e.saved(), netns, doors })
-        };
-        let one = |e: &Entry| match handed(e) {
-            Ok(pod) => Some(pod),
-            Err(error) => {
-                tracing::error!(pod = e.report.pod.title(), %error, "a pod's sockets could not be duplicated; the successor opens its own");
-                None
-            }
-        };
-        self.pods.values().filter_map(one).collect()
-    }
-
     pub(super) fn publish_counts(&self) {
         let family = &self.parts.metrics.node().pods;
         for state in PodState::ALL {
-            let count = self.pods.values().filter(|e| e.report.state == state).count();
-            let label = crate::observe::StateLabel { state: state.as_str() };
-            family.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+            let count = self
+                .pods
+                .values()
+                .filter(|e| e.report.state == state)
+                .count();
+            let label = crate::observe::StateLabel {
+                state: state.as_str(),
+            };
+            family
+                .get_or_create(&label)
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        let unmeshed: usize = self.pods.values().filter_map(|e| e.live.as_ref()).map(|l| l.existing).sum();
-        self.parts.metrics.node().unmeshed_connections.set(i64::try_from(unmeshed).unwrap_or(i64::MAX));
+        let unmeshed: usize = self
+            .pods
+            .values()
+            .filter_map(|e| e.live.as_ref())
+            .map(|l| l.existing)
+            .sum();
+        self.parts
+            .metrics
+            .node()
+            .unmeshed_connections
+            .set(i64::try_from(unmeshed).unwrap_or(i64::MAX));
     }
 }

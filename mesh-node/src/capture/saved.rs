@@ -34,7 +34,10 @@ impl SavedPods {
     /// Uses `<run dir>/pods`.
     pub fn open(run_dir: &Path) -> io::Result<Self> {
         let dir = run_dir.join("pods");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)?;
         Ok(Self { dir })
     }
 
@@ -42,7 +45,12 @@ impl SavedPods {
     pub fn put(&self, pod: &SavedPod) -> io::Result<()> {
         let path = self.path(&pod.report.pod.uid);
         let next = path.with_extension("next");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&next)?;
         file.write_all(&serde_json::to_vec(pod)?)?;
         drop(file);
         fs::rename(next, path)
@@ -66,7 +74,9 @@ impl SavedPods {
             }
             match fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)) {
                 Ok(pod) => pods.push(pod),
-                Err(error) => tracing::error!(path = %path.display(), %error, "a pod's record cannot be read; it must be registered again"),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "a pod's record cannot be read; it must be registered again")
+                }
             }
         }
         Ok(pods)

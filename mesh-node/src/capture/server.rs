@@ -28,14 +28,19 @@ pub struct RegistrationServer {
 impl RegistrationServer {
     /// Listens on `<run dir>/pods.sock`.
     pub fn bind(path: &Path, admitted: u32, capture: Capture) -> io::Result<Self> {
-        Ok(Self { listener: PacketListener::bind(path, admitted)?, capture })
+        Ok(Self {
+            listener: PacketListener::bind(path, admitted)?,
+            capture,
+        })
     }
 
     /// Serves until the future is dropped.
     pub async fn run(self) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let Ok(permit) = room.clone().acquire_owned().await else {
+                return;
+            };
             match self.listener.accept().await {
                 Ok(stream) => {
                     let capture = self.capture.clone();
@@ -60,7 +65,9 @@ async fn serve(stream: &PacketStream, capture: &Capture) -> io::Result<()> {
         let reply = match stream.receive(PACKET).await {
             Ok(None) => return Ok(()),
             Ok(Some(packet)) => answer(packet, capture).await,
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::error(error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Reply::error(error.to_string())
+            }
             Err(error) => return Err(error),
         };
         let bytes = fit(&reply)?;
@@ -78,9 +85,18 @@ fn fit(reply: &Reply) -> io::Result<Vec<u8>> {
     let pods = short.pods.get_or_insert_default();
     let all = pods.len();
     pods.truncate(all * (PACKET - 1024) / bytes.len());
-    short.reason = Some(format!("{} of {all} pods; the admin socket's /pods shows all", pods.len()));
+    short.reason = Some(format!(
+        "{} of {all} pods; the admin socket's /pods shows all",
+        pods.len()
+    ));
     let bytes = serde_json::to_vec(&short)?;
-    if bytes.len() <= PACKET { Ok(bytes) } else { Ok(serde_json::to_vec(&Reply::error("the list is too long; ask the admin socket for /pods"))?) }
+    if bytes.len() <= PACKET {
+        Ok(bytes)
+    } else {
+        Ok(serde_json::to_vec(&Reply::error(
+            "the list is too long; ask the admin socket for /pods",
+        ))?)
+    }
 }
 
 async fn answer(packet: Packet, capture: &Capture) -> Reply {
@@ -91,12 +107,19 @@ async fn answer(packet: Packet, capture: &Capture) -> Reply {
     let answered = match request {
         Request::Add { pod, timeout_ms } => {
             let Ok([netns]) = <[_; 1]>::try_from(packet.descriptors) else {
-                return Reply::error(format!("pod {}: exactly one descriptor, of its network namespace, must come with the request", pod.title()));
+                return Reply::error(format!(
+                    "pod {}: exactly one descriptor, of its network namespace, must come with the request",
+                    pod.title()
+                ));
             };
             capture.add(pod, netns, patience(timeout_ms)).await
         }
         Request::Del { uid } => capture.del(uid).await,
-        Request::List => capture.list().await.map(|pods| Reply { ok: true, pods: Some(pods), ..Reply::default() }),
+        Request::List => capture.list().await.map(|pods| Reply {
+            ok: true,
+            pods: Some(pods),
+            ..Reply::default()
+        }),
     };
     answered.unwrap_or_else(|gone| Reply::error(gone.to_string()))
 }

@@ -54,7 +54,9 @@ pub struct Doors {
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
     /// Somebody listens on a port that the proxy needs.
-    #[error("port {0} is in use inside the pod: by the redirection of another mesh, or by the application")]
+    #[error(
+        "port {0} is in use inside the pod: by the redirection of another mesh, or by the application"
+    )]
     Taken(u16),
     /// Anything else.
     #[error("port {port} inside the pod: {source}")]
@@ -73,7 +75,12 @@ impl Doors {
         for &family in families(addresses) {
             for (kind, port) in tcp_ports() {
                 let socket = listener(family, port).map_err(|e| failed(port, e))?;
-                doors.tcp.push(Listening { kind, family, port, socket });
+                doors.tcp.push(Listening {
+                    kind,
+                    family,
+                    port,
+                    socket,
+                });
             }
         }
         for &ip in addresses {
@@ -84,10 +91,19 @@ impl Doors {
 
     /// The same sockets once more, to give to another process.
     pub fn duplicate(&self) -> io::Result<Self> {
-        let tcp = |d: &Listening| Ok(Listening { socket: d.socket.try_clone()?, ..*d });
+        let tcp = |d: &Listening| {
+            Ok(Listening {
+                socket: d.socket.try_clone()?,
+                ..*d
+            })
+        };
         Ok(Self {
             tcp: self.tcp.iter().map(tcp).collect::<io::Result<_>>()?,
-            udp: self.udp.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?,
+            udp: self
+                .udp
+                .iter()
+                .map(UdpSocket::try_clone)
+                .collect::<io::Result<_>>()?,
         })
     }
 }
@@ -100,7 +116,10 @@ fn failed(port: u16, source: io::Error) -> DoorError {
 }
 
 fn families(addresses: &[IpAddr]) -> &'static [Family] {
-    match (addresses.iter().any(IpAddr::is_ipv4), addresses.iter().any(IpAddr::is_ipv6)) {
+    match (
+        addresses.iter().any(IpAddr::is_ipv4),
+        addresses.iter().any(IpAddr::is_ipv6),
+    ) {
         (true, true) => &[Family::V4, Family::V6],
         (false, true) => &[Family::V6],
         (true | false, false) => &[Family::V4],
@@ -110,7 +129,11 @@ fn families(addresses: &[IpAddr]) -> &'static [Family] {
 /// The TCP ports inside a pod and what they are for.
 fn tcp_ports() -> impl Iterator<Item = (Option<Kind>, u16)> {
     let outbound = (0..ports::OUTBOUND_PORTS).map(|i| (Some(Kind::Outbound), ports::OUTBOUND + i));
-    outbound.chain([(Some(Kind::Plaintext), ports::INBOUND), (Some(Kind::Hbone), ports::HBONE), (None, ports::DNS)])
+    outbound.chain([
+        (Some(Kind::Plaintext), ports::INBOUND),
+        (Some(Kind::Hbone), ports::HBONE),
+        (None, ports::DNS),
+    ])
 }
 
 fn tcp(family: Family) -> io::Result<Socket> {
@@ -144,7 +167,11 @@ fn listener(family: Family, port: u16) -> io::Result<TcpListener> {
 }
 
 fn udp(ip: IpAddr) -> io::Result<UdpSocket> {
-    let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let domain = if ip.is_ipv4() {
+        Domain::IPV4
+    } else {
+        Domain::IPV6
+    };
     let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     // An IPv6 address may still be looking for duplicates of itself.
     match ip {
@@ -183,25 +210,37 @@ struct Shelf {
 
 impl std::fmt::Debug for SocketStock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SocketStock").field("cookie", &self.cookie).finish_non_exhaustive()
+        f.debug_struct("SocketStock")
+            .field("cookie", &self.cookie)
+            .finish_non_exhaustive()
     }
 }
 
 impl SocketStock {
     /// A stock for a pod; empty until somebody asks. `late` counts sockets made while a flow waited.
-    pub fn new(kernel: Arc<dyn Kernel>, netns: Arc<Netns>, refill: Refiller, late: Counter) -> Arc<Self> {
+    pub fn new(
+        kernel: Arc<dyn Kernel>,
+        netns: Arc<Netns>,
+        refill: Refiller,
+        late: Counter,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             kernel,
             cookie: netns.cookie(),
             refill,
             late,
             me: me.clone(),
-            inside: Mutex::new(Some(Inside { netns, shelves: Default::default() })),
+            inside: Mutex::new(Some(Inside {
+                netns,
+                shelves: Default::default(),
+            })),
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Inside>> {
-        self.inside.lock().expect("no code panics while it holds a stock")
+        self.inside
+            .lock()
+            .expect("no code panics while it holds a stock")
     }
 
     /// Lets go of every socket and of the namespace. Afterwards nobody gets a socket.
@@ -223,7 +262,10 @@ impl SocketStock {
     }
 
     fn netns(&self) -> io::Result<Arc<Netns>> {
-        self.lock().as_ref().map(|i| i.netns.clone()).ok_or_else(gone)
+        self.lock()
+            .as_ref()
+            .map(|i| i.netns.clone())
+            .ok_or_else(gone)
     }
 
     /// Makes `count` sockets and puts them on the shelf.
@@ -245,8 +287,13 @@ impl SocketStock {
 
     fn make(&self, family: Family, count: usize) -> io::Result<Vec<Socket>> {
         let netns = self.netns()?;
-        let made = netns.enter(|| (0..count).map(|_| tcp(family)).collect::<io::Result<Vec<_>>>())?;
-        made.iter().try_for_each(|s| self.kernel.mark(s.as_fd(), None))?;
+        let made = netns.enter(|| {
+            (0..count)
+                .map(|_| tcp(family))
+                .collect::<io::Result<Vec<_>>>()
+        })?;
+        made.iter()
+            .try_for_each(|s| self.kernel.mark(s.as_fd(), None))?;
         Ok(made)
     }
 }
@@ -265,7 +312,8 @@ impl PodSockets for SocketStock {
             shelf.asked |= ask;
             (found, ask)
         };
-        if ask && !self.refill.ask(self.me.clone(), family)
+        if ask
+            && !self.refill.ask(self.me.clone(), family)
             && let Some(inside) = self.lock().as_mut()
         {
             inside.shelves[family as usize].asked = false;
@@ -286,7 +334,11 @@ impl PodSockets for SocketStock {
     fn udp(&self, ip: IpAddr) -> io::Result<UdpSocket> {
         let netns = self.netns()?;
         let socket = netns.enter(|| {
-            let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+            let domain = if ip.is_ipv4() {
+                Domain::IPV4
+            } else {
+                Domain::IPV6
+            };
             let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
             socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)))?;
             Ok(socket)

@@ -58,14 +58,23 @@ pub fn wanted(mesh: &Mesh, cluster: &ClusterId, pod: &Registration) -> Wanted {
             pod.service_account, workload.identity.service_account
         ));
     }
-    let (here, there): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) =
-        (pod.addresses.iter().copied().collect(), workload.addresses.iter().copied().collect());
+    let (here, there): (BTreeSet<IpAddr>, BTreeSet<IpAddr>) = (
+        pod.addresses.iter().copied().collect(),
+        workload.addresses.iter().copied().collect(),
+    );
     // A pod's address reaches the configuration only after its network has been set up.
     if !there.is_empty() && here != there {
-        return Wanted::Disagree(format!("it was registered with addresses {here:?} and the configuration says {there:?}"));
+        return Wanted::Disagree(format!(
+            "it was registered with addresses {here:?} and the configuration says {there:?}"
+        ));
     }
-    if let Some(ip) = here.iter().find(|ip| mesh.is_contested(&workload.network, **ip)) {
-        return Wanted::Disagree(format!("its address {ip} is claimed by another workload too"));
+    if let Some(ip) = here
+        .iter()
+        .find(|ip| mesh.is_contested(&workload.network, **ip))
+    {
+        return Wanted::Disagree(format!(
+            "its address {ip} is claimed by another workload too"
+        ));
     }
     Wanted::Capture(Terms {
         cut_existing: extra.cut_existing,
@@ -81,7 +90,10 @@ pub fn identity(mesh: &Mesh, cluster: &ClusterId, pod: &Registration) -> Identit
     }
     Identity {
         // No certificate of such a domain is ever issued, so that nothing can be done under this name.
-        trust_domain: mesh.config().map_or_else(|| TrustDomain::from("unknown.invalid"), |c| c.trust_domain.clone()),
+        trust_domain: mesh.config().map_or_else(
+            || TrustDomain::from("unknown.invalid"),
+            |c| c.trust_domain.clone(),
+        ),
         namespace: pod.namespace.as_str().into(),
         service_account: pod.service_account.as_str().into(),
     }

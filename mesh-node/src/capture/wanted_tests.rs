@@ -25,7 +25,9 @@ fn workload(name: &str, account: &str, addresses: &[&str]) -> Change {
         uid: WorkloadUid::from(format!("Kubernetes//Pod/shop/{name}").as_str()),
         name: name.into(),
         namespace: "shop".into(),
-        identity: format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap(),
+        identity: format!("spiffe://cluster.local/ns/shop/sa/{account}")
+            .parse()
+            .unwrap(),
         network: "".into(),
         addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
         hostname: None,
@@ -66,24 +68,58 @@ fn check(changes: impl IntoIterator<Item = Change>, expect: impl FnOnce(&Wanted)
 #[test]
 fn only_a_registration_that_agrees_is_captured() {
     let mine = || workload("web-1", "web", &["10.1.1.5"]);
-    let terms = Terms { cut_existing: true, allow_forwarded: false, probe_ports: vec![8080] };
-    check([mine(), extra(Enrolment::Enrolled)], |w| *w == Wanted::Capture(terms.clone()));
+    let terms = Terms {
+        cut_existing: true,
+        allow_forwarded: false,
+        probe_ports: vec![8080],
+    };
+    check([mine(), extra(Enrolment::Enrolled)], |w| {
+        *w == Wanted::Capture(terms.clone())
+    });
     // The address is known to the configuration only later.
-    check([workload("web-1", "web", &[]), extra(Enrolment::Enrolled)], |w| matches!(w, Wanted::Capture(_)));
+    check(
+        [workload("web-1", "web", &[]), extra(Enrolment::Enrolled)],
+        |w| matches!(w, Wanted::Capture(_)),
+    );
     check([mine(), extra(Enrolment::Out)], |w| *w == Wanted::Out);
-    check([mine(), extra(Enrolment::Refused("gvisor".into()))], |w| *w == Wanted::Refuse("gvisor".into()));
-    check([workload("web-1", "admin", &["10.1.1.5"]), extra(Enrolment::Enrolled)], |w| matches!(w, Wanted::Disagree(why) if why.contains("admin")));
-    check([workload("web-1", "web", &["10.1.1.6"]), extra(Enrolment::Enrolled)], |w| matches!(w, Wanted::Disagree(_)));
+    check([mine(), extra(Enrolment::Refused("gvisor".into()))], |w| {
+        *w == Wanted::Refuse("gvisor".into())
+    });
+    check(
+        [
+            workload("web-1", "admin", &["10.1.1.5"]),
+            extra(Enrolment::Enrolled),
+        ],
+        |w| matches!(w, Wanted::Disagree(why) if why.contains("admin")),
+    );
+    check(
+        [
+            workload("web-1", "web", &["10.1.1.6"]),
+            extra(Enrolment::Enrolled),
+        ],
+        |w| matches!(w, Wanted::Disagree(_)),
+    );
     let rival = workload("web-2", "web", &["10.1.1.5"]);
-    check([mine(), extra(Enrolment::Enrolled), rival], |w| matches!(w, Wanted::Disagree(why) if why.contains("another")));
+    check(
+        [mine(), extra(Enrolment::Enrolled), rival],
+        |w| matches!(w, Wanted::Disagree(why) if why.contains("another")),
+    );
 }
 
 #[test]
 fn what_was_not_said_is_unknown() {
     check([], |w| *w == Wanted::Unknown);
-    check([workload("web-1", "web", &["10.1.1.5"])], |w| *w == Wanted::Unknown);
+    check([workload("web-1", "web", &["10.1.1.5"])], |w| {
+        *w == Wanted::Unknown
+    });
     check([extra(Enrolment::Enrolled)], |w| *w == Wanted::Unknown);
-    check([workload("web-2", "web", &["10.1.1.5"]), extra(Enrolment::Enrolled)], |w| *w == Wanted::Unknown);
+    check(
+        [
+            workload("web-2", "web", &["10.1.1.5"]),
+            extra(Enrolment::Enrolled),
+        ],
+        |w| *w == Wanted::Unknown,
+    );
 }
 
 #[test]
@@ -91,5 +127,8 @@ fn an_identity_is_the_configurations_or_nobodys() {
     let mesh = Mesh::empty().apply([workload("web-1", "web", &[])]).0;
     let who = |mesh: &Mesh| identity(mesh, &"Kubernetes".into(), &pod()).to_string();
     assert_eq!(who(&mesh), "spiffe://cluster.local/ns/shop/sa/web");
-    assert_eq!(who(&Mesh::empty()), "spiffe://unknown.invalid/ns/shop/sa/web");
+    assert_eq!(
+        who(&Mesh::empty()),
+        "spiffe://unknown.invalid/ns/shop/sa/web"
+    );
 }

@@ -61,11 +61,18 @@ pub fn answer(mesh: &Mesh, asker: Asker<'_>, name: &str, asked: Asked) -> Answer
     if let Some(service) = find(mesh, asker, name) {
         return of_service(mesh, asker, service, asked);
     }
-    let Some((first, rest)) = name.split_once('.') else { return Answer::Foreign };
+    let Some((first, rest)) = name.split_once('.') else {
+        return Answer::Foreign;
+    };
     // A pod of a headless service, by its own name.
     if let Some(service) = find(mesh, asker, rest).filter(|s| is_headless(mesh, &s.name)) {
-        let pod = mesh.endpoints(&service.name).iter().find(|w| *w.name == *first);
-        return pod.map_or(Answer::Foreign, |w| Answer::Addresses(addresses([w], asked)));
+        let pod = mesh
+            .endpoints(&service.name)
+            .iter()
+            .find(|w| *w.name == *first);
+        return pod.map_or(Answer::Foreign, |w| {
+            Answer::Addresses(addresses([w], asked))
+        });
     }
     // A ServiceEntry for a whole domain.
     let mut parent = rest;
@@ -97,14 +104,27 @@ fn of_service(mesh: &Mesh, asker: Asker<'_>, service: &Service, asked: Asked) ->
         return Answer::Alias(target.trim_end_matches('.').to_ascii_lowercase());
     }
     let here = |network: &NetworkId| network == asker.network || network.as_str().is_empty();
-    let vips: Vec<IpAddr> = service.vips.iter().filter(|v| here(&v.network)).map(|v| v.ip).collect();
+    let vips: Vec<IpAddr> = service
+        .vips
+        .iter()
+        .filter(|v| here(&v.network))
+        .map(|v| v.ip)
+        .collect();
     if !vips.is_empty() {
-        return Answer::Addresses(vips.into_iter().filter(|ip| asked.takes(*ip)).take(MOST).collect());
+        return Answer::Addresses(
+            vips.into_iter()
+                .filter(|ip| asked.takes(*ip))
+                .take(MOST)
+                .collect(),
+        );
     }
     if !is_headless(mesh, &service.name) {
         return Answer::Foreign;
     }
-    let ready = mesh.endpoints(&service.name).iter().filter(|w| w.healthy || service.balancing.allow_unhealthy);
+    let ready = mesh
+        .endpoints(&service.name)
+        .iter()
+        .filter(|w| w.healthy || service.balancing.allow_unhealthy);
     let mut found = addresses(ready.filter(|w| here(&w.network)), asked);
     if !found.is_empty() {
         let turn = usize::try_from(asker.seed % found.len() as u64).unwrap_or(0);
@@ -114,8 +134,15 @@ fn of_service(mesh: &Mesh, asker: Asker<'_>, service: &Service, asked: Asked) ->
     Answer::Addresses(found)
 }
 
-fn addresses<'a>(workloads: impl IntoIterator<Item = &'a std::sync::Arc<Workload>>, asked: Asked) -> Vec<IpAddr> {
-    workloads.into_iter().flat_map(|w| w.addresses.iter().copied()).filter(|ip| asked.takes(*ip)).collect()
+fn addresses<'a>(
+    workloads: impl IntoIterator<Item = &'a std::sync::Arc<Workload>>,
+    asked: Asked,
+) -> Vec<IpAddr> {
+    workloads
+        .into_iter()
+        .flat_map(|w| w.addresses.iter().copied())
+        .filter(|ip| asked.takes(*ip))
+        .collect()
 }
 
 #[cfg(test)]

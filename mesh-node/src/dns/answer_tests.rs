@@ -13,9 +13,18 @@ use super::*;
 
 fn service(namespace: &str, host: &str, vips: &[&str]) -> Change {
     Change::Service(Service {
-        name: ServiceName { namespace: namespace.into(), hostname: host.into() },
+        name: ServiceName {
+            namespace: namespace.into(),
+            hostname: host.into(),
+        },
         short: host.split('.').next().unwrap().into(),
-        vips: vips.iter().map(|ip| NetworkAddress { network: "".into(), ip: ip.parse().unwrap() }).collect(),
+        vips: vips
+            .iter()
+            .map(|ip| NetworkAddress {
+                network: "".into(),
+                ip: ip.parse().unwrap(),
+            })
+            .collect(),
         ranges: [].into(),
         ports: [].into(),
         subject_alt_names: [].into(),
@@ -25,7 +34,13 @@ fn service(namespace: &str, host: &str, vips: &[&str]) -> Change {
 }
 
 fn extra(namespace: &str, host: &str, extra: ServiceExtra) -> Change {
-    Change::ServiceExtra(ServiceName { namespace: namespace.into(), hostname: host.into() }, extra)
+    Change::ServiceExtra(
+        ServiceName {
+            namespace: namespace.into(),
+            hostname: host.into(),
+        },
+        extra,
+    )
 }
 
 fn pod(name: &str, addresses: &[&str], healthy: bool, host: &str) -> Change {
@@ -44,7 +59,14 @@ fn pod(name: &str, addresses: &[&str], healthy: bool, host: &str) -> Change {
         healthy,
         locality: Default::default(),
         canonical: Default::default(),
-        services: [Membership { service: ServiceName { namespace: "shop".into(), hostname: host.into() }, ports: [].into() }].into(),
+        services: [Membership {
+            service: ServiceName {
+                namespace: "shop".into(),
+                hostname: host.into(),
+            },
+            ports: [].into(),
+        }]
+        .into(),
         policies: [].into(),
         waypoint: None,
         capacity: 1,
@@ -52,22 +74,40 @@ fn pod(name: &str, addresses: &[&str], healthy: bool, host: &str) -> Change {
 }
 
 pub(in crate::dns) fn mesh() -> Mesh {
-    let headless = ServiceExtra { headless: true, ..ServiceExtra::default() };
-    let alias = |to: &str| ServiceExtra { external_name: Some(to.into()), ..ServiceExtra::default() };
+    let headless = ServiceExtra {
+        headless: true,
+        ..ServiceExtra::default()
+    };
+    let alias = |to: &str| ServiceExtra {
+        external_name: Some(to.into()),
+        ..ServiceExtra::default()
+    };
     let db = "db.shop.svc.cluster.local";
     Mesh::empty()
         .apply([
             service("shop", "cart.shop.svc.cluster.local", &["10.96.0.7"]),
-            service("shop", "dual.shop.svc.cluster.local", &["10.96.0.8", "fd00:96::8"]),
+            service(
+                "shop",
+                "dual.shop.svc.cluster.local",
+                &["10.96.0.8", "fd00:96::8"],
+            ),
             service("shop", db, &[]),
             extra("shop", db, headless),
             pod("db-0", &["10.1.1.10", "fd00::10"], true, db),
             pod("db-1", &["10.1.1.11"], true, db),
             pod("db-2", &["10.1.1.12"], false, db),
             service("shop", "out.shop.svc.cluster.local", &[]),
-            extra("shop", "out.shop.svc.cluster.local", alias("api.example.com.")),
+            extra(
+                "shop",
+                "out.shop.svc.cluster.local",
+                alias("api.example.com."),
+            ),
             service("shop", "in.shop.svc.cluster.local", &[]),
-            extra("shop", "in.shop.svc.cluster.local", alias("cart.shop.svc.cluster.local")),
+            extra(
+                "shop",
+                "in.shop.svc.cluster.local",
+                alias("cart.shop.svc.cluster.local"),
+            ),
             service("a", "shared.example.org", &["240.0.0.1"]),
             service("shop", "shared.example.org", &["240.0.0.2"]),
             service("a", "*.wild.example.org", &["240.0.0.3"]),
@@ -78,7 +118,16 @@ pub(in crate::dns) fn mesh() -> Mesh {
 
 fn check(name: &str, asked: Asked, expect: Answer) {
     let (namespace, network) = ("shop".into(), "".into());
-    let mut got = answer(&mesh(), Asker { namespace: &namespace, network: &network, seed: 0 }, name, asked);
+    let mut got = answer(
+        &mesh(),
+        Asker {
+            namespace: &namespace,
+            network: &network,
+            seed: 0,
+        },
+        name,
+        asked,
+    );
     if let Answer::Addresses(list) = &mut got {
         list.sort();
     }
@@ -94,13 +143,33 @@ fn names_are_answered_as_the_mesh_serves_them() {
     check("cart.shop.svc.cluster.local", Asked::A, ips(&["10.96.0.7"]));
     check("cart.shop.svc.cluster.local", Asked::Aaaa, ips(&[]));
     check("cart.shop.svc.cluster.local", Asked::Nothing, ips(&[]));
-    check("dual.shop.svc.cluster.local", Asked::Aaaa, ips(&["fd00:96::8"]));
-    check("db.shop.svc.cluster.local", Asked::A, ips(&["10.1.1.10", "10.1.1.11"]));
-    check("db-0.db.shop.svc.cluster.local", Asked::Aaaa, ips(&["fd00::10"]));
-    check("db-2.db.shop.svc.cluster.local", Asked::A, ips(&["10.1.1.12"]));
+    check(
+        "dual.shop.svc.cluster.local",
+        Asked::Aaaa,
+        ips(&["fd00:96::8"]),
+    );
+    check(
+        "db.shop.svc.cluster.local",
+        Asked::A,
+        ips(&["10.1.1.10", "10.1.1.11"]),
+    );
+    check(
+        "db-0.db.shop.svc.cluster.local",
+        Asked::Aaaa,
+        ips(&["fd00::10"]),
+    );
+    check(
+        "db-2.db.shop.svc.cluster.local",
+        Asked::A,
+        ips(&["10.1.1.12"]),
+    );
     check("db-9.db.shop.svc.cluster.local", Asked::A, Answer::Foreign);
     check("x.cart.shop.svc.cluster.local", Asked::A, Answer::Foreign);
-    check("out.shop.svc.cluster.local", Asked::A, Answer::Alias("api.example.com".into()));
+    check(
+        "out.shop.svc.cluster.local",
+        Asked::A,
+        Answer::Alias("api.example.com".into()),
+    );
     check("shared.example.org", Asked::A, ips(&["240.0.0.2"]));
     check("deep.er.wild.example.org", Asked::A, ips(&["240.0.0.3"]));
     check("wild.example.org", Asked::A, Answer::Foreign);
@@ -114,7 +183,16 @@ fn names_are_answered_as_the_mesh_serves_them() {
 #[test]
 fn clients_are_spread_over_headless_addresses() {
     let (mesh, namespace, network) = (mesh(), "shop".into(), "".into());
-    let first = |seed| match answer(&mesh, Asker { namespace: &namespace, network: &network, seed }, "db.shop.svc.cluster.local", Asked::A) {
+    let first = |seed| match answer(
+        &mesh,
+        Asker {
+            namespace: &namespace,
+            network: &network,
+            seed,
+        },
+        "db.shop.svc.cluster.local",
+        Asked::A,
+    ) {
         Answer::Addresses(list) => list[0],
         other => panic!("{other:?}"),
     };

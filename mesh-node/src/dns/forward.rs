@@ -46,7 +46,12 @@ pub async fn over_udp(pod: &Pod, resolver: SocketAddr, query: &[u8]) -> io::Resu
 
 fn source(pod: &Pod, resolver: SocketAddr) -> io::Result<IpAddr> {
     let same = |ip: &&IpAddr| ip.is_ipv4() == resolver.is_ipv4();
-    let none = || io::Error::new(io::ErrorKind::AddrNotAvailable, format!("the pod has no address of the family of {resolver}"));
+    let none = || {
+        io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!("the pod has no address of the family of {resolver}"),
+        )
+    };
     pod.addresses.iter().find(same).copied().ok_or_else(none)
 }
 
@@ -93,7 +98,9 @@ pub async fn over_tcp(stream: &mut TcpStream, query: &[u8]) -> io::Result<Vec<u8
     let asking = async {
         write_framed(stream, query).await?;
         loop {
-            let answer = read_framed(stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let answer = read_framed(stream)
+                .await?
+                .ok_or(io::ErrorKind::UnexpectedEof)?;
             if id_of(&answer) == Some((id, true)) {
                 return Ok(answer);
             }

@@ -70,20 +70,36 @@ pub fn read(packet: &[u8], stream: bool) -> Incoming {
         (false, Some(edns)) => usize::from(edns.max_payload()).clamp(PLAIN, LARGE),
         (false, None) => PLAIN,
     };
-    Incoming::Question(Box::new(Question { name: name.trim_end_matches('.').to_owned(), asked, id, room, message }))
+    Incoming::Question(Box::new(Question {
+        name: name.trim_end_matches('.').to_owned(),
+        asked,
+        id,
+        room,
+        message,
+    }))
 }
 
 impl Question {
     /// The answer with these addresses; none means that the name has none of that kind.
     pub fn reply(&self, addresses: &[IpAddr]) -> Option<Vec<u8>> {
         let name = self.query().name().clone();
-        self.finish(addresses.iter().map(|ip| record(name.clone(), *ip)).collect(), true)
+        self.finish(
+            addresses
+                .iter()
+                .map(|ip| record(name.clone(), *ip))
+                .collect(),
+            true,
+        )
     }
 
     /// The answer for an alias: where it points, and the addresses there as far as they are known.
     pub fn reply_alias(&self, target: &str, addresses: &[IpAddr]) -> Option<Vec<u8>> {
         let target = Name::from_str(&format!("{target}.")).ok()?;
-        let mut records = vec![Record::from_rdata(self.query().name().clone(), TTL, RData::CNAME(rdata::CNAME(target.clone())))];
+        let mut records = vec![Record::from_rdata(
+            self.query().name().clone(),
+            TTL,
+            RData::CNAME(rdata::CNAME(target.clone())),
+        )];
         records.extend(addresses.iter().map(|ip| record(target.clone(), *ip)));
         self.finish(records, true)
     }
@@ -99,12 +115,18 @@ impl Question {
     pub fn about(&self, target: &str, id: u16) -> Option<Vec<u8>> {
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = true;
-        message.add_query(Query::query(Name::from_str(&format!("{target}.")).ok()?, self.query().query_type()));
+        message.add_query(Query::query(
+            Name::from_str(&format!("{target}.")).ok()?,
+            self.query().query_type(),
+        ));
         message.to_vec().ok()
     }
 
     fn query(&self) -> &Query {
-        self.message.queries.first().expect("a question was read with its query")
+        self.message
+            .queries
+            .first()
+            .expect("a question was read with its query")
     }
 
     fn begin(&self) -> Message {
@@ -147,7 +169,9 @@ fn record(name: Name, ip: IpAddr) -> Record {
 
 /// The addresses in a resolver's answer to `about`; empty when there are none or it is no answer.
 pub fn addresses_in(packet: &[u8], asked: Asked) -> Vec<IpAddr> {
-    let Ok(message) = Message::from_vec(packet) else { return Vec::new() };
+    let Ok(message) = Message::from_vec(packet) else {
+        return Vec::new();
+    };
     let address = |r: &Record| match (&r.data, asked) {
         (RData::A(a), Asked::A) => Some(IpAddr::from(a.0)),
         (RData::AAAA(a), Asked::Aaaa) => Some(IpAddr::from(a.0)),
@@ -159,7 +183,9 @@ pub fn addresses_in(packet: &[u8], asked: Asked) -> Vec<IpAddr> {
 /// The id of a packet, and whether it is a response.
 pub fn id_of(packet: &[u8]) -> Option<(u16, bool)> {
     match packet {
-        [a, b, flags, ..] if packet.len() >= 12 => Some((u16::from_be_bytes([*a, *b]), flags & 0x80 != 0)),
+        [a, b, flags, ..] if packet.len() >= 12 => {
+            Some((u16::from_be_bytes([*a, *b]), flags & 0x80 != 0))
+        }
         _ => None,
     }
 }

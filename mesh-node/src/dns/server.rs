@@ -80,7 +80,10 @@ impl DnsServer {
     /// A server without pods.
     pub fn new(parts: DnsParts) -> Self {
         let requests = parts.metrics.node().dns_requests.clone();
-        Self { shared: Arc::new(Shared { parts, requests }), pods: HashMap::new() }
+        Self {
+            shared: Arc::new(Shared { parts, requests }),
+            pods: HashMap::new(),
+        }
     }
 
     /// Runs until nobody can tell it anything any more.
@@ -90,7 +93,11 @@ impl DnsServer {
                 DnsEvent::Add(sockets) => {
                     let uid = sockets.pod.uid.clone();
                     self.pods.remove(&uid);
-                    let mut served = Served { sockets, room: Arc::new(Semaphore::new(IN_FLIGHT)), tasks: JoinSet::new() };
+                    let mut served = Served {
+                        sockets,
+                        room: Arc::new(Semaphore::new(IN_FLIGHT)),
+                        tasks: JoinSet::new(),
+                    };
                     self.shared.serve(&mut served);
                     self.pods.insert(uid, served);
                 }
@@ -114,7 +121,11 @@ impl Shared {
         let pod = &served.sockets.pod;
         for socket in &served.sockets.udp {
             match socket.try_clone() {
-                Ok(socket) => drop(served.tasks.spawn(self.clone().udp(pod.clone(), socket, served.room.clone()))),
+                Ok(socket) => drop(served.tasks.spawn(self.clone().udp(
+                    pod.clone(),
+                    socket,
+                    served.room.clone(),
+                ))),
                 Err(error) => tracing::error!(pod = %pod.uid, %error, "DNS over UDP is not served"),
             }
         }
@@ -129,7 +140,9 @@ impl Shared {
     async fn udp(self: Arc<Self>, pod: Arc<Pod>, socket: StdUdp, room: Arc<Semaphore>) {
         let socket = match UdpSocket::from_std(socket) {
             Ok(socket) => Arc::new(socket),
-            Err(error) => return tracing::error!(pod = %pod.uid, %error, "DNS over UDP is not served"),
+            Err(error) => {
+                return tracing::error!(pod = %pod.uid, %error, "DNS over UDP is not served");
+            }
         };
         loop {
             if let Err(error) = socket.readable().await {
@@ -137,7 +150,11 @@ impl Shared {
             }
             match receive(&socket) {
                 Ok((packet, client)) => {
-                    let query = Query { pod: pod.clone(), packet, transport: "udp" };
+                    let query = Query {
+                        pod: pod.clone(),
+                        packet,
+                        transport: "udp",
+                    };
                     self.clone().one_udp(query, client, &socket, &room);
                 }
                 // A reset that an earlier answer met, or nothing there after all.
@@ -147,13 +164,22 @@ impl Shared {
     }
 
     /// Answers from the mesh at once, or in a task that waits for the resolver.
-    fn one_udp(self: Arc<Self>, query: Query, client: SocketAddr, socket: &Arc<UdpSocket>, room: &Arc<Semaphore>) {
+    fn one_udp(
+        self: Arc<Self>,
+        query: Query,
+        client: SocketAddr,
+        socket: &Arc<UdpSocket>,
+        room: &Arc<Semaphore>,
+    ) {
         match self.mesh_answer(&query) {
             Step::Reply(reply) => drop(reply.map(|r| socket.try_send_to(&r, client))),
             Step::Forward(alias) => {
                 let Ok(permit) = room.clone().try_acquire_owned() else {
                     self.count(&query, "refused");
-                    drop(header_only(&query.packet, ResponseCode::ServFail).map(|r| socket.try_send_to(&r, client)));
+                    drop(
+                        header_only(&query.packet, ResponseCode::ServFail)
+                            .map(|r| socket.try_send_to(&r, client)),
+                    );
                     return;
                 };
                 let socket = socket.clone();
@@ -172,9 +198,14 @@ impl Shared {
     ) {
         let resolver = self.parts.kernel.resolver(client);
         let asked = match (resolver, &alias) {
-            (None, _) => Err(io::Error::new(io::ErrorKind::NotFound, "the kernel does not know which resolver was asked")),
+            (None, _) => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the kernel does not know which resolver was asked",
+            )),
             (Some(resolver), None) => forward::over_udp(&query.pod, resolver, &query.packet).await,
-            (Some(resolver), Some(alias)) => forward::over_udp(&query.pod, resolver, &alias.query).await,
+            (Some(resolver), Some(alias)) => {
+                forward::over_udp(&query.pod, resolver, &alias.query).await
+            }
         };
         if let Some(reply) = self.conclude(&query, alias, asked) {
             // A client that has gone does not need its answer.
@@ -183,7 +214,12 @@ impl Shared {
     }
 
     /// The reply to a query that the resolver was asked about.
-    fn conclude(&self, query: &Query, alias: Option<Alias>, asked: io::Result<Vec<u8>>) -> Option<Vec<u8>> {
+    fn conclude(
+        &self,
+        query: &Query,
+        alias: Option<Alias>,
+        asked: io::Result<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
         match (asked, alias) {
             (Ok(reply), None) => {
                 self.count(query, "forwarded");
@@ -191,7 +227,9 @@ impl Shared {
             }
             (Ok(reply), Some(alias)) => {
                 self.count(query, "forwarded");
-                alias.question.reply_alias(&alias.target, &addresses_in(&reply, alias.question.asked))
+                alias
+                    .question
+                    .reply_alias(&alias.target, &addresses_in(&reply, alias.question.asked))
             }
             (Err(error), alias) => {
                 tracing::debug!(pod = %query.pod.uid, %error, "a query could not be passed on");
@@ -205,7 +243,12 @@ impl Shared {
     }
 
     fn count(&self, query: &Query, result: &'static str) {
-        self.requests.get_or_create(&DnsLabel { transport: query.transport, result }).inc();
+        self.requests
+            .get_or_create(&DnsLabel {
+                transport: query.transport,
+                result,
+            })
+            .inc();
     }
 
     fn mesh_answer(&self, query: &Query) -> Step {
@@ -218,7 +261,11 @@ impl Shared {
             }
         };
         let snapshot = self.parts.state.load();
-        let asker = Asker { namespace: &query.pod.namespace, network: &self.parts.network, seed: fastrand::u64(..) };
+        let asker = Asker {
+            namespace: &query.pod.namespace,
+            network: &self.parts.network,
+            seed: fastrand::u64(..),
+        };
         match answer(&snapshot.mesh, asker, &question.name, question.asked) {
             Answer::Foreign => Step::Forward(None),
             Answer::Addresses(found) => {
@@ -230,10 +277,16 @@ impl Shared {
                     self.count(query, "answered");
                     Step::Reply(question.reply_alias(&target, &found))
                 }
-                Answer::Alias(_) | Answer::Foreign => match question.about(&target, fastrand::u16(..)) {
-                    Some(asked) => Step::Forward(Some(Alias { question, target, query: asked })),
-                    None => Step::Reply(question.fail(ResponseCode::ServFail)),
-                },
+                Answer::Alias(_) | Answer::Foreign => {
+                    match question.about(&target, fastrand::u16(..)) {
+                        Some(asked) => Step::Forward(Some(Alias {
+                            question,
+                            target,
+                            query: asked,
+                        })),
+                        None => Step::Reply(question.fail(ResponseCode::ServFail)),
+                    }
+                }
             },
         }
     }
@@ -241,11 +294,15 @@ impl Shared {
     async fn tcp(self: Arc<Self>, pod: Arc<Pod>, listener: StdListener) {
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
-            Err(error) => return tracing::error!(pod = %pod.uid, %error, "DNS over TCP is not served"),
+            Err(error) => {
+                return tracing::error!(pod = %pod.uid, %error, "DNS over TCP is not served");
+            }
         };
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let Ok(permit) = room.clone().acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((stream, client)) => {
                     let (this, pod) = (self.clone(), pod.clone());
@@ -264,11 +321,23 @@ impl Shared {
         }
     }
 
-    async fn connection(self: Arc<Self>, pod: Arc<Pod>, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
-        let resolver = self.parts.datapath.take_original(stream.local_addr()?, client);
+    async fn connection(
+        self: Arc<Self>,
+        pod: Arc<Pod>,
+        mut stream: TcpStream,
+        client: SocketAddr,
+    ) -> io::Result<()> {
+        let resolver = self
+            .parts
+            .datapath
+            .take_original(stream.local_addr()?, client);
         let mut upstream: Option<TcpStream> = None;
         while let Some(packet) = timeout(IDLE, forward::read_framed(&mut stream)).await?? {
-            let query = Query { pod: pod.clone(), packet, transport: "tcp" };
+            let query = Query {
+                pod: pod.clone(),
+                packet,
+                transport: "tcp",
+            };
             let reply = match self.mesh_answer(&query) {
                 Step::Reply(reply) => reply,
                 Step::Forward(alias) => {
@@ -288,8 +357,15 @@ impl Shared {
 }
 
 /// Asks the resolver over a connection that is opened with the first query; a broken one is opened anew once.
-async fn pass_on(pod: &Pod, resolver: Option<SocketAddr>, upstream: &mut Option<TcpStream>, query: &[u8]) -> io::Result<Vec<u8>> {
-    let resolver = resolver.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "this connection was not captured"))?;
+async fn pass_on(
+    pod: &Pod,
+    resolver: Option<SocketAddr>,
+    upstream: &mut Option<TcpStream>,
+    query: &[u8],
+) -> io::Result<Vec<u8>> {
+    let resolver = resolver.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "this connection was not captured")
+    })?;
     if let Some(mut open) = upstream.take()
         && let Ok(answer) = forward::over_tcp(&mut open, query).await
     {

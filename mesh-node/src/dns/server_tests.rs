@@ -25,7 +25,11 @@ struct PlainSockets;
 
 impl PodSockets for PlainSockets {
     fn tcp(&self, _: Family, _: Option<SocketAddr>) -> io::Result<socket2::Socket> {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM.nonblocking(), None)?;
+        let socket = socket2::Socket::new(
+            socket2::Domain::IPV4,
+            socket2::Type::STREAM.nonblocking(),
+            None,
+        )?;
         Ok(socket)
     }
 
@@ -48,11 +52,22 @@ async fn resolver() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let address = udp.local_addr().unwrap();
     fn reply(packet: &[u8], asked: &Mutex<Vec<String>>) -> Vec<u8> {
         let query = Message::from_vec(packet).unwrap();
-        asked.lock().unwrap().push(query.queries[0].name().to_ascii());
-        let mut reply = Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
+        asked
+            .lock()
+            .unwrap()
+            .push(query.queries[0].name().to_ascii());
+        let mut reply = Message::new(
+            query.metadata.id,
+            MessageType::Response,
+            query.metadata.op_code,
+        );
         reply.add_queries(query.queries.clone());
         if query.queries[0].query_type() == RecordType::A {
-            reply.add_answer(Record::from_rdata(query.queries[0].name().clone(), 60, RData::A(rdata::A([192, 0, 2, 1].into()))));
+            reply.add_answer(Record::from_rdata(
+                query.queries[0].name().clone(),
+                60,
+                RData::A(rdata::A([192, 0, 2, 1].into())),
+            ));
         }
         reply.to_vec().unwrap()
     }
@@ -65,7 +80,9 @@ async fn resolver() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
             let mut wrong = reply(&buffer[..n], &Mutex::default());
             wrong[0] ^= 0xff;
             udp.send_to(&wrong, from).await.unwrap();
-            udp.send_to(&reply(&buffer[..n], &seen), from).await.unwrap();
+            udp.send_to(&reply(&buffer[..n], &seen), from)
+                .await
+                .unwrap();
         }
     });
     let seen = asked.clone();
@@ -101,10 +118,25 @@ async fn world() -> World {
     // The same mesh as in the tests of answers, by way of changes.
     let mesh = super::super::answer::tests::mesh();
     let services = mesh.services().map(|s| Change::Service((**s).clone()));
-    let extras = mesh.services().filter_map(|s| Some(Change::ServiceExtra(s.name.clone(), (**mesh.service_extra(&s.name)?).clone())));
-    state.apply(services.chain(extras).chain(mesh.workloads().map(|w| Change::Workload((**w).clone()))));
+    let extras = mesh.services().filter_map(|s| {
+        Some(Change::ServiceExtra(
+            s.name.clone(),
+            (**mesh.service_extra(&s.name)?).clone(),
+        ))
+    });
+    state.apply(
+        services
+            .chain(extras)
+            .chain(mesh.workloads().map(|w| Change::Workload((**w).clone()))),
+    );
     let metrics = Metrics::new();
-    let parts = DnsParts { state, kernel: fake.clone(), datapath: fake.clone(), network: "".into(), metrics: metrics.clone() };
+    let parts = DnsParts {
+        state,
+        kernel: fake.clone(),
+        datapath: fake.clone(),
+        network: "".into(),
+        metrics: metrics.clone(),
+    };
     let (handle, events) = DnsHandle::new();
     tokio::spawn(DnsServer::new(parts).run(events));
     let udp = StdUdp::bind((HERE, 0)).unwrap();
@@ -123,27 +155,49 @@ async fn world() -> World {
         netns_cookie: 1,
         sockets: Arc::new(PlainSockets),
     });
-    handle.tell(DnsEvent::Add(PodDns { pod, udp: vec![udp], tcp: vec![tcp] })).await.unwrap();
-    World { fake, handle, udp: udp_at, tcp: tcp_at, resolver, asked, metrics }
+    handle
+        .tell(DnsEvent::Add(PodDns {
+            pod,
+            udp: vec![udp],
+            tcp: vec![tcp],
+        }))
+        .await
+        .unwrap();
+    World {
+        fake,
+        handle,
+        udp: udp_at,
+        tcp: tcp_at,
+        resolver,
+        asked,
+        metrics,
+    }
 }
 
 impl World {
     async fn client(&self) -> UdpSocket {
         let client = UdpSocket::bind((HERE, 0)).await.unwrap();
         client.connect(self.udp).await.unwrap();
-        self.fake.told().resolvers.insert(client.local_addr().unwrap(), self.resolver);
+        self.fake
+            .told()
+            .resolvers
+            .insert(client.local_addr().unwrap(), self.resolver);
         client
     }
 
     async fn ask(&self, client: &UdpSocket, packet: &[u8]) -> Message {
         client.send(packet).await.unwrap();
         let mut buffer = [0; 4096];
-        let n = timeout(Duration::from_secs(10), client.recv(&mut buffer)).await.expect("an answer in time").unwrap();
+        let n = timeout(Duration::from_secs(10), client.recv(&mut buffer))
+            .await
+            .expect("an answer in time")
+            .unwrap();
         Message::from_vec(&buffer[..n]).unwrap()
     }
 
     fn counted(&self, transport: &str, result: &str) -> bool {
-        let line = format!("warren_dns_requests_total{{transport=\"{transport}\",result=\"{result}\"}}");
+        let line =
+            format!("warren_dns_requests_total{{transport=\"{transport}\",result=\"{result}\"}}");
         self.metrics.text().unwrap().contains(&line)
     }
 }
@@ -159,19 +213,57 @@ fn first_address(message: &Message) -> Option<IpAddr> {
 async fn the_mesh_answers_its_names_and_the_resolver_the_others() {
     let world = world().await;
     let client = world.client().await;
-    let own = world.ask(&client, &query("cart.shop.svc.cluster.local.", RecordType::A, None)).await;
+    let own = world
+        .ask(
+            &client,
+            &query("cart.shop.svc.cluster.local.", RecordType::A, None),
+        )
+        .await;
     assert_eq!(first_address(&own), Some("10.96.0.7".parse().unwrap()));
-    assert!(world.asked.lock().unwrap().is_empty(), "the resolver was asked about a name of the mesh");
-    let other = world.ask(&client, &query("www.example.com.", RecordType::A, Some(1232))).await;
-    assert_eq!((first_address(&other), other.metadata.id), (Some("192.0.2.1".parse().unwrap()), 0x1234));
-    let alias = world.ask(&client, &query("out.shop.svc.cluster.local.", RecordType::A, None)).await;
-    assert_eq!((alias.answers.len(), first_address(&alias)), (2, Some("192.0.2.1".parse().unwrap())));
-    let inner = world.ask(&client, &query("in.shop.svc.cluster.local.", RecordType::A, None)).await;
+    assert!(
+        world.asked.lock().unwrap().is_empty(),
+        "the resolver was asked about a name of the mesh"
+    );
+    let other = world
+        .ask(
+            &client,
+            &query("www.example.com.", RecordType::A, Some(1232)),
+        )
+        .await;
+    assert_eq!(
+        (first_address(&other), other.metadata.id),
+        (Some("192.0.2.1".parse().unwrap()), 0x1234)
+    );
+    let alias = world
+        .ask(
+            &client,
+            &query("out.shop.svc.cluster.local.", RecordType::A, None),
+        )
+        .await;
+    assert_eq!(
+        (alias.answers.len(), first_address(&alias)),
+        (2, Some("192.0.2.1".parse().unwrap()))
+    );
+    let inner = world
+        .ask(
+            &client,
+            &query("in.shop.svc.cluster.local.", RecordType::A, None),
+        )
+        .await;
     assert_eq!(first_address(&inner), Some("10.96.0.7".parse().unwrap()));
-    assert_eq!(*world.asked.lock().unwrap(), ["www.example.com.", "api.example.com."]);
-    let broken = world.ask(&client, &[0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await;
+    assert_eq!(
+        *world.asked.lock().unwrap(),
+        ["www.example.com.", "api.example.com."]
+    );
+    let broken = world
+        .ask(&client, &[0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0])
+        .await;
     assert_eq!(broken.metadata.response_code, ResponseCode::FormErr);
-    assert!(world.counted("udp", "answered") && world.counted("udp", "forwarded") && world.counted("udp", "malformed"));
+    assert!(
+        world.counted("udp", "answered")
+            && world.counted("udp", "forwarded")
+            && world.counted("udp", "malformed")
+    );
 }
 
 #[tokio::test]
@@ -179,7 +271,9 @@ async fn without_a_known_resolver_the_failure_is_said() {
     let world = world().await;
     let client = UdpSocket::bind((HERE, 0)).await.unwrap();
     client.connect(world.udp).await.unwrap();
-    let failed = world.ask(&client, &query("www.example.com.", RecordType::A, None)).await;
+    let failed = world
+        .ask(&client, &query("www.example.com.", RecordType::A, None))
+        .await;
     assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
     assert!(world.counted("udp", "failed"));
 }
@@ -190,10 +284,23 @@ async fn over_tcp_both_on_one_connection() {
     let mut stream = TcpStream::connect(world.tcp).await.unwrap();
     let key = (world.tcp, stream.local_addr().unwrap());
     world.fake.told().originals.insert(key, world.resolver);
-    for (name, address) in [("cart.shop.svc.cluster.local.", "10.96.0.7"), ("www.example.com.", "192.0.2.1"), ("www.example.org.", "192.0.2.1")] {
-        forward::write_framed(&mut stream, &query(name, RecordType::A, None)).await.unwrap();
-        let reply = timeout(Duration::from_secs(10), forward::read_framed(&mut stream)).await.unwrap().unwrap().unwrap();
-        assert_eq!(first_address(&Message::from_vec(&reply).unwrap()), Some(address.parse().unwrap()));
+    for (name, address) in [
+        ("cart.shop.svc.cluster.local.", "10.96.0.7"),
+        ("www.example.com.", "192.0.2.1"),
+        ("www.example.org.", "192.0.2.1"),
+    ] {
+        forward::write_framed(&mut stream, &query(name, RecordType::A, None))
+            .await
+            .unwrap();
+        let reply = timeout(Duration::from_secs(10), forward::read_framed(&mut stream))
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            first_address(&Message::from_vec(&reply).unwrap()),
+            Some(address.parse().unwrap())
+        );
     }
     assert_eq!(world.asked.lock().unwrap().len(), 2);
 }
@@ -202,14 +309,29 @@ async fn over_tcp_both_on_one_connection() {
 async fn a_paused_server_leaves_queries_to_its_successor() {
     let world = world().await;
     let client = world.client().await;
-    world.ask(&client, &query("cart.shop.svc.cluster.local.", RecordType::A, None)).await;
+    world
+        .ask(
+            &client,
+            &query("cart.shop.svc.cluster.local.", RecordType::A, None),
+        )
+        .await;
     world.handle.tell(DnsEvent::Pause).await.unwrap();
     // The queue is in order, so that a second event that was taken means that the first has been carried out.
-    world.handle.tell(DnsEvent::Remove(PodUid::new("nobody"))).await.unwrap();
-    client.send(&query("cart.shop.svc.cluster.local.", RecordType::A, None)).await.unwrap();
+    world
+        .handle
+        .tell(DnsEvent::Remove(PodUid::new("nobody")))
+        .await
+        .unwrap();
+    client
+        .send(&query("cart.shop.svc.cluster.local.", RecordType::A, None))
+        .await
+        .unwrap();
     let mut buffer = [0; 512];
     let silent = timeout(Duration::from_millis(200), client.recv(&mut buffer)).await;
     assert!(silent.is_err(), "a paused server answered");
     world.handle.tell(DnsEvent::Resume).await.unwrap();
-    timeout(Duration::from_secs(10), client.recv(&mut buffer)).await.expect("the query that waited is answered").unwrap();
+    timeout(Duration::from_secs(10), client.recv(&mut buffer))
+        .await
+        .expect("the query that waited is answered")
+        .unwrap();
 }

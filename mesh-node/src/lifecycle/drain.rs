@@ -47,7 +47,9 @@ pub struct Lifecycle {
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { phase: Arc::new(watch::Sender::new(Phase::Serving)) }
+        Self {
+            phase: Arc::new(watch::Sender::new(Phase::Serving)),
+        }
     }
 }
 
@@ -67,7 +69,10 @@ impl Lifecycle {
         self.phase.send_if_modified(|phase| {
             let serving = *phase == Phase::Serving;
             if serving {
-                *phase = Phase::Draining { until: Instant::now() + limit, ending };
+                *phase = Phase::Draining {
+                    until: Instant::now() + limit,
+                    ending,
+                };
             }
             serving
         })
@@ -96,7 +101,9 @@ impl Lifecycle {
         loop {
             let left = live();
             match self.phase() {
-                Phase::Draining { until, .. } if left > 0 && Instant::now() < until => tokio::time::sleep(LOOK).await,
+                Phase::Draining { until, .. } if left > 0 && Instant::now() < until => {
+                    tokio::time::sleep(LOOK).await
+                }
                 Phase::Serving | Phase::Draining { .. } | Phase::Over => {
                     self.end();
                     return left;
@@ -108,7 +115,10 @@ impl Lifecycle {
 
 /// Drains on SIGTERM or SIGINT; ends at the second one. Runs until then.
 pub async fn end_of_signals(lifecycle: Lifecycle, limit: Duration) -> io::Result<()> {
-    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut term, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     for count in 0.. {
         tokio::select! {
             _ = term.recv() => {}
@@ -133,7 +143,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_drain_waits_for_flows_until_its_deadline() {
-        let check = async |flows: usize, ends_after: Duration, limit: Duration, left: usize, at_least: Duration| {
+        let check = async |flows: usize,
+                           ends_after: Duration,
+                           limit: Duration,
+                           left: usize,
+                           at_least: Duration| {
             let lifecycle = Lifecycle::default();
             let live = Arc::new(AtomicUsize::new(flows));
             let ending = live.clone();
@@ -146,7 +160,11 @@ mod tests {
             assert!(!lifecycle.drain(LONG, Ending::Stop), "a drain began twice");
             assert_eq!(lifecycle.draining().await, Ending::HandedOver);
             assert_eq!(lifecycle.drained(|| live.load(SeqCst)).await, left);
-            assert!(begun.elapsed() >= at_least && begun.elapsed() < LONG, "it took {:?}", begun.elapsed());
+            assert!(
+                begun.elapsed() >= at_least && begun.elapsed() < LONG,
+                "it took {:?}",
+                begun.elapsed()
+            );
             assert_eq!(lifecycle.phase(), Phase::Over);
         };
         const LONG: Duration = Duration::from_secs(60);

@@ -72,14 +72,27 @@ pub enum HandoverError {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "camelCase")]
 enum Say {
-    Take { version: u32 },
-    Pod { saved: SavedPod, netns: bool, tcp: Vec<Door>, udp: usize },
-    Blob { name: String },
-    End { pods: usize },
+    Take {
+        version: u32,
+    },
+    Pod {
+        saved: SavedPod,
+        netns: bool,
+        tcp: Vec<Door>,
+        udp: usize,
+    },
+    Blob {
+        name: String,
+    },
+    End {
+        pods: usize,
+    },
     Ready,
     Paused,
     Done,
-    No { why: String },
+    No {
+        why: String,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -97,7 +110,11 @@ impl Door {
             Some(Kind::Hbone) => "hbone",
             None => "dns",
         };
-        Self { kind: kind.to_owned(), six: door.family == Family::V6, port: door.port }
+        Self {
+            kind: kind.to_owned(),
+            six: door.family == Family::V6,
+            port: door.port,
+        }
     }
 
     fn with(self, socket: OwnedFd) -> Result<Listening, HandoverError> {
@@ -106,21 +123,40 @@ impl Door {
             "plaintext" => Some(Kind::Plaintext),
             "hbone" => Some(Kind::Hbone),
             "dns" => None,
-            other => return Err(HandoverError::Unexpected(format!("a listener for {other:?}"))),
+            other => {
+                return Err(HandoverError::Unexpected(format!(
+                    "a listener for {other:?}"
+                )));
+            }
         };
         let family = if self.six { Family::V6 } else { Family::V4 };
-        Ok(Listening { kind, family, port: self.port, socket: socket.into() })
+        Ok(Listening {
+            kind,
+            family,
+            port: self.port,
+            socket: socket.into(),
+        })
     }
 }
 
-async fn say(stream: &PacketStream, what: &Say, descriptors: &[BorrowedFd<'_>]) -> Result<(), HandoverError> {
+async fn say(
+    stream: &PacketStream,
+    what: &Say,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), HandoverError> {
     let bytes = serde_json::to_vec(what).map_err(io::Error::from)?;
     Ok(timeout(STEP, stream.send(&bytes, descriptors)).await??)
 }
 
-async fn hear(stream: &PacketStream, patience: Duration) -> Result<(Say, Vec<OwnedFd>), HandoverError> {
-    let Packet { bytes, descriptors } = timeout(patience, stream.receive(PACKET)).await??.ok_or(HandoverError::Ended)?;
-    let said = serde_json::from_slice(&bytes).map_err(|e| HandoverError::Unexpected(e.to_string()))?;
+async fn hear(
+    stream: &PacketStream,
+    patience: Duration,
+) -> Result<(Say, Vec<OwnedFd>), HandoverError> {
+    let Packet { bytes, descriptors } = timeout(patience, stream.receive(PACKET))
+        .await??
+        .ok_or(HandoverError::Ended)?;
+    let said =
+        serde_json::from_slice(&bytes).map_err(|e| HandoverError::Unexpected(e.to_string()))?;
     Ok((said, descriptors))
 }
 
@@ -142,7 +178,9 @@ pub struct HandoverServer {
 
 impl std::fmt::Debug for HandoverServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HandoverServer").field("listener", &self.listener).finish_non_exhaustive()
+        f.debug_struct("HandoverServer")
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
     }
 }
 
@@ -157,7 +195,13 @@ impl HandoverServer {
         blobs: Arc<dyn Fn() -> Blobs + Send + Sync>,
         grace: Duration,
     ) -> io::Result<Self> {
-        Ok(Self { listener: PacketListener::bind(path, admitted)?, capture, lifecycle, blobs, grace })
+        Ok(Self {
+            listener: PacketListener::bind(path, admitted)?,
+            capture,
+            lifecycle,
+            blobs,
+            grace,
+        })
     }
 
     /// Waits for a successor and hands over to it; returns when one has taken over. The process drains then.
@@ -247,7 +291,14 @@ pub struct Predecessor {
 pub async fn take_over(path: &Path, admitted: u32) -> Result<Option<Predecessor>, HandoverError> {
     let stream = match PacketStream::connect(path, admitted) {
         Ok(stream) => stream,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
         Err(e) => return Err(e.into()),
     };
     say(&stream, &Say::Take { version: VERSION }, &[]).await?;
@@ -255,26 +306,55 @@ pub async fn take_over(path: &Path, admitted: u32) -> Result<Option<Predecessor>
     loop {
         let (said, descriptors) = hear(&stream, STEP).await?;
         match said {
-            Say::Pod { saved, netns, tcp, udp } if pods.len() < MOST => pods.push(pod(saved, netns, tcp, udp, descriptors)?),
+            Say::Pod {
+                saved,
+                netns,
+                tcp,
+                udp,
+            } if pods.len() < MOST => pods.push(pod(saved, netns, tcp, udp, descriptors)?),
             Say::Blob { name } if blobs.len() < MOST => {
-                let [sealed] = <[_; 1]>::try_from(descriptors).map_err(|_| HandoverError::Unexpected("a blob without its memory".into()))?;
+                let [sealed] = <[_; 1]>::try_from(descriptors)
+                    .map_err(|_| HandoverError::Unexpected("a blob without its memory".into()))?;
                 blobs.insert(name, unseal(sealed)?);
             }
-            Say::End { pods: count } if count == pods.len() => return Ok(Some(Predecessor { stream, pods, blobs })),
+            Say::End { pods: count } if count == pods.len() => {
+                return Ok(Some(Predecessor {
+                    stream,
+                    pods,
+                    blobs,
+                }));
+            }
             other => return unexpected(&other),
         }
     }
 }
 
-fn pod(saved: SavedPod, netns: bool, tcp: Vec<Door>, udp: usize, descriptors: Vec<OwnedFd>) -> Result<HandedPod, HandoverError> {
+fn pod(
+    saved: SavedPod,
+    netns: bool,
+    tcp: Vec<Door>,
+    udp: usize,
+    descriptors: Vec<OwnedFd>,
+) -> Result<HandedPod, HandoverError> {
     if descriptors.len() != usize::from(netns) + tcp.len() + udp {
-        return Err(HandoverError::Unexpected(format!("{} descriptors for a pod of other size", descriptors.len())));
+        return Err(HandoverError::Unexpected(format!(
+            "{} descriptors for a pod of other size",
+            descriptors.len()
+        )));
     }
     let mut descriptors = descriptors.into_iter();
     let netns = if netns { descriptors.next() } else { None };
-    let tcp: Vec<Listening> = tcp.into_iter().zip(descriptors.by_ref()).map(|(door, fd)| door.with(fd)).collect::<Result<_, _>>()?;
+    let tcp: Vec<Listening> = tcp
+        .into_iter()
+        .zip(descriptors.by_ref())
+        .map(|(door, fd)| door.with(fd))
+        .collect::<Result<_, _>>()?;
     let udp: Vec<UdpSocket> = descriptors.map(UdpSocket::from).collect();
-    Ok(HandedPod { saved, netns, doors: Doors { tcp, udp } })
+    Ok(HandedPod {
+        saved,
+        netns,
+        doors: Doors { tcp, udp },
+    })
 }
 
 impl Predecessor {
@@ -295,9 +375,15 @@ impl Predecessor {
 
 /// Memory that nobody can change any more.
 fn seal(content: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create("warren-handover", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    let mut file = File::from(memfd_create(
+        "warren-handover",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )?);
     file.write_all(content)?;
-    let all = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    let all = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
     fcntl(&file, FcntlArg::F_ADD_SEALS(all))?;
     Ok(file)
 }
@@ -308,7 +394,9 @@ fn unseal(fd: OwnedFd) -> Result<Vec<u8>, HandoverError> {
     let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(io::Error::from)?;
     let wanted = (SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK).bits();
     if seals & wanted != wanted || file.metadata()?.len() > BLOB {
-        return Err(HandoverError::Unexpected("memory that is not sealed, or too much of it".into()));
+        return Err(HandoverError::Unexpected(
+            "memory that is not sealed, or too much of it".into(),
+        ));
     }
     let mut content = Vec::new();
     file.rewind()?;

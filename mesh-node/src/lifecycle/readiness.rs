@@ -31,13 +31,18 @@ pub struct Part {
 
 impl Readiness {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, State>> {
-        self.parts.lock().expect("no code panics while it holds the readiness")
+        self.parts
+            .lock()
+            .expect("no code panics while it holds the readiness")
     }
 
     /// Announces a part; until it says otherwise, it waits for `what`.
     pub fn part(&self, name: &'static str, what: &str) -> Part {
         self.lock().insert(name, State::Waiting(what.to_owned()));
-        Part { name, all: self.clone() }
+        Part {
+            name,
+            all: self.clone(),
+        }
     }
 
     /// Whether all are ready; if not, who waits for what.
@@ -51,7 +56,11 @@ impl Readiness {
                 State::Dead => Some(format!("{name} has ended")),
             })
             .collect();
-        if missing.is_empty() { Ok(()) } else { Err(missing.join("; ")) }
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(missing.join("; "))
+        }
     }
 
     /// The same, for the HTTP server.
@@ -69,7 +78,9 @@ impl Part {
 
     /// The part waits for something.
     pub fn waits(&self, what: &str) {
-        self.all.lock().insert(self.name, State::Waiting(what.to_owned()));
+        self.all
+            .lock()
+            .insert(self.name, State::Waiting(what.to_owned()));
     }
 }
 
@@ -86,8 +97,14 @@ mod tests {
     #[test]
     fn ready_when_all_are_and_none_has_died() {
         let all = Readiness::default();
-        let (config, pods) = (all.part("configuration", "the controller"), all.part("pods", "what an earlier process left"));
-        assert_eq!(all.check().unwrap_err(), "configuration waits for the controller; pods waits for what an earlier process left");
+        let (config, pods) = (
+            all.part("configuration", "the controller"),
+            all.part("pods", "what an earlier process left"),
+        );
+        assert_eq!(
+            all.check().unwrap_err(),
+            "configuration waits for the controller; pods waits for what an earlier process left"
+        );
         config.ready();
         pods.ready();
         assert_eq!(all.check(), Ok(()));

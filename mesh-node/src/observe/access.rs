@@ -46,14 +46,20 @@ impl Ended<'_> {
 
 /// The line of an ended flow, with its newline.
 pub(super) fn line(format: AccessFormat, ended: &Ended<'_>) -> Vec<u8> {
-    let mut out = Keys { out: String::with_capacity(512), format };
+    let mut out = Keys {
+        out: String::with_capacity(512),
+        format,
+    };
     out.begin(ended.message());
     let r = ended.record;
     out.text("direction", Some(r.direction.as_str()));
     out.party("src", &r.source, None);
     out.party("dst", &r.destination, Some(r));
     out.text("path", r.path.map(|p| p.as_str()));
-    out.text("mtls", r.path.map(|_| if r.mtls() { "true" } else { "none" }));
+    out.text(
+        "mtls",
+        r.path.map(|_| if r.mtls() { "true" } else { "none" }),
+    );
     out.text("policy", r.policy.map(|p| p.as_str()));
     out.shown("policy_name", r.policy_name.as_ref());
     out.text("reason", r.reason.map(|r| r.shown().key));
@@ -87,7 +93,10 @@ impl Keys {
         let _ = match self.format {
             AccessFormat::Text => write!(self.out, "{time}  INFO access: {message}"),
             AccessFormat::Json => {
-                write!(self.out, r#"{{"timestamp":"{time}","level":"INFO","target":"access","message":"{message}""#)
+                write!(
+                    self.out,
+                    r#"{{"timestamp":"{time}","level":"INFO","target":"access","message":"{message}""#
+                )
             }
         };
     }
@@ -98,13 +107,21 @@ impl Keys {
         self.shown(&key("addr"), party.addr);
         if let Some(record) = destination {
             self.shown("dst.hbone_addr", record.hbone_addr);
-            self.text("dst.service", record.service.as_ref().map(|s| s.hostname.as_str()));
+            self.text(
+                "dst.service",
+                record.service.as_ref().map(|s| s.hostname.as_str()),
+            );
         }
         self.text(&key("workload"), workload.map(|w| &*w.name));
-        let namespace = workload.map(|w| &w.namespace).or(party.identity.as_ref().map(|i| &i.namespace));
+        let namespace = workload
+            .map(|w| &w.namespace)
+            .or(party.identity.as_ref().map(|i| &i.namespace));
         self.text(&key("namespace"), namespace.map(|n| n.as_str()));
         self.shown(&key("identity"), party.identity.as_ref());
-        self.text(&key("node"), workload.map(|w| w.node.as_str()).filter(|n| !n.is_empty()));
+        self.text(
+            &key("node"),
+            workload.map(|w| w.node.as_str()).filter(|n| !n.is_empty()),
+        );
     }
 
     fn shown(&mut self, key: &str, value: Option<impl Display>) {

@@ -132,7 +132,10 @@ impl FlowRecord {
     pub fn new(direction: Direction, source: Option<SocketAddr>) -> Self {
         Self {
             direction,
-            source: Party { addr: source, ..Party::default() },
+            source: Party {
+                addr: source,
+                ..Party::default()
+            },
             destination: Party::default(),
             hbone_addr: None,
             service: None,
@@ -162,12 +165,22 @@ pub struct Observer {
 impl Observer {
     /// An observer that counts in `metrics` and writes access-log lines to `sink`.
     pub fn new(metrics: Metrics, sink: LogSink, format: AccessFormat, access_log: bool) -> Self {
-        Self { metrics, sink, format, access: Arc::new(AtomicBool::new(access_log)) }
+        Self {
+            metrics,
+            sink,
+            format,
+            access: Arc::new(AtomicBool::new(access_log)),
+        }
     }
 
     /// An observer that writes no lines: for tests and tools.
     pub fn silent() -> Self {
-        Self::new(Metrics::new(), LogSink::discard(), AccessFormat::Text, false)
+        Self::new(
+            Metrics::new(),
+            LogSink::discard(),
+            AccessFormat::Text,
+            false,
+        )
     }
 
     /// The metrics it counts in.
@@ -253,7 +266,10 @@ impl FlowGuard {
 
     /// Makes the bytes so far visible in the metrics; for long flows, every few seconds.
     pub fn progress(&mut self) {
-        let (from, to) = (self.from_client - self.counted.0, self.to_client - self.counted.1);
+        let (from, to) = (
+            self.from_client - self.counted.0,
+            self.to_client - self.counted.1,
+        );
         self.counted = (self.from_client, self.to_client);
         for counters in self.counters.iter().chain(&self.mirror) {
             counters.received.fetch_add(from, Relaxed);
@@ -294,7 +310,11 @@ impl FlowGuard {
     }
 
     fn resolve(&self, flag: &'static str, reporter: Reporter) -> Arc<TrafficCounters> {
-        self.observer.metrics.traffic().resolve(FlowLabels { record: &self.record, reporter, flag })
+        self.observer.metrics.traffic().resolve(FlowLabels {
+            record: &self.record,
+            reporter,
+            flag,
+        })
     }
 
     fn count_end(&mut self) {
@@ -302,11 +322,20 @@ impl FlowGuard {
         for counters in self.counters.iter().chain(&self.mirror) {
             counters.closed.fetch_add(1, Relaxed);
         }
-        let Some(reason) = self.record.reason else { return };
+        let Some(reason) = self.record.reason else {
+            return;
+        };
         let flag = reason.shown().flag;
         if self.counters.is_none() || flag != "-" {
-            self.resolve(flag, self.reporter()).failed.fetch_add(1, Relaxed);
-            self.observer.metrics.node().flow_failures.get_or_create(&super::node::ReasonLabel::from(reason)).inc();
+            self.resolve(flag, self.reporter())
+                .failed
+                .fetch_add(1, Relaxed);
+            self.observer
+                .metrics
+                .node()
+                .flow_failures
+                .get_or_create(&super::node::ReasonLabel::from(reason))
+                .inc();
         }
     }
 }
@@ -327,7 +356,9 @@ impl Drop for FlowGuard {
             to_client: self.to_client,
             duration: self.lasted.unwrap_or_else(|| self.started.elapsed()),
         };
-        self.observer.sink.line(access::line(self.observer.format, &ended));
+        self.observer
+            .sink
+            .line(access::line(self.observer.format, &ended));
     }
 }
 

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use mesh_model::{authz::Denial, name::{PolicyName, ServiceName}, reason::Reason};
+use mesh_model::{
+    authz::Denial,
+    name::{PolicyName, ServiceName},
+    reason::Reason,
+};
 
 use super::*;
 
@@ -43,7 +47,10 @@ fn fill(flow: &mut FlowGuard) {
     record.source.identity = Some("spiffe://cluster.local/ns/shop/sa/web".parse().unwrap());
     record.destination.addr = Some("10.1.2.6:8080".parse().unwrap());
     record.hbone_addr = Some("10.1.2.6:15008".parse().unwrap());
-    record.service = Some(ServiceName { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() });
+    record.service = Some(ServiceName {
+        namespace: "shop".into(),
+        hostname: "cart.shop.svc.cluster.local".into(),
+    });
     record.path = Some(Path::Hbone);
     record.policy = Some(Verdict::Allow);
 }
@@ -60,40 +67,112 @@ fn a_complete_flow() {
     });
     let line: serde_json::Value = serde_json::from_str(&log).unwrap();
     assert_eq!(line["message"], "connection complete");
-    assert_eq!((&line["bytes_sent"], &line["bytes_recv"]), (&100.into(), &200.into()));
+    assert_eq!(
+        (&line["bytes_sent"], &line["bytes_recv"]),
+        (&100.into(), &200.into())
+    );
     assert_eq!(line["mtls"], "true");
-    assert!(line.get("reason").is_none() && line.get("dst.workload").is_none(), "{log}");
-    let order = ["direction", "src.addr", "src.namespace", "src.identity", "dst.addr", "dst.hbone_addr", "dst.service", "path", "mtls", "policy", "bytes_sent", "bytes_recv", "duration"];
-    let places: Vec<_> = order.iter().map(|k| log.find(&format!("\"{k}\":")).unwrap_or_else(|| panic!("{k} missing: {log}"))).collect();
+    assert!(
+        line.get("reason").is_none() && line.get("dst.workload").is_none(),
+        "{log}"
+    );
+    let order = [
+        "direction",
+        "src.addr",
+        "src.namespace",
+        "src.identity",
+        "dst.addr",
+        "dst.hbone_addr",
+        "dst.service",
+        "path",
+        "mtls",
+        "policy",
+        "bytes_sent",
+        "bytes_recv",
+        "duration",
+    ];
+    let places: Vec<_> = order
+        .iter()
+        .map(|k| {
+            log.find(&format!("\"{k}\":"))
+                .unwrap_or_else(|| panic!("{k} missing: {log}"))
+        })
+        .collect();
     assert!(places.is_sorted(), "{log}");
-    for (name, value) in [("connections_opened", 1), ("connections_closed", 1), ("sent_bytes", 200), ("received_bytes", 100)] {
-        let line = metrics.lines().find(|l| l.starts_with(&format!("istio_tcp_{name}_total{{"))).unwrap_or_else(|| panic!("{name}: {metrics}"));
+    for (name, value) in [
+        ("connections_opened", 1),
+        ("connections_closed", 1),
+        ("sent_bytes", 200),
+        ("received_bytes", 100),
+    ] {
+        let line = metrics
+            .lines()
+            .find(|l| l.starts_with(&format!("istio_tcp_{name}_total{{")))
+            .unwrap_or_else(|| panic!("{name}: {metrics}"));
         assert!(line.ends_with(&format!(" {value}")), "{line}");
-        assert!(line.contains(r#"{reporter="source",source_workload="unknown""#), "{line}");
-        assert!(line.contains(r#"destination_service_name="cart""#) && line.contains(r#"connection_security_policy="mutual_tls""#), "{line}");
+        assert!(
+            line.contains(r#"{reporter="source",source_workload="unknown""#),
+            "{line}"
+        );
+        assert!(
+            line.contains(r#"destination_service_name="cart""#)
+                && line.contains(r#"connection_security_policy="mutual_tls""#),
+            "{line}"
+        );
     }
-    assert!(!metrics.contains("istio_tcp_connections_failed_total{"), "{metrics}");
+    assert!(
+        !metrics.contains("istio_tcp_connections_failed_total{"),
+        "{metrics}"
+    );
 }
 
 #[test]
 fn a_refused_flow_names_its_policy() {
     let (log, metrics) = check(AccessFormat::Text, |flow| {
         fill(flow);
-        let policy = PolicyName { namespace: "shop".into(), name: "no-web".into() };
-        flow.refuse(&Denial { reason: Reason::PolicyDenied, policy: Some(policy) });
+        let policy = PolicyName {
+            namespace: "shop".into(),
+            name: "no-web".into(),
+        };
+        flow.refuse(&Denial {
+            reason: Reason::PolicyDenied,
+            policy: Some(policy),
+        });
         flow.fail(Reason::Internal, "a consequence");
     });
-    assert!(log.contains(" INFO access: connection refused direction=outbound src.addr=10.1.1.5:40000 "), "{log}");
-    assert!(log.contains(" policy=deny policy_name=shop/no-web reason=policy_denied bytes_sent=0 "), "{log}");
-    assert!(metrics.contains(r#"response_flags="DENY",connection_security_policy="mutual_tls"} 1"#), "{metrics}");
-    assert!(metrics.contains(r#"warren_flow_failures_total{reason="policy_denied"} 1"#), "{metrics}");
-    assert!(!metrics.contains("istio_tcp_connections_opened_total{"), "{metrics}");
+    assert!(
+        log.contains(
+            " INFO access: connection refused direction=outbound src.addr=10.1.1.5:40000 "
+        ),
+        "{log}"
+    );
+    assert!(
+        log.contains(" policy=deny policy_name=shop/no-web reason=policy_denied bytes_sent=0 "),
+        "{log}"
+    );
+    assert!(
+        metrics.contains(r#"response_flags="DENY",connection_security_policy="mutual_tls"} 1"#),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains(r#"warren_flow_failures_total{reason="policy_denied"} 1"#),
+        "{metrics}"
+    );
+    assert!(
+        !metrics.contains("istio_tcp_connections_opened_total{"),
+        "{metrics}"
+    );
 }
 
 #[test]
 fn a_flow_that_is_only_dropped_is_still_reported() {
-    let (log, _) = check(AccessFormat::Text, |flow| flow.fail(Reason::NoOriginalDestination, "who\nknows \"what\""));
-    assert!(log.contains("connection failed") && log.contains(r#"error="who\nknows \"what\"""#), "{log}");
+    let (log, _) = check(AccessFormat::Text, |flow| {
+        flow.fail(Reason::NoOriginalDestination, "who\nknows \"what\"")
+    });
+    assert!(
+        log.contains("connection failed") && log.contains(r#"error="who\nknows \"what\"""#),
+        "{log}"
+    );
 }
 
 #[test]
@@ -105,7 +184,12 @@ fn a_direct_flow_counts_for_both_ends_and_never_as_mutual_tls() {
     drop(flow);
     let metrics = observer.metrics().text().unwrap();
     for reporter in ["source", "destination"] {
-        assert!(metrics.contains(&format!("istio_tcp_connections_opened_total{{reporter=\"{reporter}\"")), "{metrics}");
+        assert!(
+            metrics.contains(&format!(
+                "istio_tcp_connections_opened_total{{reporter=\"{reporter}\""
+            )),
+            "{metrics}"
+        );
     }
     assert!(!metrics.contains("mutual_tls"), "{metrics}");
 }

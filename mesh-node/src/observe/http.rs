@@ -46,7 +46,9 @@ impl MetricsServer {
     pub async fn run(self, listener: TcpListener) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let Ok(permit) = room.clone().acquire_owned().await else {
+                return;
+            };
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -57,7 +59,9 @@ impl MetricsServer {
             };
             let server = self.clone();
             tokio::spawn(async move {
-                let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(server.answer(&request))));
+                let service = service_fn(move |request| {
+                    std::future::ready(Ok::<_, Infallible>(server.answer(&request)))
+                });
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEADER_TIMEOUT)
@@ -71,16 +75,25 @@ impl MetricsServer {
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return reply(StatusCode::METHOD_NOT_ALLOWED, "this port is read-only\n".into());
+            return reply(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this port is read-only\n".into(),
+            );
         }
         match request.uri().path() {
             "/metrics" | "/stats/prometheus" => self.exposition(),
             "/readyz" | "/healthz/ready" => match (self.ready)() {
                 Ok(()) => reply(StatusCode::OK, "ready\n".into()),
-                Err(waiting) => reply(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {waiting}\n")),
+                Err(waiting) => reply(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("not ready: {waiting}\n"),
+                ),
             },
             "/livez" => reply(StatusCode::OK, "alive\n".into()),
-            _ => reply(StatusCode::NOT_FOUND, "paths: /metrics /stats/prometheus /readyz /livez /healthz/ready\n".into()),
+            _ => reply(
+                StatusCode::NOT_FOUND,
+                "paths: /metrics /stats/prometheus /readyz /livez /healthz/ready\n".into(),
+            ),
         }
     }
 
@@ -88,11 +101,16 @@ impl MetricsServer {
         match self.metrics.text() {
             Ok(text) => {
                 let mut response = reply(StatusCode::OK, text);
-                let kind = header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+                let kind = header::HeaderValue::from_static(
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                );
                 response.headers_mut().insert(header::CONTENT_TYPE, kind);
                 response
             }
-            Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics could not be written: {error}\n")),
+            Err(error) => reply(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("the metrics could not be written: {error}\n"),
+            ),
         }
     }
 }
@@ -100,6 +118,9 @@ impl MetricsServer {
 pub(crate) fn reply(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }

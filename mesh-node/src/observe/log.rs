@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use tracing_subscriber::{EnvFilter, Registry, filter::LevelFilter, fmt::MakeWriter, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry, filter::LevelFilter, fmt::MakeWriter, layer::SubscriberExt, reload,
+    util::SubscriberInitExt,
+};
 
 /// How many lines may wait for the writer.
 const QUEUE: usize = 4096;
@@ -42,7 +45,9 @@ impl From<LogFormat> for super::AccessFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The filter does not parse.
-    #[error("{filter:?} is not a log filter: {reason}; use for example info or mesh_node=debug,info")]
+    #[error(
+        "{filter:?} is not a log filter: {reason}; use for example info or mesh_node=debug,info"
+    )]
     Filter {
         /// What was given.
         filter: String,
@@ -72,13 +77,22 @@ impl LogSink {
         let (queue, lines) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let seen = dropped.clone();
-        std::thread::Builder::new().name("log".into()).stack_size(128 << 10).spawn(move || write_all(lines, output, &seen))?;
-        Ok(Self { queue: Some(queue), dropped })
+        std::thread::Builder::new()
+            .name("log".into())
+            .stack_size(128 << 10)
+            .spawn(move || write_all(lines, output, &seen))?;
+        Ok(Self {
+            queue: Some(queue),
+            dropped,
+        })
     }
 
     /// A sink that forgets every line.
     pub fn discard() -> Self {
-        Self { queue: None, dropped: Arc::default() }
+        Self {
+            queue: None,
+            dropped: Arc::default(),
+        }
     }
 
     /// Queues a line (with its newline), or counts it as dropped when the writer does not keep up.
@@ -96,7 +110,9 @@ impl LogSink {
 
     /// Waits until what was queued before has been written, at most `limit`. Says whether it was.
     pub fn flush(&self, limit: Duration) -> bool {
-        let Some(queue) = &self.queue else { return true };
+        let Some(queue) = &self.queue else {
+            return true;
+        };
         let (done, wait) = sync_channel(1);
         queue.try_send(Message::Flush(done)).is_ok() && wait.recv_timeout(limit).is_ok()
     }
@@ -120,7 +136,11 @@ fn write_all(lines: Receiver<Message>, output: impl Write, dropped: &AtomicU64) 
         }
         let now = dropped.load(Relaxed);
         if now != reported {
-            let _ = writeln!(out, "WARN log: {} lines were dropped because the output was too slow", now - reported);
+            let _ = writeln!(
+                out,
+                "WARN log: {} lines were dropped because the output was too slow",
+                now - reported
+            );
             reported = now;
         }
         let _ = out.flush();
@@ -157,7 +177,10 @@ impl<'a> MakeWriter<'a> for LogSink {
     type Writer = LineWriter;
 
     fn make_writer(&'a self) -> LineWriter {
-        LineWriter { line: Vec::with_capacity(256), sink: self.clone() }
+        LineWriter {
+            line: Vec::with_capacity(256),
+            sink: self.clone(),
+        }
     }
 }
 
@@ -170,35 +193,51 @@ pub struct LogControl {
 impl LogControl {
     /// Replaces the filter, e.g. `debug` or `mesh_node::dns=trace,info`.
     pub fn set(&self, filter: &str) -> Result<(), LogError> {
-        self.handle.reload(parse(filter)?).map_err(|e| LogError::Setup(e.to_string()))
+        self.handle
+            .reload(parse(filter)?)
+            .map_err(|e| LogError::Setup(e.to_string()))
     }
 
     /// The filter in force.
     pub fn current(&self) -> String {
-        self.handle.with_current(EnvFilter::to_string).unwrap_or_else(|e| e.to_string())
+        self.handle
+            .with_current(EnvFilter::to_string)
+            .unwrap_or_else(|e| e.to_string())
     }
 }
 
 /// Sets up the process's log.
-pub fn init_logging(format: LogFormat, filter: &str, sink: LogSink) -> Result<LogControl, LogError> {
+pub fn init_logging(
+    format: LogFormat,
+    filter: &str,
+    sink: LogSink,
+) -> Result<LogControl, LogError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
     let registry = tracing_subscriber::registry().with(filter);
     let plain = tracing_subscriber::fmt::layer().with_ansi(false);
     let done = match format {
         LogFormat::Text => registry.with(plain.with_writer(sink)).try_init(),
-        LogFormat::Json => registry.with(plain.json().flatten_event(true).with_writer(sink)).try_init(),
+        LogFormat::Json => registry
+            .with(plain.json().flatten_event(true).with_writer(sink))
+            .try_init(),
     };
     done.map_err(|e| LogError::Setup(e.to_string()))?;
     Ok(LogControl { handle })
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
-    let wrong = |reason: String| LogError::Filter { filter: filter.to_owned(), reason };
+    let wrong = |reason: String| LogError::Filter {
+        filter: filter.to_owned(),
+        reason,
+    };
     if filter.trim().is_empty() {
         return Err(wrong("it is empty".into()));
     }
     // A lone word that is no level would be taken for a target at its most talkative: surely a slip.
-    let slip = filter.split(',').map(str::trim).find(|d| !d.contains(['=', '[']) && LevelFilter::from_str(d).is_err());
+    let slip = filter
+        .split(',')
+        .map(str::trim)
+        .find(|d| !d.contains(['=', '[']) && LevelFilter::from_str(d).is_err());
     if let Some(word) = slip {
         return Err(wrong(format!("{word:?} is not a level")));
     }
@@ -233,12 +272,22 @@ mod tests {
         let slow = Slow::default();
         let sink = LogSink::new(slow.clone()).unwrap();
         let closed = slow.gate.lock().unwrap();
-        let line = vec![b'x'; 1023].into_iter().chain([b'\n']).collect::<Vec<_>>();
+        let line = vec![b'x'; 1023]
+            .into_iter()
+            .chain([b'\n'])
+            .collect::<Vec<_>>();
         for _ in 0..QUEUE * 3 {
             sink.line(line.clone());
         }
-        assert!(sink.dropped() >= QUEUE as u64, "only {} dropped", sink.dropped());
-        assert!(!sink.flush(Duration::from_millis(10)), "flushed through a closed gate");
+        assert!(
+            sink.dropped() >= QUEUE as u64,
+            "only {} dropped",
+            sink.dropped()
+        );
+        assert!(
+            !sink.flush(Duration::from_millis(10)),
+            "flushed through a closed gate"
+        );
         drop(closed);
         while !sink.flush(Duration::from_secs(5)) {
             std::thread::yield_now();

@@ -49,7 +49,9 @@ pub struct ReasonLabel {
 
 impl From<Reason> for ReasonLabel {
     fn from(reason: Reason) -> Self {
-        Self { reason: reason.shown().key }
+        Self {
+            reason: reason.shown().key,
+        }
     }
 }
 
@@ -180,9 +182,16 @@ impl Metrics {
             help: "Flows that shared a label set because there were too many",
             read: Box::new(move || shared.overflowed()),
         }));
-        let build = prometheus_client::metrics::info::Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        let build =
+            prometheus_client::metrics::info::Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("warren_build", "Version of this build", build);
-        Self { inner: Arc::new(Inner { traffic, node, registry: registry.into() }) }
+        Self {
+            inner: Arc::new(Inner {
+                traffic,
+                node,
+                registry: registry.into(),
+            }),
+        }
     }
 
     /// Istio's TCP metrics.
@@ -204,18 +213,33 @@ impl Metrics {
     pub fn add_log(&self, sink: &LogSink) {
         let sink = sink.clone();
         let read = Box::new(move || sink.dropped());
-        self.register(Box::new(Number { name: "warren_log_lines_dropped", help: "Log lines dropped because the output was too slow", read }));
+        self.register(Box::new(Number {
+            name: "warren_log_lines_dropped",
+            help: "Log lines dropped because the output was too slow",
+            read,
+        }));
     }
 
     /// Adds metrics that are read when they are asked for.
     pub fn register(&self, collector: Box<dyn Collector>) {
-        self.inner.registry.write().expect("no code panics while it holds the registry").register_collector(collector);
+        self.inner
+            .registry
+            .write()
+            .expect("no code panics while it holds the registry")
+            .register_collector(collector);
     }
 
     /// The exposition text.
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::with_capacity(16 << 10);
-        encode(&mut text, &self.inner.registry.read().expect("no code panics while it holds the registry"))?;
+        encode(
+            &mut text,
+            &self
+                .inner
+                .registry
+                .read()
+                .expect("no code panics while it holds the registry"),
+        )?;
         Ok(text)
     }
 }
@@ -249,9 +273,14 @@ impl Collector for ConfigAge {
         if at == 0 {
             return Ok(());
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
-        let help = "Seconds since configuration was last received from the controller or confirmed by it";
-        encoder.encode_descriptor("warren_config_age_seconds", help, None, MetricType::Gauge)?.encode_gauge(&now.saturating_sub(at).max(0))
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+        let help =
+            "Seconds since configuration was last received from the controller or confirmed by it";
+        encoder
+            .encode_descriptor("warren_config_age_seconds", help, None, MetricType::Gauge)?
+            .encode_gauge(&now.saturating_sub(at).max(0))
     }
 }
 
@@ -261,11 +290,14 @@ struct Kernel(Arc<dyn KernelCounters>);
 impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Decisions, refusals at connect and drops of the kernel programs";
-        let mut family = encoder.encode_descriptor("warren_kernel", help, None, MetricType::Counter)?;
+        let mut family =
+            encoder.encode_descriptor("warren_kernel", help, None, MetricType::Counter)?;
         for (kind, name, value) in self.0.read() {
             // Reasons that never happened would only be noise.
             if value > 0 || kind == "decision" {
-                family.encode_family(&[("kind", kind), ("name", name)])?.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+                family
+                    .encode_family(&[("kind", kind), ("name", name)])?
+                    .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
             }
         }
         Ok(())
@@ -276,7 +308,9 @@ impl Collector for Kernel {
 impl NodeMetrics {
     /// Sets the age of the configuration to zero.
     pub fn config_is_fresh(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
         self.config_received.store(now, Relaxed);
     }
 }

@@ -15,7 +15,10 @@ use std::{
     },
 };
 
-use mesh_model::{mesh::Workload, name::{Identity, ServiceName}};
+use mesh_model::{
+    mesh::Workload,
+    name::{Identity, ServiceName},
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder, NoLabelSet},
@@ -78,7 +81,11 @@ struct Inner {
 impl Default for Inner {
     fn default() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        Self { id: NEXT.fetch_add(1, Relaxed), sets: RwLock::default(), overflowed: AtomicU64::new(0) }
+        Self {
+            id: NEXT.fetch_add(1, Relaxed),
+            sets: RwLock::default(),
+            overflowed: AtomicU64::new(0),
+        }
     }
 }
 
@@ -173,7 +180,10 @@ impl Hash for CacheKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.pointers().hash(state);
         self.reporter.hash(state);
-        self.service.as_ref().map(|s| s.hostname.as_str()).hash(state);
+        self.service
+            .as_ref()
+            .map(|s| s.hostname.as_str())
+            .hash(state);
     }
 }
 
@@ -224,7 +234,11 @@ impl End {
 impl Labels {
     fn new(flow: FlowLabels<'_>) -> Self {
         let r = flow.record;
-        let short = r.service.as_ref().and_then(|s| s.hostname.as_str().split('.').next()).map(Into::into);
+        let short = r
+            .service
+            .as_ref()
+            .and_then(|s| s.hostname.as_str().split('.').next())
+            .map(Into::into);
         Self {
             reporter: flow.reporter,
             source: End::new(&r.source),
@@ -237,14 +251,24 @@ impl Labels {
     }
 
     fn anonymous(self) -> Self {
-        Self { source: End::default(), destination: End::default(), service: None, service_short: None, ..self }
+        Self {
+            source: End::default(),
+            destination: End::default(),
+            service: None,
+            service_short: None,
+            ..self
+        }
     }
 
     /// Names and values in Istio's order.
     fn pairs(&self) -> [(&'static str, String); 23] {
         let text = |v: &Option<Arc<str>>| v.as_deref().unwrap_or("unknown").to_owned();
-        let who = |v: &Option<Identity>| v.as_ref().map_or_else(|| "unknown".to_owned(), Identity::to_string);
-        let service = |f: fn(&ServiceName) -> &str| self.service.as_ref().map_or("unknown", f).to_owned();
+        let who = |v: &Option<Identity>| {
+            v.as_ref()
+                .map_or_else(|| "unknown".to_owned(), Identity::to_string)
+        };
+        let service =
+            |f: fn(&ServiceName) -> &str| self.service.as_ref().map_or("unknown", f).to_owned();
         let (s, d) = (&self.source, &self.destination);
         let reporter = match self.reporter {
             Reporter::Source => "source",
@@ -261,7 +285,10 @@ impl Labels {
             ("source_version", text(&s.revision)),
             ("source_cluster", text(&s.cluster)),
             ("destination_service", service(|n| n.hostname.as_str())),
-            ("destination_service_namespace", service(|n| n.namespace.as_str())),
+            (
+                "destination_service_namespace",
+                service(|n| n.namespace.as_str()),
+            ),
             ("destination_service_name", text(&self.service_short)),
             ("destination_workload", text(&d.workload)),
             ("destination_canonical_service", text(&d.canonical)),
@@ -273,33 +300,68 @@ impl Labels {
             ("destination_cluster", text(&d.cluster)),
             ("request_protocol", "tcp".to_owned()),
             ("response_flags", self.flag.to_owned()),
-            ("connection_security_policy", if self.mtls { "mutual_tls" } else { "unknown" }.to_owned()),
+            (
+                "connection_security_policy",
+                if self.mtls { "mutual_tls" } else { "unknown" }.to_owned(),
+            ),
         ]
     }
 }
 
 impl EncodeLabelSet for Labels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        self.pairs().into_iter().try_for_each(|(name, value)| (name, value.as_str()).encode(encoder.encode_label()))
+        self.pairs()
+            .into_iter()
+            .try_for_each(|(name, value)| (name, value.as_str()).encode(encoder.encode_label()))
     }
 }
 
 /// A counter's name, its help, and where it is kept.
-type Row = (&'static str, &'static str, fn(&TrafficCounters) -> &AtomicU64);
+type Row = (
+    &'static str,
+    &'static str,
+    fn(&TrafficCounters) -> &AtomicU64,
+);
 
 const ROWS: [Row; 5] = [
-    ("istio_tcp_connections_opened", "TCP connections opened", |c| &c.opened),
-    ("istio_tcp_connections_closed", "TCP connections closed", |c| &c.closed),
-    ("istio_tcp_sent_bytes", "bytes sent to clients in responses", |c| &c.sent),
-    ("istio_tcp_received_bytes", "bytes received from clients in requests", |c| &c.received),
-    ("istio_tcp_connections_failed", "TCP connections that were refused or failed", |c| &c.failed),
+    (
+        "istio_tcp_connections_opened",
+        "TCP connections opened",
+        |c| &c.opened,
+    ),
+    (
+        "istio_tcp_connections_closed",
+        "TCP connections closed",
+        |c| &c.closed,
+    ),
+    (
+        "istio_tcp_sent_bytes",
+        "bytes sent to clients in responses",
+        |c| &c.sent,
+    ),
+    (
+        "istio_tcp_received_bytes",
+        "bytes received from clients in requests",
+        |c| &c.received,
+    ),
+    (
+        "istio_tcp_connections_failed",
+        "TCP connections that were refused or failed",
+        |c| &c.failed,
+    ),
 ];
 
 impl Collector for Traffic {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let sets: Vec<_> = {
-            let sets = self.inner.sets.read().expect("no code panics while it holds the lock of the label sets");
-            sets.iter().map(|(labels, counters)| (labels.clone(), counters.clone())).collect()
+            let sets = self
+                .inner
+                .sets
+                .read()
+                .expect("no code panics while it holds the lock of the label sets");
+            sets.iter()
+                .map(|(labels, counters)| (labels.clone(), counters.clone()))
+                .collect()
         };
         for (name, help, get) in ROWS {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

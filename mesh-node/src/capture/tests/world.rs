@@ -14,7 +14,10 @@ use std::{
 };
 
 use mesh_model::{
-    mesh::{Change, Enrolment, MeshConfig, MtlsMode, SameNode, Workload, WorkloadExtra, workload::TunnelProtocol},
+    mesh::{
+        Change, Enrolment, MeshConfig, MtlsMode, SameNode, Workload, WorkloadExtra,
+        workload::TunnelProtocol,
+    },
     name::WorkloadUid,
 };
 use tokio::{sync::mpsc::Receiver, task::JoinSet};
@@ -37,8 +40,15 @@ pub fn root() -> bool {
 }
 
 fn ip(args: &str) {
-    let done = Command::new("ip").args(args.split_whitespace()).output().expect("the ip command is there");
-    assert!(done.status.success(), "ip {args}: {}", String::from_utf8_lossy(&done.stderr));
+    let done = Command::new("ip")
+        .args(args.split_whitespace())
+        .output()
+        .expect("the ip command is there");
+    assert!(
+        done.status.success(),
+        "ip {args}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 /// A pod: a namespace with a veth to the node.
@@ -52,11 +62,28 @@ pub struct TestPod {
 impl TestPod {
     pub fn new(uid: &str, address: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = format!("{}-{}", std::process::id() % 100_000, NEXT.fetch_add(1, Relaxed));
-        let pod = Self { netns: format!("w-edges-{n}"), veth: format!("we{n}"), address: address.parse().unwrap(), uid: uid.into() };
+        let n = format!(
+            "{}-{}",
+            std::process::id() % 100_000,
+            NEXT.fetch_add(1, Relaxed)
+        );
+        let pod = Self {
+            netns: format!("w-edges-{n}"),
+            veth: format!("we{n}"),
+            address: address.parse().unwrap(),
+            uid: uid.into(),
+        };
         ip(&format!("netns add {}", pod.netns));
-        ip(&format!("link add {} type veth peer name eth0 netns {}", pod.veth, pod.netns));
-        ip(&format!("-n {} addr add {address}/{} dev eth0{}", pod.netns, if pod.address.is_ipv4() { 24 } else { 64 }, if pod.address.is_ipv6() { " nodad" } else { "" }));
+        ip(&format!(
+            "link add {} type veth peer name eth0 netns {}",
+            pod.veth, pod.netns
+        ));
+        ip(&format!(
+            "-n {} addr add {address}/{} dev eth0{}",
+            pod.netns,
+            if pod.address.is_ipv4() { 24 } else { 64 },
+            if pod.address.is_ipv6() { " nodad" } else { "" }
+        ));
         ip(&format!("-n {} link set lo up", pod.netns));
         ip(&format!("-n {} link set eth0 up", pod.netns));
         ip(&format!("link set {} up", pod.veth));
@@ -75,14 +102,21 @@ impl TestPod {
         nix::net::if_::if_nametoindex(self.veth.as_str()).expect("the veth was made")
     }
 
-    pub fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> T {
+    pub fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> T {
         let netns = Netns::open(Path::new(&format!("/run/netns/{}", self.netns))).unwrap();
         netns.enter(work).unwrap()
     }
 
     pub fn delete(&self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.netns]).output();
-        let _ = Command::new("ip").args(["link", "del", &self.veth]).output();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.netns])
+            .output();
+        let _ = Command::new("ip")
+            .args(["link", "del", &self.veth])
+            .output();
     }
 }
 
@@ -149,9 +183,23 @@ impl<K: Kernel + Datapath + 'static> World<K> {
         tasks.spawn(task.run());
         let uid = nix::unistd::geteuid().as_raw();
         let socket = dir.join("pods.sock");
-        tasks.spawn(RegistrationServer::bind(&socket, uid, capture.clone()).unwrap().run());
+        tasks.spawn(
+            RegistrationServer::bind(&socket, uid, capture.clone())
+                .unwrap()
+                .run(),
+        );
         let client = PacketStream::connect(&socket, uid).unwrap();
-        Self { dir, kernel, state, metrics, capture, threads, dns: dns_events, client, tasks }
+        Self {
+            dir,
+            kernel,
+            state,
+            metrics,
+            capture,
+            threads,
+            dns: dns_events,
+            client,
+            tasks,
+        }
     }
 
     /// Ends the process: its sockets close, its pins stay.
@@ -163,7 +211,9 @@ impl<K: Kernel + Datapath + 'static> World<K> {
     pub async fn ask(&self, request: &str, descriptor: Option<&File>) -> Reply {
         let fds: Vec<_> = descriptor.iter().map(|f| f.as_fd()).collect();
         self.client.send(request.as_bytes(), &fds).await.unwrap();
-        let packet = tokio::time::timeout(Duration::from_secs(20), self.client.receive(64 << 10)).await.expect("an answer in time");
+        let packet = tokio::time::timeout(Duration::from_secs(20), self.client.receive(64 << 10))
+            .await
+            .expect("an answer in time");
         serde_json::from_slice(&packet.unwrap().expect("the server is there").bytes).unwrap()
     }
 
@@ -175,10 +225,17 @@ impl<K: Kernel + Datapath + 'static> World<K> {
     }
 
     pub async fn del(&self, uid: &str) -> Reply {
-        self.ask(&format!(r#"{{"op":"del","uid":"{uid}"}}"#), None).await
+        self.ask(&format!(r#"{{"op":"del","uid":"{uid}"}}"#), None)
+            .await
     }
 
-    pub fn configure(&self, uid: &str, addresses: &[IpAddr], enrolment: Enrolment, cut_existing: bool) {
+    pub fn configure(
+        &self,
+        uid: &str,
+        addresses: &[IpAddr],
+        enrolment: Enrolment,
+        cut_existing: bool,
+    ) {
         let name = WorkloadUid::from(format!("Kubernetes//Pod/shop/{uid}").as_str());
         let workload = Workload {
             uid: name.clone(),
@@ -210,7 +267,10 @@ impl<K: Kernel + Datapath + 'static> World<K> {
             guarded: false,
             features: [].into(),
         };
-        self.state.apply([Change::Workload(workload), Change::WorkloadExtra(name, extra)]);
+        self.state.apply([
+            Change::Workload(workload),
+            Change::WorkloadExtra(name, extra),
+        ]);
     }
 
     pub fn complete(&self) {
@@ -229,13 +289,18 @@ impl<K: Kernel + Datapath + 'static> World<K> {
         let look = async {
             loop {
                 let pods = self.capture.list().await.unwrap();
-                if let Some(found) = pods.into_iter().find(|p| p.pod.uid == uid && p.state == state) {
+                if let Some(found) = pods
+                    .into_iter()
+                    .find(|p| p.pod.uid == uid && p.state == state)
+                {
                     return found;
                 }
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), look).await.unwrap_or_else(|_| panic!("{uid} never became {state:?}"))
+        tokio::time::timeout(Duration::from_secs(10), look)
+            .await
+            .unwrap_or_else(|_| panic!("{uid} never became {state:?}"))
     }
 }
 
