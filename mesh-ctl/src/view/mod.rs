@@ -21,6 +21,8 @@ use crate::watch::Delta;
 pub struct View {
     cluster: ClusterView,
     published: HashMap<Resource, Change>,
+    /// Whether a first whole batch was taken in: before that nothing is known, which is not the same as nothing.
+    fed: bool,
     complete: bool,
     dirty: bool,
 }
@@ -54,6 +56,7 @@ enum Resource {
 impl View {
     /// Takes in what a source said.
     pub fn apply(&mut self, deltas: Vec<Delta>) {
+        self.fed = true;
         self.dirty |= !deltas.is_empty();
         for delta in deltas {
             match delta {
@@ -73,9 +76,9 @@ impl View {
         &self.cluster
     }
 
-    /// Translates and compares; `None` when nothing was taken in since the last time.
+    /// Translates and compares; `None` when nothing was taken in since the last time, or ever.
     pub fn refresh(&mut self) -> Option<Refresh> {
-        if self.complete && !self.dirty {
+        if !self.fed || self.complete && !self.dirty {
             return None;
         }
         self.dirty = false;

@@ -70,6 +70,24 @@ fn policy(block: &str) -> String {
 }
 
 #[test]
+fn nothing_is_complete_before_the_first_batch() {
+    let mut view = View::default();
+    assert!(
+        view.refresh().is_none(),
+        "an empty mesh was published before anything was read"
+    );
+    view.apply(Vec::new());
+    let names: Vec<_> = view
+        .refresh()
+        .expect("an empty folder is a state too")
+        .changes
+        .iter()
+        .map(name)
+        .collect();
+    assert_eq!(names, ["mesh cluster.local", "complete"]);
+}
+
+#[test]
 fn only_what_changed_goes_out() {
     let mut cluster = Cluster::new();
     let first = cluster.write(
