@@ -21,14 +21,14 @@ use mesh_model::{
     mesh::Change,
     name::{Identity, NodeName, TrustDomain},
 };
-use mesh_translate::{ClusterView, Output, translate};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::mpsc,
     task::JoinSet,
 };
 use tonic::transport::Server;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     admin::{self, Admin},
@@ -36,7 +36,9 @@ use crate::{
     listen::{self, Credentials, Names},
     monitor::{self, Metrics},
     publish::{self, Handle},
+    status::Statuses,
     token::JoinKey,
+    view::{Refresh, View},
     watch::{Delta, Manifests, Source},
 };
 
@@ -117,10 +119,11 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     let socket = TcpListener::bind(monitor).await.with_context(|| format!("listening on {monitor}"))?;
     let monitor = socket.local_addr()?;
     tasks.spawn(named("monitoring", monitor::serve(socket, metrics)));
-    let domain = authority.domain().clone();
-    let admin = Arc::new(Admin { authority, leaf_ttl, publish: Some(handle.clone()) });
+    let statuses = state.join("statuses.json");
+    let followers = Followers { handle: handle.clone(), placed, domain: authority.domain().clone(), statuses };
+    let admin = Arc::new(Admin { authority, leaf_ttl, publish: Some(handle) });
     tasks.spawn(named("the admin socket", admin::serve(admin::listen(&state)?, admin)));
-    tasks.spawn(async move { ("reading objects", translating(source, handle, placed, domain).await) });
+    tasks.spawn(async move { ("reading objects", translating(source, followers).await) });
 
     info!(%address, %monitor, manifests = %manifests.display(), "the controller serves xDS and certificates");
     Ok(Running { address, monitor, tasks, _lock })
@@ -172,45 +175,77 @@ impl Hosted for Placed {
     }
 }
 
-/// Takes what the source tells, translates the whole, and publishes it.
-async fn translating(mut source: impl Source, handle: Handle, placed: Arc<Placed>, domain: TrustDomain) -> anyhow::Result<()> {
-    let mut view = ClusterView::default();
-    let mut told = BTreeSet::new();
-    loop {
-        for delta in source.next().await? {
-            match delta {
-                Delta::Applied { object, origin, unknown } => view.apply(object, origin, unknown),
-                Delta::Removed(reference) => view.remove(&reference),
-                Delta::Bad(reference, broken) => view.set_broken(reference, broken),
-            }
+/// What follows a translation.
+struct Followers {
+    handle: Handle,
+    placed: Arc<Placed>,
+    domain: TrustDomain,
+    /// Where statuses are kept for `mesh-ctl` and people.
+    statuses: PathBuf,
+}
+
+/// Takes what the source tells, translates it, and publishes what changed. The source has a loop of its own: what it
+/// has begun to read must not be dropped because something else happened.
+async fn translating(mut source: impl Source, followers: Followers) -> anyhow::Result<()> {
+    let (batches, queue) = mpsc::channel(1);
+    let reading = async {
+        loop {
+            batches.send(source.next().await?).await.context("nobody takes what was read")?;
         }
-        let work = move || {
-            let output = translate(&view);
-            (view, output)
-        };
-        let output;
-        (view, output) = tokio::task::spawn_blocking(work).await.context("translating objects")?;
-        publish(output, &handle, &placed, &domain, &mut told);
+    };
+    tokio::select! {
+        end = reading => end,
+        end = following(queue, followers) => end,
     }
 }
 
-fn publish(output: Output, handle: &Handle, placed: &Placed, domain: &TrustDomain, told: &mut BTreeSet<String>) {
-    let Output { changes, statuses: _, warnings, hosted } = output;
-    let warnings: BTreeSet<String> = warnings.into_iter().collect();
-    for warning in warnings.difference(told) {
-        warn!("{warning}");
+async fn following(mut queue: mpsc::Receiver<Vec<Delta>>, followers: Followers) -> anyhow::Result<()> {
+    let (mut view, mut statuses, mut told) = (View::default(), Statuses::default(), BTreeSet::new());
+    let mut refusals = followers.handle.watch_refusals();
+    loop {
+        tokio::select! {
+            deltas = queue.recv() => view.apply(deltas.context("the source is gone")?),
+            changed = refusals.changed() => changed.context("the publisher is gone")?,
+        }
+        let refresh;
+        (view, refresh) = tokio::task::spawn_blocking(move || {
+            let refresh = view.refresh();
+            (view, refresh)
+        })
+        .await
+        .context("translating objects")?;
+        if let Some(refresh) = refresh {
+            followers.publish(refresh, &mut statuses, &mut told);
+        }
+        let refused = followers.handle.refusals();
+        statuses.refused(refused.iter().map(|r| (r.node.as_str(), &*r.name, r.message.as_str())));
+        if let Err(error) = statuses.write(&followers.statuses) {
+            warn!(%error, file = %followers.statuses.display(), "statuses could not be written");
+        }
     }
-    for settled in told.difference(&warnings) {
-        info!("settled: {settled}");
+}
+
+impl Followers {
+    fn publish(&self, refresh: Refresh, statuses: &mut Statuses, told: &mut BTreeSet<String>) {
+        let Refresh { changes, statuses: translated, warnings, hosted, took } = refresh;
+        debug!(changes = changes.len(), ?took, "translated");
+        let warnings: BTreeSet<String> = warnings.into_iter().collect();
+        for warning in warnings.difference(told) {
+            warn!("{warning}");
+        }
+        for settled in told.difference(&warnings) {
+            info!("settled: {settled}");
+        }
+        *told = warnings;
+        let wrong = changes.iter().find_map(|c| match c {
+            Change::Config(config) if config.trust_domain != self.domain => Some(&config.trust_domain),
+            _ => None,
+        });
+        if let Some(wanted) = wrong {
+            error!(%wanted, signed = %self.domain, "the MeshConfig names another trust domain than --trust-domain; nothing will be signed for it");
+        }
+        self.placed.0.store(Arc::new(hosted));
+        self.handle.apply(changes);
+        statuses.translated(translated);
     }
-    *told = warnings;
-    let wrong = changes.iter().find_map(|c| match c {
-        Change::Config(config) if config.trust_domain != *domain => Some(&config.trust_domain),
-        _ => None,
-    });
-    if let Some(wanted) = wrong {
-        error!(%wanted, signed = %domain, "the MeshConfig names another trust domain than --trust-domain; no certificate will be signed");
-    }
-    placed.0.store(Arc::new(hosted));
-    handle.replace(changes);
 }

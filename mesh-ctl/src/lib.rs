@@ -11,5 +11,7 @@ pub mod cli;
 pub mod listen;
 pub mod monitor;
 pub mod publish;
+pub mod status;
 pub mod token;
+pub mod view;
 pub mod watch;

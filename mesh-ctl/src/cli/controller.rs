@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::IsTerminal,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -66,7 +67,7 @@ enum Format {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args { manifests, state, listen, monitor, listen_names, trust_domain, leaf_ttl, ca_cert, ca_key, log, log_format } = args;
     let filter = EnvFilter::try_new(&log).with_context(|| format!("--log {log:?}"))?;
-    let output = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let output = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match log_format {
         Format::Text => output.init(),
         Format::Json => output.json().flatten_event(true).init(),

@@ -1,8 +1,10 @@
 //! The command line: one file per command, errors that say what happened and what to do.
 
+mod analyze;
 mod ca;
 mod controller;
 mod token;
+mod why;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -30,6 +32,10 @@ enum Command {
         #[command(subcommand)]
         command: ca::Command,
     },
+    /// Say what is wrong with manifests, by file, line and field.
+    Analyze(analyze::Args),
+    /// Say why one pod may, or may not, talk to another.
+    Why(why::Args),
     /// Print the version.
     Version,
 }
@@ -37,7 +43,7 @@ enum Command {
 /// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -45,16 +51,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Controller(args) => controller::run(args),
-        Command::Token { command } => token::run(command),
-        Command::Ca { command } => ca::run(command),
-        Command::Version => {
-            println!("mesh-ctl {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Command::Controller(args) => controller::run(args)?,
+        Command::Token { command } => token::run(command)?,
+        Command::Ca { command } => ca::run(command)?,
+        Command::Analyze(args) => return analyze::run(args),
+        Command::Why(args) => return why::run(args),
+        Command::Version => println!("mesh-ctl {}", env!("CARGO_PKG_VERSION")),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A time such as `90`, `90s`, `15m`, `24h` or `7d`; without a unit it is seconds.

@@ -44,8 +44,6 @@ pub struct Metrics {
     certificates: Family<CodeLabel, Counter>,
     /// Seconds from a change's publication until it was handed to a subscriber's stream.
     pub push_seconds: Histogram,
-    /// Until when the certificate of the CA is valid, in seconds since 1970.
-    pub ca_expires: Gauge,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -70,7 +68,6 @@ impl Default for Metrics {
             refused: Family::default(),
             certificates: Family::default(),
             push_seconds: Histogram::new(buckets),
-            ca_expires: Gauge::default(),
         };
         let r = &mut metrics.registry;
         r.register("subscribers", "Nodes that are connected", metrics.subscribers.clone());
@@ -79,7 +76,6 @@ impl Default for Metrics {
         r.register("resources_refused", "Resources that a node did not understand", metrics.refused.clone());
         r.register("certificates", "Requests for certificates by outcome", metrics.certificates.clone());
         r.register("push_seconds", "Time from publication to a subscriber's stream", metrics.push_seconds.clone());
-        r.register("ca_expires_timestamp_seconds", "When the CA's certificate expires", metrics.ca_expires.clone());
         metrics
     }
 }

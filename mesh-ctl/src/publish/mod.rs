@@ -114,10 +114,11 @@ impl Handle {
         self.stage(view, true);
     }
 
-    /// Changes parts of the state.
+    /// Changes parts of the state; `Complete` among the changes says that it is whole from now on.
     pub fn apply(&self, changes: Vec<Change>) {
+        let whole = changes.iter().any(|c| matches!(c, Change::Complete));
         let view = locked(&self.inner.objects).apply(changes);
-        self.stage(view, false);
+        self.stage(view, whole);
     }
 
     /// Tells nodes which roots to trust, PEM; the one that signs first.

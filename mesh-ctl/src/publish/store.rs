@@ -89,7 +89,7 @@ impl Objects {
         };
         let now = scope(&self.nodes, &change);
         if let Some(old) = self.objects.get(&key)
-            && same(old, &change)
+            && *old == change
             && (scope(before, old) == now)
         {
             return;
@@ -153,17 +153,4 @@ fn key(change: &Change) -> Option<Key> {
         | Change::RemovePolicy(_)
         | Change::Complete => return None,
     })
-}
-
-/// Whether two changes set the same value. Comparing is a tenth of the work of encoding.
-fn same(a: &Change, b: &Change) -> bool {
-    match (a, b) {
-        (Change::Workload(a), Change::Workload(b)) => a == b,
-        (Change::WorkloadExtra(_, a), Change::WorkloadExtra(_, b)) => a == b,
-        (Change::Service(a), Change::Service(b)) => a == b,
-        (Change::ServiceExtra(_, a), Change::ServiceExtra(_, b)) => a == b,
-        (Change::Policy(a), Change::Policy(b)) => a == b,
-        (Change::Config(a), Change::Config(b)) => a == b,
-        _ => false,
-    }
 }
