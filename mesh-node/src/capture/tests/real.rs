@@ -71,8 +71,10 @@ impl Node {
             to.ip(),
             to.port()
         );
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &pod.netns, "bash", "-c", &script]);
+        // Not `ip netns exec`, which hides the cgroups behind a /sys of its own.
+        let mut command = Command::new("nsenter");
+        let netns = format!("--net=/run/netns/{}", pod.netns);
+        command.args([&netns, "bash", "-c", &script]);
         command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
