@@ -4,15 +4,13 @@
 //! ends before the process does, the process is no longer ready and says which; SIGTERM drains.
 
 use std::{
-    fs, io,
+    io,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result, bail};
@@ -23,13 +21,17 @@ use crate::{
     accept::Listeners,
     admin::{AdminParts, AdminServer},
     capture::{
-        Capture, CaptureParts, Enroller, Finder, Kernel, KernelMetrics, KernelReporter, LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
+        Capture, CaptureParts, Enroller, Finder, Kernel, KernelMetrics, KernelReporter,
+        LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
     },
     config::{Config, Invocation, LogFormat, Takeover, cgroup},
     dns::{DnsHandle, DnsParts, DnsServer},
-    identify::{CaClient, Certificates, Controller, Handshakes, KeyDir, Renewer},
-    lifecycle::{Blobs, Ending, HandoverServer, Lifecycle, Part, Predecessor, Readiness, end_of_signals, take_over},
-    observe::{self, AccessFormat, IdentityLabel, LogControl, LogSink, Metrics, MetricsServer, Observer},
+    identify::{CaClient, Certificates, Controller, Handshakes, KeyDir, Renewer, describe, show},
+    lifecycle::{
+        Blobs, Ending, HandoverServer, Lifecycle, Part, Predecessor, Readiness, end_of_signals,
+        take_over,
+    },
+    observe::{self, AccessFormat, LogControl, LogSink, Metrics, MetricsServer, Observer},
     route::Director,
     serve::{DataThreads, Shared},
     state::{EnrolledNamespaces, MeshState, XdsClient, XdsParts, XdsStatus},
@@ -44,18 +46,22 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub fn run(invocation: Invocation) -> Result<()> {
     let Invocation { role, config } = invocation;
     if role.profile().is_none() {
-        bail!("the role {:?} is not built yet; this build has the role \"node\"", role.name());
+        bail!(
+            "the role {:?} is not built yet; this build has the role \"node\"",
+            role.name()
+        );
     }
     // Fails only when one has been set before, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let log = Log::start(&config).context("starting the log")?;
     let sink = log.sink.clone();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build();
     let runtime = runtime.context("starting the control runtime")?;
     let outcome = runtime.block_on(node(config, log));
-    if let Err(error) = &outcome {
-        tracing::error!(error = format!("{error:#}"), "the node proxy ends");
-    }
     runtime.shutdown_timeout(LAST_WORDS);
     sink.flush(LAST_WORDS);
     outcome
@@ -76,7 +82,11 @@ impl Log {
             LogFormat::Json => (observe::LogFormat::Json, AccessFormat::Json),
         };
         let control = observe::init_logging(format, &config.log, sink.clone())?;
-        Ok(Self { sink, access, control })
+        Ok(Self {
+            sink,
+            access,
+            control,
+        })
     }
 }
 
@@ -95,12 +105,19 @@ impl Tasks {
             // Dropped when the task ends, also by a panic: the part then counts as dead.
             let _part = part;
             task.await;
-            tracing::error!(task = name, "a task ended that should not; the process is no longer ready");
+            tracing::error!(
+                task = name,
+                "a task ended that should not; the process is no longer ready"
+            );
         });
     }
 
     /// Runs something that a successor takes over: two of it would get in each other's way.
-    fn spawn_until_handed_over(&self, name: &'static str, task: impl Future<Output: Send> + Send + 'static) {
+    fn spawn_until_handed_over(
+        &self,
+        name: &'static str,
+        task: impl Future<Output: Send> + Send + 'static,
+    ) {
         let lifecycle = self.lifecycle.clone();
         self.spawn(name, async move {
             let handed_over = async {
@@ -118,11 +135,21 @@ impl Tasks {
 
 /// The role `node`.
 async fn node(config: Config, log: Log) -> Result<()> {
-    prepare(&config)?;
-    let tasks = Tasks { readiness: Readiness::default(), lifecycle: Lifecycle::default() };
+    config
+        .prepare()
+        .context("preparing directories and limits")?;
+    let tasks = Tasks {
+        readiness: Readiness::default(),
+        lifecycle: Lifecycle::default(),
+    };
     let metrics = Metrics::new();
     metrics.add_log(&log.sink);
-    let observer = Observer::new(metrics.clone(), log.sink.clone(), log.access, config.access_log);
+    let observer = Observer::new(
+        metrics.clone(),
+        log.sink.clone(),
+        log.access,
+        config.access_log,
+    );
     let state = MeshState::new();
     let certificates = Certificates::new(SystemTime::now);
     control(&config, &tasks, &state, &certificates, &metrics)?;
@@ -131,11 +158,27 @@ async fn node(config: Config, log: Log) -> Result<()> {
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
     let (listeners, receivers) = Listeners::new(config.threads);
     let shared = data_parts(&config, &state, &certificates, &kernel, &observer);
-    let data = DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
+    let data =
+        DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
     let capture = start_capture(&config, &tasks, &state, &kernel, &observer, listeners)?;
     let (pods, _taken_up) = take_up(&tasks, &capture, predecessor).await?;
-    serve_sockets(&config, &tasks, Sockets { metrics: metrics.clone(), capture, state, certificates, observer, shared: shared.clone(), log: log.control })?;
-    tasks.spawn("signals", end_of_signals(tasks.lifecycle.clone(), config.drain));
+    serve_sockets(
+        &config,
+        &tasks,
+        Sockets {
+            metrics: metrics.clone(),
+            capture,
+            state,
+            certificates,
+            observer,
+            shared: shared.clone(),
+            log: log.control,
+        },
+    )?;
+    tasks.spawn(
+        "signals",
+        end_of_signals(tasks.lifecycle.clone(), config.drain),
+    );
     tracing::info!(node = %config.node_name, instance = config.instance, threads = config.threads, pods, "the node proxy serves");
     tokio::select! {
         ending = tasks.lifecycle.draining() => tracing::info!(?ending, "draining"),
@@ -145,7 +188,10 @@ async fn node(config: Config, log: Log) -> Result<()> {
     data.drain();
     let left = tasks.lifecycle.drained(|| shared.flows.load(Relaxed)).await;
     if left > 0 {
-        tracing::warn!(flows = left, "flows were still live when the time to drain was over; they are ended");
+        tracing::warn!(
+            flows = left,
+            "flows were still live when the time to drain was over; they are ended"
+        );
     }
     data.end().await;
     tracing::info!("stopped");
@@ -167,7 +213,11 @@ async fn predecessor(config: &Config) -> Option<Predecessor> {
 }
 
 /// The pods of an earlier process: from its hands, or from disk.
-async fn take_up(tasks: &Tasks, capture: &Capture, predecessor: Option<Predecessor>) -> Result<(usize, Part)> {
+async fn take_up(
+    tasks: &Tasks,
+    capture: &Capture,
+    predecessor: Option<Predecessor>,
+) -> Result<(usize, Part)> {
     let part = tasks.readiness.part("earlier pods", "being taken up");
     let Some(mut predecessor) = predecessor else {
         let pods = capture.restore().await?;
@@ -175,41 +225,46 @@ async fn take_up(tasks: &Tasks, capture: &Capture, predecessor: Option<Predecess
         return Ok((pods, part));
     };
     let pods = capture.adopt(std::mem::take(&mut predecessor.pods)).await?;
-    predecessor.ready().await.context("telling the earlier process that its pods are served")?;
-    predecessor.done().await.context("letting the earlier process go")?;
+    predecessor
+        .ready()
+        .await
+        .context("telling the earlier process that its pods are served")?;
+    predecessor
+        .done()
+        .await
+        .context("letting the earlier process go")?;
     tracing::info!(pods, "took over from the earlier process");
     part.ready();
     Ok((pods, part))
 }
 
-/// Directories and limits.
-fn prepare(config: &Config) -> Result<()> {
-    let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| format!("making {}", path.display()));
-    private(&config.run_dir)?;
-    private(&config.state_dir)?;
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of descriptors")?;
-    if soft < hard {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of descriptors")?;
-    }
-    Ok(())
-}
-
 /// Certificates and configuration.
 fn control(
-    config: &Config, tasks: &Tasks, state: &MeshState, certificates: &Certificates, metrics: &Metrics,
+    config: &Config,
+    tasks: &Tasks,
+    state: &MeshState,
+    certificates: &Certificates,
+    metrics: &Metrics,
 ) -> Result<()> {
-    let controller = Controller { url: config.controller.clone(), ca: config.controller_ca.clone(), timeout: config.control.xds_timeout };
+    let controller = Controller {
+        url: config.controller.clone(),
+        ca: config.controller_ca.clone(),
+        timeout: config.control.xds_timeout,
+    };
     let signer = CaClient {
         controller: controller.clone(),
         token: config.token_file.clone(),
         cluster: config.cluster_id.clone(),
         lifetime: config.control.certificate_lifetime,
     };
-    let keys = KeyDir::open(config.run_dir.join("keys")).with_context(|| format!("opening {}/keys", config.run_dir.display()))?;
+    let keys = KeyDir::open(config.run_dir.join("keys"))
+        .with_context(|| format!("opening {}/keys", config.run_dir.display()))?;
     let renewer = Renewer::new(certificates.clone(), keys, signer, config.node_name.clone());
     tasks.spawn("certificates", renewer.run());
-    tasks.spawn("certificate metrics", show_certificates(certificates.clone(), metrics.clone()));
+    tasks.spawn(
+        "certificate metrics",
+        show(certificates.clone(), metrics.clone()),
+    );
     let (status, client) = XdsClient::new(XdsParts {
         node: config.node_name.clone(),
         cluster: config.cluster_id.to_string(),
@@ -221,25 +276,43 @@ fn control(
         metrics: metrics.clone(),
     });
     tasks.spawn("configuration stream", client.run());
-    tasks.spawn("readiness", follow_readiness(tasks.readiness.clone(), status, certificates.clone()));
+    tasks.spawn(
+        "readiness",
+        follow_readiness(tasks.readiness.clone(), status, certificates.clone()),
+    );
     Ok(())
 }
 
 fn open_kernel(config: &Config) -> Result<Arc<LoadedDatapath>> {
     let groups = cgroup::find(config.pods_cgroup.as_deref()).context("finding the cgroups")?;
-    let loader = mesh_loader::Config::new(config.instance.clone(), groups.pods.clone(), groups.own.clone());
-    let kernel = LoadedDatapath::open(&loader).with_context(|| format!("attaching the kernel programs to {}", groups.pods.display()))?;
+    let mut loader = mesh_loader::Config::new(
+        config.instance.clone(),
+        groups.pods.clone(),
+        groups.own.clone(),
+    );
+    loader.kubelet_cgroup = config.kubelet_cgroup.clone();
+    let kernel = LoadedDatapath::open(&loader)
+        .with_context(|| format!("attaching the kernel programs to {}", groups.pods.display()))?;
     Ok(Arc::new(kernel))
 }
 
-fn data_parts(config: &Config, state: &MeshState, certificates: &Certificates, kernel: &Arc<LoadedDatapath>, observer: &Observer) -> Arc<Shared> {
+fn data_parts(
+    config: &Config,
+    state: &MeshState,
+    certificates: &Certificates,
+    kernel: &Arc<LoadedDatapath>,
+    observer: &Observer,
+) -> Arc<Shared> {
     Arc::new(Shared {
         node: config.node_name.clone(),
         state: state.clone(),
         certificates: certificates.clone(),
         datapath: kernel.clone(),
         observer: observer.clone(),
-        handshakes: Handshakes::new(config.limits.handshakes, config.limits.handshakes_per_source),
+        handshakes: Handshakes::new(
+            config.limits.handshakes,
+            config.limits.handshakes_per_source,
+        ),
         limits: config.limits,
         flows: AtomicUsize::new(0),
     })
@@ -247,12 +320,23 @@ fn data_parts(config: &Config, state: &MeshState, certificates: &Certificates, k
 
 /// Pods: who they are, what the kernel knows of them, their DNS.
 fn start_capture(
-    config: &Config, tasks: &Tasks, state: &MeshState, kernel: &Arc<LoadedDatapath>, observer: &Observer, listeners: Listeners,
+    config: &Config,
+    tasks: &Tasks,
+    state: &MeshState,
+    kernel: &Arc<LoadedDatapath>,
+    observer: &Observer,
+    listeners: Listeners,
 ) -> Result<Capture> {
     let metrics = observer.metrics();
     let network = NetworkId::new("");
     let (dns, questions) = DnsHandle::new();
-    let parts = DnsParts { state: state.clone(), kernel: kernel.clone(), datapath: kernel.clone(), network: network.clone(), metrics: metrics.clone() };
+    let parts = DnsParts {
+        state: state.clone(),
+        kernel: kernel.clone(),
+        datapath: kernel.clone(),
+        network: network.clone(),
+        metrics: metrics.clone(),
+    };
     tasks.spawn("dns", DnsServer::new(parts).run(questions));
     let enroller = Enroller {
         kernel: kernel.clone(),
@@ -267,7 +351,12 @@ fn start_capture(
         enroller,
         listeners,
         dns,
-        saved: SavedPods::open(&config.run_dir).with_context(|| format!("opening the records of pods in {}", config.run_dir.display()))?,
+        saved: SavedPods::open(&config.run_dir).with_context(|| {
+            format!(
+                "opening the records of pods in {}",
+                config.run_dir.display()
+            )
+        })?,
         finder: Finder::default(),
         metrics: metrics.clone(),
     });
@@ -276,7 +365,10 @@ fn start_capture(
     let director = Director::new(config.node_name.clone(), state.clone(), kernel.clone());
     tasks.spawn_until_handed_over("direct paths", director.run());
     tasks.spawn_until_handed_over("heartbeat", beat(seen.clone(), metrics.clone()));
-    tasks.spawn_until_handed_over("kernel events", KernelReporter::new(seen, state.clone(), observer.clone(), network).run());
+    tasks.spawn_until_handed_over(
+        "kernel events",
+        KernelReporter::new(seen, state.clone(), observer.clone(), network).run(),
+    );
     Ok(capture)
 }
 
@@ -293,12 +385,27 @@ struct Sockets {
 
 /// Registration, administration, hand-over, and the read-only port of metrics.
 fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
-    let Sockets { metrics, capture, state, certificates, observer, shared, log } = parts;
+    let Sockets {
+        metrics,
+        capture,
+        state,
+        certificates,
+        observer,
+        shared,
+        log,
+    } = parts;
     let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
-    tasks.spawn_until_handed_over("metrics", serve_metrics(MetricsServer::new(metrics, tasks.readiness.as_check()), address));
+    tasks.spawn_until_handed_over(
+        "metrics",
+        serve_metrics(
+            MetricsServer::new(metrics, tasks.readiness.as_check()),
+            address,
+        ),
+    );
     let at = |name: &str| config.run_dir.join(name);
     let bind = |name: &'static str| move || format!("listening on {name} in the run directory");
-    let registration = RegistrationServer::bind(&at("pods.sock"), ROOT, capture.clone()).with_context(bind("pods.sock"))?;
+    let registration = RegistrationServer::bind(&at("pods.sock"), ROOT, capture.clone())
+        .with_context(bind("pods.sock"))?;
     tasks.spawn_until_handed_over("registration", registration.run());
     let admin = AdminServer::bind(
         &at("admin.sock"),
@@ -311,12 +418,22 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
             lifecycle: tasks.lifecycle.clone(),
             drain: config.drain,
             config: serde_json::json!({ "node": config.node_name.as_str(), "settings": format!("{config:?}") }),
-            certificates: Arc::new(move || describe_certificates(&certificates)),
+            certificates: Arc::new(move || describe(&certificates)),
             sessions: Arc::new(move || serde_json::json!({ "flows": shared.flows.load(Relaxed) })),
         },
     );
-    tasks.spawn("administration", admin.with_context(bind("admin.sock"))?.run());
-    let handover = HandoverServer::bind(&at("handover.sock"), ROOT, capture, tasks.lifecycle.clone(), Arc::new(Blobs::new), config.drain);
+    tasks.spawn(
+        "administration",
+        admin.with_context(bind("admin.sock"))?.run(),
+    );
+    let handover = HandoverServer::bind(
+        &at("handover.sock"),
+        ROOT,
+        capture,
+        tasks.lifecycle.clone(),
+        Arc::new(Blobs::new),
+        config.drain,
+    );
     // Ends when a successor has taken over, which is no failure.
     tokio::spawn(handover.with_context(bind("handover.sock"))?.run());
     Ok(())
@@ -328,7 +445,9 @@ async fn serve_metrics(server: MetricsServer, address: SocketAddr) {
     loop {
         match MetricsServer::bind(address).await {
             Ok(listener) => return server.run(listener).await,
-            Err(error) if !said => tracing::warn!(%address, %error, "the port of metrics cannot be had yet; trying on"),
+            Err(error) if !said => {
+                tracing::warn!(%address, %error, "the port of metrics cannot be had yet; trying on")
+            }
             Err(_) => {}
         }
         said = true;
@@ -336,20 +455,12 @@ async fn serve_metrics(server: MetricsServer, address: SocketAddr) {
     }
 }
 
-fn describe_certificates(certificates: &Certificates) -> serde_json::Value {
-    let seconds = |t: SystemTime| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let all = certificates.status();
-    all.iter()
-        .map(|c| {
-            serde_json::json!({
-                "identity": c.identity.to_string(), "expires": c.not_after.map(seconds), "wanted": c.wanted, "failure": c.failure,
-            })
-        })
-        .collect()
-}
-
 /// Follows what readiness depends on besides tasks.
-async fn follow_readiness(readiness: Readiness, mut xds: watch::Receiver<XdsStatus>, certificates: Certificates) {
+async fn follow_readiness(
+    readiness: Readiness,
+    mut xds: watch::Receiver<XdsStatus>,
+    certificates: Certificates,
+) {
     let configuration = readiness.part("configuration", "the controller");
     let certificate = readiness.part("certificate", "the controller");
     let mut changes = certificates.changes();
@@ -369,27 +480,6 @@ async fn follow_readiness(readiness: Readiness, mut xds: watch::Receiver<XdsStat
             changed = changes.changed() => changed.is_err(),
         };
         if ended {
-            return;
-        }
-    }
-}
-
-/// Shows when certificates expire.
-async fn show_certificates(certificates: Certificates, metrics: Metrics) {
-    let mut changes = certificates.changes();
-    loop {
-        changes.mark_unchanged();
-        for status in certificates.status() {
-            let label = IdentityLabel { identity: status.identity.to_string() };
-            let seconds = status.not_after.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs());
-            let family = &metrics.node().certificate_expiry;
-            if status.wanted {
-                family.get_or_create(&label).set(i64::try_from(seconds).unwrap_or(i64::MAX));
-            } else {
-                family.remove(&label);
-            }
-        }
-        if changes.changed().await.is_err() {
             return;
         }
     }

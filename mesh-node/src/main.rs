@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use mesh_node::{app, config::{self, ConfigError}};
+use mesh_node::{
+    app,
+    config::{self, ConfigError},
+};
 
 fn main() -> ExitCode {
     let invocation = match config::parse(std::env::args(), &config::Process) {

@@ -34,7 +34,13 @@ impl Accepted {
     pub fn new(pod: Arc<Pod>, kind: Kind, tcp: TcpStream, peer: SocketAddr) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
         let local = canonical(tcp.local_addr()?);
-        Ok(Self { pod, kind, tcp, local, peer: canonical(peer) })
+        Ok(Self {
+            pod,
+            kind,
+            tcp,
+            local,
+            peer: canonical(peer),
+        })
     }
 
     /// Ends the connection the way a network would: with a reset, not an orderly end.
@@ -55,7 +61,10 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// Accepts one connection; waits out a lack of descriptors or memory, telling `backed_off` each time.
-pub async fn next(listener: &TcpListener, mut backed_off: impl FnMut(&io::Error)) -> io::Result<(TcpStream, SocketAddr)> {
+pub async fn next(
+    listener: &TcpListener,
+    mut backed_off: impl FnMut(&io::Error),
+) -> io::Result<(TcpStream, SocketAddr)> {
     let mut pause = FIRST_PAUSE;
     loop {
         match listener.accept().await {
@@ -73,10 +82,24 @@ pub async fn next(listener: &TcpListener, mut backed_off: impl FnMut(&io::Error)
 
 /// The connection was gone before it was accepted; the listener is fine.
 fn is_of_the_connection(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EPROTO | libc::EINTR | libc::EPERM | libc::ENETDOWN | libc::EHOSTUNREACH | libc::ENETUNREACH))
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EPROTO
+                | libc::EINTR
+                | libc::EPERM
+                | libc::ENETDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+        )
+    )
 }
 
 /// The process or the machine is out of something.
 fn is_of_the_process(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
 }

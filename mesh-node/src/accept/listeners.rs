@@ -66,15 +66,30 @@ pub enum ListenError {
 impl Listeners {
     /// A handle to `threads` data threads, and the receiving end for each of them.
     pub fn new(threads: usize) -> (Self, Vec<mpsc::Receiver<ListenerEvent>>) {
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel(QUEUE)).unzip();
-        (Self { threads: senders.into() }, receivers)
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..threads).map(|_| mpsc::channel(QUEUE)).unzip();
+        (
+            Self {
+                threads: senders.into(),
+            },
+            receivers,
+        )
     }
 
     /// Lets every data thread accept on a listener. The listener must be non-blocking; the caller may keep
     /// or close its own descriptor afterwards.
-    pub async fn add(&self, pod: &Arc<Pod>, kind: Kind, listener: &TcpListener) -> Result<(), ListenError> {
+    pub async fn add(
+        &self,
+        pod: &Arc<Pod>,
+        kind: Kind,
+        listener: &TcpListener,
+    ) -> Result<(), ListenError> {
         for thread in self.threads.iter() {
-            let event = ListenerEvent::Add { pod: pod.clone(), kind, listener: listener.try_clone()? };
+            let event = ListenerEvent::Add {
+                pod: pod.clone(),
+                kind,
+                listener: listener.try_clone()?,
+            };
             thread.send(event).await.map_err(|_| ListenError::Gone)?;
         }
         Ok(())
@@ -83,7 +98,10 @@ impl Listeners {
     /// Stops every data thread from serving a pod; its listeners close and its flows end.
     pub async fn remove(&self, uid: &PodUid) -> Result<(), ListenError> {
         for thread in self.threads.iter() {
-            thread.send(ListenerEvent::Remove { uid: uid.clone() }).await.map_err(|_| ListenError::Gone)?;
+            thread
+                .send(ListenerEvent::Remove { uid: uid.clone() })
+                .await
+                .map_err(|_| ListenError::Gone)?;
         }
         Ok(())
     }
@@ -91,7 +109,10 @@ impl Listeners {
     /// Stops accepting on every listener; flows go on and listeners stay open.
     pub async fn pause(&self) -> Result<(), ListenError> {
         for thread in self.threads.iter() {
-            thread.send(ListenerEvent::Pause).await.map_err(|_| ListenError::Gone)?;
+            thread
+                .send(ListenerEvent::Pause)
+                .await
+                .map_err(|_| ListenError::Gone)?;
         }
         Ok(())
     }
@@ -99,7 +120,10 @@ impl Listeners {
     /// Accepts again.
     pub async fn resume(&self) -> Result<(), ListenError> {
         for thread in self.threads.iter() {
-            thread.send(ListenerEvent::Resume).await.map_err(|_| ListenError::Gone)?;
+            thread
+                .send(ListenerEvent::Resume)
+                .await
+                .map_err(|_| ListenError::Gone)?;
         }
         Ok(())
     }

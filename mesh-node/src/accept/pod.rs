@@ -3,7 +3,11 @@
 //! Invariants: a `Pod` exists only for a pod whose capture is complete; a socket that it gives belongs
 //! to the pod's network namespace and is exempt from capture.
 
-use std::{fmt, io, net::{IpAddr, SocketAddr}, sync::Arc};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use mesh_model::name::{Identity, Namespace, ServiceAccount, WorkloadUid};
 
@@ -62,7 +66,10 @@ pub trait PodSockets: Send + Sync + fmt::Debug {
 
     /// A fresh non-blocking UDP socket inside the pod, bound to one of its addresses, exempt from capture.
     fn udp(&self, address: IpAddr) -> io::Result<std::net::UdpSocket> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, format!("no UDP from {address}")))
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("no UDP from {address}"),
+        ))
     }
 }
 

@@ -12,7 +12,10 @@ use mesh_model::{
     reason::Reason,
 };
 
-use crate::{accept::Pod, state::{MeshState, Snapshot}};
+use crate::{
+    accept::Pod,
+    state::{MeshState, Snapshot},
+};
 
 /// How long a flow waits for configuration that has not come yet.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -29,19 +32,41 @@ pub struct Permitted<T> {
 }
 
 /// Whether a pod may dial `original`.
-pub async fn outbound(state: &MeshState, pod: &Pod, original: SocketAddr) -> Result<Permitted<Egress>, Denial> {
+pub async fn outbound(
+    state: &MeshState,
+    pod: &Pod,
+    original: SocketAddr,
+) -> Result<Permitted<Egress>, Denial> {
     settled(state, |snapshot| {
         let source = own(snapshot, pod)?;
         let target = authz::target(&snapshot.mesh, &source, original);
-        Ok(authz::egress(&snapshot.mesh, Egress { source, target, original }))
+        Ok(authz::egress(
+            &snapshot.mesh,
+            Egress {
+                source,
+                target,
+                original,
+            },
+        ))
     })
     .await
 }
 
 /// Whether a connection that arrived for a pod may go on to its application.
-pub async fn inbound(state: &MeshState, pod: &Pod, transport: &Transport, source: SocketAddr, destination: SocketAddr) -> Result<Permitted<Conn>, Denial> {
+pub async fn inbound(
+    state: &MeshState,
+    pod: &Pod,
+    transport: &Transport,
+    source: SocketAddr,
+    destination: SocketAddr,
+) -> Result<Permitted<Conn>, Denial> {
     settled(state, |snapshot| {
-        let conn = Conn { transport: transport.clone(), source_ip: source.ip(), workload: own(snapshot, pod)?, destination };
+        let conn = Conn {
+            transport: transport.clone(),
+            source_ip: source.ip(),
+            workload: own(snapshot, pod)?,
+            destination,
+        };
         Ok(authz::ingress(&snapshot.mesh, conn))
     })
     .await
@@ -50,8 +75,12 @@ pub async fn inbound(state: &MeshState, pod: &Pod, transport: &Transport, source
 /// The workload that the mesh knows as this pod. Its identity comes from the configuration, never from the
 /// pod's registration, which may be older.
 fn own(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Denial> {
-    let workload = snapshot.mesh.workload(&pod.workload).ok_or(Denial::new(Reason::NotReady))?;
-    let same = workload.namespace == pod.namespace && workload.identity.service_account == pod.service_account;
+    let workload = snapshot
+        .mesh
+        .workload(&pod.workload)
+        .ok_or(Denial::new(Reason::NotReady))?;
+    let same = workload.namespace == pod.namespace
+        && workload.identity.service_account == pod.service_account;
     if !same {
         // A pod that was replaced by another of the same name is not served with the new one's identity.
         return Err(Denial::new(Reason::UnknownWorkload));
@@ -60,19 +89,34 @@ fn own(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Denial> {
 }
 
 /// Decides, and while configuration is missing decides again with every snapshot until patience ends.
-async fn settled<T>(state: &MeshState, decide: impl Fn(&Snapshot) -> Result<Decision<T>, Denial>) -> Result<Permitted<T>, Denial> {
+async fn settled<T>(
+    state: &MeshState,
+    decide: impl Fn(&Snapshot) -> Result<Decision<T>, Denial>,
+) -> Result<Permitted<T>, Denial> {
     let settle = |snapshot: Arc<Snapshot>| {
-        let Decision { outcome, audited, dry_run } = decide(&snapshot)?;
+        let Decision {
+            outcome,
+            audited,
+            dry_run,
+        } = decide(&snapshot)?;
         for policy in &dry_run {
             tracing::debug!(%policy, "a dry-run policy would have refused the connection");
         }
-        Ok(Permitted { permit: outcome?, snapshot, audited: !audited.is_empty() })
+        Ok(Permitted {
+            permit: outcome?,
+            snapshot,
+            audited: !audited.is_empty(),
+        })
     };
     let not_yet = |outcome: &Result<Permitted<T>, Denial>| matches!(outcome, Err(denial) if denial.reason == Reason::NotReady);
     let first = settle(state.load());
     if !not_yet(&first) {
         return first;
     }
-    let later = state.wait_for(PATIENCE, |_| Some(settle(state.load())).filter(|outcome| !not_yet(outcome))).await;
+    let later = state
+        .wait_for(PATIENCE, |_| {
+            Some(settle(state.load())).filter(|outcome| !not_yet(outcome))
+        })
+        .await;
     later.unwrap_or(first)
 }

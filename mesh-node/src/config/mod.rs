@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 mod parse;
+mod prepare;
 pub mod settings;
 mod source;
 #[cfg(test)]
@@ -36,6 +37,8 @@ pub struct Config {
     pub token_file: PathBuf,
     /// The cgroup that holds the pods; found when absent.
     pub pods_cgroup: Option<PathBuf>,
+    /// The cgroup that kubelet is in, if its probes are to be recognised.
+    pub kubelet_cgroup: Option<PathBuf>,
     /// Data threads.
     pub threads: usize,
     /// How log lines are written.

@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, fmt::Display, net::IpAddr, path::PathBuf, time:
 use clap::{Arg, Command, error::ErrorKind};
 use mesh_model::name::{ClusterId, NodeName};
 
-use super::{Config, Control, Limits, LogFormat, Source, Takeover, settings::{SETTINGS, Setting}};
+use super::{
+    Config, Control, Limits, LogFormat, Source, Takeover,
+    settings::{SETTINGS, Setting},
+};
 use crate::role::Role;
 
 /// What the command line asked for.
@@ -63,17 +66,33 @@ impl ConfigError {
 }
 
 /// Reads the command line (with the program's name first) and what the source holds.
-pub fn parse(args: impl IntoIterator<Item = String>, source: &dyn Source) -> Result<Invocation, ConfigError> {
+pub fn parse(
+    args: impl IntoIterator<Item = String>,
+    source: &dyn Source,
+) -> Result<Invocation, ConfigError> {
     let matches = command().try_get_matches_from(args)?;
     let (role, flags) = match matches.subcommand() {
-        Some((name, sub)) => (Role::named(name).expect("clap accepts declared roles only"), sub),
+        Some((name, sub)) => (
+            Role::named(name).expect("clap accepts declared roles only"),
+            sub,
+        ),
         None => (Role::Node, &matches),
     };
     let flag = |name: &str| flags.get_one::<String>(name).cloned();
     let path = flag("config").or_else(|| source.env("WARREN_CONFIG"));
-    let file = path.map(|p| read_file(PathBuf::from(p), source)).transpose()?.unwrap_or_default();
-    let values = Values { flag: &flag, source, file };
-    Ok(Invocation { role, config: values.config()? })
+    let file = path
+        .map(|p| read_file(PathBuf::from(p), source))
+        .transpose()?
+        .unwrap_or_default();
+    let values = Values {
+        flag: &flag,
+        source,
+        file,
+    };
+    Ok(Invocation {
+        role,
+        config: values.config()?,
+    })
 }
 
 /// The command line, made from the table of settings.
@@ -85,9 +104,17 @@ fn command() -> Command {
         .arg(Arg::new("config").long("config").value_name("FILE").global(true).help("YAML file with settings"));
     for s in SETTINGS {
         let help = format!("{} [{}; {}]", s.help, s.default, s.env());
-        command = command.arg(Arg::new(s.flag).long(s.flag).value_name(s.value).global(true).help(help));
+        command = command.arg(
+            Arg::new(s.flag)
+                .long(s.flag)
+                .value_name(s.value)
+                .global(true)
+                .help(help),
+        );
     }
-    Role::ALL.iter().fold(command, |c, role| c.subcommand(Command::new(role.name()).about(role.about())))
+    Role::ALL.iter().fold(command, |c, role| {
+        c.subcommand(Command::new(role.name()).about(role.about()))
+    })
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -98,20 +125,33 @@ enum Scalar {
     Text(String),
 }
 
-fn read_file(path: PathBuf, source: &dyn Source) -> Result<BTreeMap<String, (String, String)>, ConfigError> {
-    let fail = |why: String| ConfigError::File { path: path.clone(), why };
+fn read_file(
+    path: PathBuf,
+    source: &dyn Source,
+) -> Result<BTreeMap<String, (String, String)>, ConfigError> {
+    let fail = |why: String| ConfigError::File {
+        path: path.clone(),
+        why,
+    };
     let text = source.read(&path).map_err(|e| fail(e.to_string()))?;
-    let values: BTreeMap<String, Scalar> = serde_saphyr::from_str(&text).map_err(|e| fail(e.to_string()))?;
+    let values: BTreeMap<String, Scalar> =
+        serde_saphyr::from_str(&text).map_err(|e| fail(e.to_string()))?;
     let mut found = BTreeMap::new();
     for (key, value) in values {
-        let setting = SETTINGS.iter().find(|s| s.key() == key).ok_or_else(|| fail(format!("unknown setting {key:?}; see mesh-node --help")))?;
+        let setting = SETTINGS
+            .iter()
+            .find(|s| s.key() == key)
+            .ok_or_else(|| fail(format!("unknown setting {key:?}; see mesh-node --help")))?;
         let text = match value {
             // YAML reads on and off as booleans.
             Scalar::Bool(b) => if b { "on" } else { "off" }.to_owned(),
             Scalar::Int(n) => n.to_string(),
             Scalar::Text(t) => t,
         };
-        found.insert(setting.flag.to_owned(), (text, format!("{}: {key}", path.display())));
+        found.insert(
+            setting.flag.to_owned(),
+            (text, format!("{}: {key}", path.display())),
+        );
     }
     Ok(found)
 }
@@ -125,27 +165,67 @@ struct Values<'a> {
 
 impl Values<'_> {
     fn config(&self) -> Result<Config, ConfigError> {
-        let node_name = self.or("node-name", name, || self.source.host_name(), "pass --node-name")?;
-        let instance = self.text("instance")?.map_or(Ok(node_name.clone()), |(v, o)| name(&v).map_err(|why| bad("instance", v, o, why)))?;
-        let run_dir: PathBuf = self.get("run-dir", ok)?.unwrap_or_else(|| "/run/warren".into());
-        let state_dir: PathBuf = self.get("state-dir", ok)?.unwrap_or_else(|| "/var/lib/warren".into());
+        let node_name = self.or(
+            "node-name",
+            name,
+            || self.source.host_name(),
+            "pass --node-name",
+        )?;
+        let instance = self
+            .text("instance")?
+            .map_or(Ok(node_name.clone()), |(v, o)| {
+                name(&v).map_err(|why| bad("instance", v, o, why))
+            })?;
+        let run_dir: PathBuf = self
+            .get("run-dir", ok)?
+            .unwrap_or_else(|| "/run/warren".into());
+        let state_dir: PathBuf = self
+            .get("state-dir", ok)?
+            .unwrap_or_else(|| "/var/lib/warren".into());
         Ok(Config {
-            node_ip: self.or("node-ip", parsed::<IpAddr>, || self.source.default_address().map(|ip| ip.to_string()), "there is no default route; pass --node-ip")?,
+            node_ip: self.or(
+                "node-ip",
+                parsed::<IpAddr>,
+                || self.source.default_address().map(|ip| ip.to_string()),
+                "there is no default route; pass --node-ip",
+            )?,
             node_name: NodeName::new(node_name),
             run_dir: run_dir.join(&instance),
             state_dir: state_dir.join(&instance),
             instance,
-            cluster_id: ClusterId::new(self.get("cluster-id", name)?.unwrap_or_else(|| "Kubernetes".into())),
-            controller: self.get("controller", controller)?.unwrap_or_else(|| "https://mesh-ctl.warren-system.svc:15012".into()),
-            controller_ca: self.get("controller-ca", ok)?.unwrap_or_else(|| "/var/run/warren/ca.pem".into()),
-            token_file: self.get("token-file", ok)?.unwrap_or_else(|| "/var/run/secrets/tokens/warren-token".into()),
+            cluster_id: ClusterId::new(
+                self.get("cluster-id", name)?
+                    .unwrap_or_else(|| "Kubernetes".into()),
+            ),
+            controller: self
+                .get("controller", controller)?
+                .unwrap_or_else(|| "https://mesh-ctl.warren-system.svc:15012".into()),
+            controller_ca: self
+                .get("controller-ca", ok)?
+                .unwrap_or_else(|| "/var/run/warren/ca.pem".into()),
+            token_file: self
+                .get("token-file", ok)?
+                .unwrap_or_else(|| "/var/run/secrets/tokens/warren-token".into()),
             pods_cgroup: self.get("pods-cgroup", ok)?,
-            threads: self.get("threads", |t| within(t, 1, 256))?.unwrap_or_else(|| self.source.cpus().clamp(1, 16)),
-            log_format: self.get("log-format", |t| choice(t, &[("text", LogFormat::Text), ("json", LogFormat::Json)]))?.unwrap_or(LogFormat::Text),
+            kubelet_cgroup: self.get("kubelet-cgroup", ok)?,
+            threads: self
+                .get("threads", |t| within(t, 1, 256))?
+                .unwrap_or_else(|| self.source.cpus().clamp(1, 16)),
+            log_format: self
+                .get("log-format", |t| {
+                    choice(t, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
+                })?
+                .unwrap_or(LogFormat::Text),
             log: self.get("log", ok)?.unwrap_or_else(|| "info".into()),
             access_log: self.get("access-log", on_off)?.unwrap_or(true),
-            drain: self.get("drain", duration)?.unwrap_or(Duration::from_secs(30)),
-            takeover: self.get("takeover", |t| choice(t, &[("auto", Takeover::Auto), ("never", Takeover::Never)]))?.unwrap_or(Takeover::Auto),
+            drain: self
+                .get("drain", duration)?
+                .unwrap_or(Duration::from_secs(30)),
+            takeover: self
+                .get("takeover", |t| {
+                    choice(t, &[("auto", Takeover::Auto), ("never", Takeover::Never)])
+                })?
+                .unwrap_or(Takeover::Auto),
             limits: self.limits()?,
             control: self.control()?,
         })
@@ -153,27 +233,48 @@ impl Values<'_> {
 
     fn limits(&self) -> Result<Limits, ConfigError> {
         Ok(Limits {
-            connect_timeout: self.get("connect-timeout", positive)?.unwrap_or(Duration::from_secs(10)),
-            handshake_timeout: self.get("handshake-timeout", positive)?.unwrap_or(Duration::from_secs(10)),
-            handshakes: self.get("max-handshakes", |t| within(t, 1, 1 << 20))?.unwrap_or(2048),
-            handshakes_per_source: self.get("max-handshakes-per-source", |t| within(t, 1, 1 << 20))?.unwrap_or(256),
-            flows: self.get("max-flows", |t| within(t, 1, 1 << 24))?.unwrap_or(200_000),
-            tunnel_idle: self.get("tunnel-idle", positive)?.unwrap_or(Duration::from_secs(300)),
+            connect_timeout: self
+                .get("connect-timeout", positive)?
+                .unwrap_or(Duration::from_secs(10)),
+            handshake_timeout: self
+                .get("handshake-timeout", positive)?
+                .unwrap_or(Duration::from_secs(10)),
+            handshakes: self
+                .get("max-handshakes", |t| within(t, 1, 1 << 20))?
+                .unwrap_or(2048),
+            handshakes_per_source: self
+                .get("max-handshakes-per-source", |t| within(t, 1, 1 << 20))?
+                .unwrap_or(256),
+            flows: self
+                .get("max-flows", |t| within(t, 1, 1 << 24))?
+                .unwrap_or(200_000),
+            tunnel_idle: self
+                .get("tunnel-idle", positive)?
+                .unwrap_or(Duration::from_secs(300)),
         })
     }
 
     fn control(&self) -> Result<Control, ConfigError> {
         Ok(Control {
-            xds_timeout: self.get("xds-timeout", positive)?.unwrap_or(Duration::from_secs(5)),
-            xds_backoff: self.get("xds-backoff", positive)?.unwrap_or(Duration::from_secs(15)),
-            certificate_lifetime: self.get("certificate-lifetime", positive)?.unwrap_or(Duration::from_secs(24 * 3600)),
+            xds_timeout: self
+                .get("xds-timeout", positive)?
+                .unwrap_or(Duration::from_secs(5)),
+            xds_backoff: self
+                .get("xds-backoff", positive)?
+                .unwrap_or(Duration::from_secs(15)),
+            certificate_lifetime: self
+                .get("certificate-lifetime", positive)?
+                .unwrap_or(Duration::from_secs(24 * 3600)),
             metrics_port: self.get("metrics-port", parsed)?.unwrap_or(15020),
         })
     }
 
     /// The value's text and where it came from.
     fn text(&self, flag: &'static str) -> Result<Option<(String, String)>, ConfigError> {
-        let setting: &Setting = SETTINGS.iter().find(|s| s.flag == flag).expect("every setting read is in the table");
+        let setting: &Setting = SETTINGS
+            .iter()
+            .find(|s| s.flag == flag)
+            .expect("every setting read is in the table");
         if let Some(text) = (self.flag)(flag) {
             return Ok(Some((text, "flag".into())));
         }
@@ -183,22 +284,39 @@ impl Values<'_> {
         Ok(self.file.get(flag).cloned())
     }
 
-    fn get<T>(&self, flag: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, ConfigError> {
-        self.text(flag)?.map(|(text, origin)| parse(&text).map_err(|why| bad(flag, text, origin, why))).transpose()
+    fn get<T>(
+        &self,
+        flag: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        self.text(flag)?
+            .map(|(text, origin)| parse(&text).map_err(|why| bad(flag, text, origin, why)))
+            .transpose()
     }
 
     fn or<T>(
-        &self, flag: &'static str, parse: impl Fn(&str) -> Result<T, String>, default: impl Fn() -> Option<String>, why: &'static str,
+        &self,
+        flag: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+        default: impl Fn() -> Option<String>,
+        why: &'static str,
     ) -> Result<T, ConfigError> {
         if let Some(value) = self.get(flag, &parse)? {
             return Ok(value);
         }
-        default().and_then(|text| parse(&text).ok()).ok_or(ConfigError::Missing { flag, why })
+        default()
+            .and_then(|text| parse(&text).ok())
+            .ok_or(ConfigError::Missing { flag, why })
     }
 }
 
 fn bad(flag: &'static str, value: String, origin: String, why: String) -> ConfigError {
-    ConfigError::Value { flag, value, origin, why }
+    ConfigError::Value {
+        flag,
+        value,
+        origin,
+        why,
+    }
 }
 
 fn ok<T: for<'a> From<&'a str>>(text: &str) -> Result<T, String> {
@@ -211,19 +329,30 @@ fn parsed<T: std::str::FromStr<Err: Display>>(text: &str) -> Result<T, String> {
 
 /// A name that becomes part of paths.
 fn name(text: &str) -> Result<String, String> {
-    let fine = !text.is_empty() && text.len() <= 253 && !text.starts_with('.') && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-    fine.then(|| text.to_owned()).ok_or_else(|| "expected letters, digits, dots, dashes and underscores".into())
+    let fine = !text.is_empty()
+        && text.len() <= 253
+        && !text.starts_with('.')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    fine.then(|| text.to_owned())
+        .ok_or_else(|| "expected letters, digits, dots, dashes and underscores".into())
 }
 
 fn controller(text: &str) -> Result<String, String> {
     let uri: http::Uri = parsed(text)?;
     let fine = uri.scheme_str() == Some("https") && uri.host().is_some();
-    fine.then(|| text.to_owned()).ok_or_else(|| "expected https://HOST:PORT; the controller is never talked to without TLS".into())
+    fine.then(|| text.to_owned()).ok_or_else(|| {
+        "expected https://HOST:PORT; the controller is never talked to without TLS".into()
+    })
 }
 
 fn within(text: &str, least: usize, most: usize) -> Result<usize, String> {
     let n: usize = parsed(text)?;
-    (least..=most).contains(&n).then_some(n).ok_or_else(|| format!("expected a number from {least} to {most}"))
+    (least..=most)
+        .contains(&n)
+        .then_some(n)
+        .ok_or_else(|| format!("expected a number from {least} to {most}"))
 }
 
 fn on_off(text: &str) -> Result<bool, String> {
@@ -231,21 +360,35 @@ fn on_off(text: &str) -> Result<bool, String> {
 }
 
 fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
-    choices.iter().find(|(t, _)| *t == text).map(|(_, v)| *v).ok_or_else(|| {
-        let names: Vec<_> = choices.iter().map(|(t, _)| *t).collect();
-        format!("expected one of: {}", names.join(", "))
-    })
+    choices
+        .iter()
+        .find(|(t, _)| *t == text)
+        .map(|(_, v)| *v)
+        .ok_or_else(|| {
+            let names: Vec<_> = choices.iter().map(|(t, _)| *t).collect();
+            format!("expected one of: {}", names.join(", "))
+        })
 }
 
 fn positive(text: &str) -> Result<Duration, String> {
-    duration(text).and_then(|d| if d.is_zero() { Err("expected more than nothing".into()) } else { Ok(d) })
+    duration(text).and_then(|d| {
+        if d.is_zero() {
+            Err("expected more than nothing".into())
+        } else {
+            Ok(d)
+        }
+    })
 }
 
 /// A number with a unit: `500ms`, `30s`, `5m`, `24h`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_| "expected a number with a unit, e.g. 500ms, 30s, 5m, 24h".to_owned())?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "expected a number with a unit, e.g. 500ms, 30s, 5m, 24h".to_owned())?;
     let ms = match unit {
         "ms" => 1,
         "s" => 1000,
@@ -253,5 +396,8 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => 3_600_000,
         _ => return Err("expected a unit: ms, s, m or h".into()),
     };
-    number.checked_mul(ms).map(Duration::from_millis).ok_or_else(|| "too long".into())
+    number
+        .checked_mul(ms)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "too long".into())
 }

@@ -16,7 +16,10 @@ pub struct Setting {
 impl Setting {
     /// Its environment variable, e.g. `WARREN_NODE_NAME`.
     pub fn env(&self) -> String {
-        format!("WARREN_{}", self.flag.replace('-', "_").to_ascii_uppercase())
+        format!(
+            "WARREN_{}",
+            self.flag.replace('-', "_").to_ascii_uppercase()
+        )
     }
 
     /// Its key in the file, e.g. `nodeName`.
@@ -32,36 +35,177 @@ impl Setting {
     }
 }
 
-const fn row(flag: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { flag, value, default, help }
+const fn row(
+    flag: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting {
+        flag,
+        value,
+        default,
+        help,
+    }
 }
 
 /// Every setting.
 pub const SETTINGS: &[Setting] = &[
-    row("node-name", "NAME", "the host's name", "Name of this node in the cluster"),
-    row("node-ip", "IP", "address of the default route's interface", "Address of this node; metrics listen there"),
-    row("instance", "NAME", "the node's name", "Name of this agent among those that share the kernel"),
-    row("cluster-id", "NAME", "Kubernetes", "Cluster that the node belongs to"),
-    row("controller", "URL", "https://mesh-ctl.warren-system.svc:15012", "Where the controller serves configuration and certificates"),
-    row("controller-ca", "FILE", "/var/run/warren/ca.pem", "PEM roots that the controller's certificate must chain to"),
-    row("token-file", "FILE", "/var/run/secrets/tokens/warren-token", "Join token or projected service-account token that proves this node"),
-    row("pods-cgroup", "DIR", "found: kubepods* above the agent's own cgroup", "Cgroup under which the pods live"),
-    row("threads", "N", "number of CPUs, at most 16", "Threads that carry traffic"),
-    row("log-format", "text|json", "text", "How log lines are written"),
-    row("log", "FILTER", "info", "Which log lines are written, e.g. info,mesh_node::dial=debug"),
-    row("access-log", "on|off", "on", "Whether every flow is written to the access log"),
-    row("drain", "TIME", "30s", "How long live flows may go on after SIGTERM or a hand-over"),
-    row("takeover", "auto|never", "auto", "Whether to take over from a running instance when there is one"),
-    row("run-dir", "DIR", "/run/warren", "Where sockets and keys live, in a folder named after the instance"),
-    row("state-dir", "DIR", "/var/lib/warren", "Where the last good configuration lives, in a folder named after the instance"),
-    row("connect-timeout", "TIME", "10s", "How long all attempts to reach a destination may take together"),
-    row("handshake-timeout", "TIME", "10s", "How long a TLS handshake may take"),
-    row("max-handshakes", "N", "2048", "TLS handshakes under way at once"),
-    row("max-handshakes-per-source", "N", "256", "TLS handshakes under way at once from one address"),
+    row(
+        "node-name",
+        "NAME",
+        "the host's name",
+        "Name of this node in the cluster",
+    ),
+    row(
+        "node-ip",
+        "IP",
+        "address of the default route's interface",
+        "Address of this node; metrics listen there",
+    ),
+    row(
+        "instance",
+        "NAME",
+        "the node's name",
+        "Name of this agent among those that share the kernel",
+    ),
+    row(
+        "cluster-id",
+        "NAME",
+        "Kubernetes",
+        "Cluster that the node belongs to",
+    ),
+    row(
+        "controller",
+        "URL",
+        "https://mesh-ctl.warren-system.svc:15012",
+        "Where the controller serves configuration and certificates",
+    ),
+    row(
+        "controller-ca",
+        "FILE",
+        "/var/run/warren/ca.pem",
+        "PEM roots that the controller's certificate must chain to",
+    ),
+    row(
+        "token-file",
+        "FILE",
+        "/var/run/secrets/tokens/warren-token",
+        "Join token or projected service-account token that proves this node",
+    ),
+    row(
+        "pods-cgroup",
+        "DIR",
+        "found: kubepods* above the agent's own cgroup",
+        "Cgroup under which the pods live",
+    ),
+    row(
+        "kubelet-cgroup",
+        "DIR",
+        "none: probes count as plaintext from outside the mesh",
+        "Cgroup of kubelet, whose probes pass under STRICT to the ports that pods declare",
+    ),
+    row(
+        "threads",
+        "N",
+        "number of CPUs, at most 16",
+        "Threads that carry traffic",
+    ),
+    row(
+        "log-format",
+        "text|json",
+        "text",
+        "How log lines are written",
+    ),
+    row(
+        "log",
+        "FILTER",
+        "info",
+        "Which log lines are written, e.g. info,mesh_node::dial=debug",
+    ),
+    row(
+        "access-log",
+        "on|off",
+        "on",
+        "Whether every flow is written to the access log",
+    ),
+    row(
+        "drain",
+        "TIME",
+        "30s",
+        "How long live flows may go on after SIGTERM or a hand-over",
+    ),
+    row(
+        "takeover",
+        "auto|never",
+        "auto",
+        "Whether to take over from a running instance when there is one",
+    ),
+    row(
+        "run-dir",
+        "DIR",
+        "/run/warren",
+        "Where sockets and keys live, in a folder named after the instance",
+    ),
+    row(
+        "state-dir",
+        "DIR",
+        "/var/lib/warren",
+        "Where the last good configuration lives, in a folder named after the instance",
+    ),
+    row(
+        "connect-timeout",
+        "TIME",
+        "10s",
+        "How long all attempts to reach a destination may take together",
+    ),
+    row(
+        "handshake-timeout",
+        "TIME",
+        "10s",
+        "How long a TLS handshake may take",
+    ),
+    row(
+        "max-handshakes",
+        "N",
+        "2048",
+        "TLS handshakes under way at once",
+    ),
+    row(
+        "max-handshakes-per-source",
+        "N",
+        "256",
+        "TLS handshakes under way at once from one address",
+    ),
     row("max-flows", "N", "200000", "Flows at once"),
-    row("tunnel-idle", "TIME", "5m", "How long a tunnel without flows stays open"),
-    row("xds-timeout", "TIME", "5s", "How long connecting to the controller may take"),
-    row("xds-backoff", "TIME", "15s", "Longest pause between attempts to reach the controller"),
-    row("certificate-lifetime", "TIME", "24h", "How long a certificate is asked to be valid; it is renewed at half of what was granted"),
-    row("metrics-port", "PORT", "15020", "Port of /metrics, /readyz and /livez on the node's address"),
+    row(
+        "tunnel-idle",
+        "TIME",
+        "5m",
+        "How long a tunnel without flows stays open",
+    ),
+    row(
+        "xds-timeout",
+        "TIME",
+        "5s",
+        "How long connecting to the controller may take",
+    ),
+    row(
+        "xds-backoff",
+        "TIME",
+        "15s",
+        "Longest pause between attempts to reach the controller",
+    ),
+    row(
+        "certificate-lifetime",
+        "TIME",
+        "24h",
+        "How long a certificate is asked to be valid; it is renewed at half of what was granted",
+    ),
+    row(
+        "metrics-port",
+        "PORT",
+        "15020",
+        "Port of /metrics, /readyz and /livez on the node's address",
+    ),
 ];

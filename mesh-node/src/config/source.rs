@@ -1,6 +1,10 @@
 //! Where configuration comes from besides the command line; injected, so that tests need no process state.
 
-use std::{io, net::{IpAddr, UdpSocket}, path::Path};
+use std::{
+    io,
+    net::{IpAddr, UdpSocket},
+    path::Path,
+};
 
 /// What configuration is read from.
 pub trait Source {
@@ -30,7 +34,12 @@ impl Source for Process {
     }
 
     fn host_name(&self) -> Option<String> {
-        nix::sys::utsname::uname().ok()?.nodename().to_str().map(str::to_owned).filter(|n| !n.is_empty())
+        nix::sys::utsname::uname()
+            .ok()?
+            .nodename()
+            .to_str()
+            .map(str::to_owned)
+            .filter(|n| !n.is_empty())
     }
 
     fn default_address(&self) -> Option<IpAddr> {
@@ -38,7 +47,11 @@ impl Source for Process {
         let of = |bind: &str, far: &str| {
             let socket = UdpSocket::bind(bind).ok()?;
             socket.connect(far).ok()?;
-            socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified())
+            socket
+                .local_addr()
+                .ok()
+                .map(|a| a.ip())
+                .filter(|ip| !ip.is_unspecified())
         };
         of("0.0.0.0:0", "192.0.2.1:9").or_else(|| of("[::]:0", "[2001:db8::1]:9"))
     }

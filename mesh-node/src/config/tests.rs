@@ -16,7 +16,11 @@ impl Source for Fake {
         self.env.get(name).map(|v| v.to_string())
     }
     fn read(&self, path: &Path) -> io::Result<String> {
-        if path == Path::new("node.yaml") { Ok(self.file.into()) } else { Err(io::ErrorKind::NotFound.into()) }
+        if path == Path::new("node.yaml") {
+            Ok(self.file.into())
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
     }
     fn host_name(&self) -> Option<String> {
         Some("host-1".into())
@@ -29,9 +33,19 @@ impl Source for Fake {
     }
 }
 
-fn run(args: &[&str], env: &[(&'static str, &'static str)], file: &'static str) -> Result<Invocation, String> {
-    let source = Fake { env: env.iter().copied().collect(), file, address: "10.0.0.7".parse().ok() };
-    let args = std::iter::once("mesh-node").chain(args.iter().copied()).map(str::to_owned);
+fn run(
+    args: &[&str],
+    env: &[(&'static str, &'static str)],
+    file: &'static str,
+) -> Result<Invocation, String> {
+    let source = Fake {
+        env: env.iter().copied().collect(),
+        file,
+        address: "10.0.0.7".parse().ok(),
+    };
+    let args = std::iter::once("mesh-node")
+        .chain(args.iter().copied())
+        .map(str::to_owned);
     parse(args, &source).map_err(|e| e.to_string())
 }
 
@@ -49,9 +63,15 @@ fn defaults_need_no_flag() {
 
 #[test]
 fn a_flag_wins_over_the_environment_and_that_over_the_file() {
-    let env = [("WARREN_CONFIG", "node.yaml"), ("WARREN_THREADS", "3"), ("WARREN_DRAIN", "7s")];
+    let env = [
+        ("WARREN_CONFIG", "node.yaml"),
+        ("WARREN_THREADS", "3"),
+        ("WARREN_DRAIN", "7s"),
+    ];
     let file = "threads: 2\ndrain: 1s\naccessLog: off\nlog: debug\n";
-    let config = run(&["node", "--threads", "4"], &env, file).expect("valid").config;
+    let config = run(&["node", "--threads", "4"], &env, file)
+        .expect("valid")
+        .config;
     assert_eq!(config.threads, 4);
     assert_eq!(config.drain, Duration::from_secs(7));
     assert!(!config.access_log);
@@ -60,16 +80,35 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 
 #[test]
 fn what_is_wrong_is_named_with_its_origin() {
-    let check = |args: &[&str], env: &[(&'static str, &'static str)], file: &'static str, expect: &str| {
-        let error = run(args, env, file).expect_err("must be refused");
-        assert!(error.contains(expect), "{error:?} does not contain {expect:?}");
-    };
-    check(&["--threads", "0"], &[], "", "--threads = \"0\" (flag): expected a number from 1 to 256");
+    let check =
+        |args: &[&str], env: &[(&'static str, &'static str)], file: &'static str, expect: &str| {
+            let error = run(args, env, file).expect_err("must be refused");
+            assert!(
+                error.contains(expect),
+                "{error:?} does not contain {expect:?}"
+            );
+        };
+    check(
+        &["--threads", "0"],
+        &[],
+        "",
+        "--threads = \"0\" (flag): expected a number from 1 to 256",
+    );
     check(&[], &[("WARREN_DRAIN", "soon")], "", "WARREN_DRAIN");
-    check(&["--config", "node.yaml"], &[], "thread: 2", "unknown setting \"thread\"");
+    check(
+        &["--config", "node.yaml"],
+        &[],
+        "thread: 2",
+        "unknown setting \"thread\"",
+    );
     check(&["--config", "node.yaml"], &[], "threads: [1]", "node.yaml");
     check(&["--config", "none.yaml"], &[], "", "none.yaml");
-    check(&["--controller", "http://ctl:15010"], &[], "", "https://HOST:PORT");
+    check(
+        &["--controller", "http://ctl:15010"],
+        &[],
+        "",
+        "https://HOST:PORT",
+    );
     check(&["--instance", "../x"], &[], "", "--instance");
     check(&["--takeover", "maybe"], &[], "", "auto, never");
     check(&["--no-such-flag"], &[], "", "--no-such-flag");
@@ -79,6 +118,10 @@ fn what_is_wrong_is_named_with_its_origin() {
 fn every_setting_is_in_the_help() {
     let help = run(&["--help"], &[], "").expect_err("help is not an invocation");
     for s in settings::SETTINGS {
-        assert!(help.contains(&format!("--{}", s.flag)), "{} is missing", s.flag);
+        assert!(
+            help.contains(&format!("--{}", s.flag)),
+            "{} is missing",
+            s.flag
+        );
     }
 }

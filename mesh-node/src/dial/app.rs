@@ -2,14 +2,24 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use mesh_model::{authz::{Conn, Permit}, route};
+use mesh_model::{
+    authz::{Conn, Permit},
+    route,
+};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{DialError, tcp};
 use crate::accept::Pod;
 
 /// Connects to the application that the permit is for; it sees `client` as its peer.
-pub async fn to_application(pod: &Arc<Pod>, permit: &Permit<Conn>, client: SocketAddr, within: Duration) -> Result<TcpStream, DialError> {
+pub async fn to_application(
+    pod: &Arc<Pod>,
+    permit: &Permit<Conn>,
+    client: SocketAddr,
+    within: Duration,
+) -> Result<TcpStream, DialError> {
     let connect = tcp::connect(pod, route::inbound(permit), Some(client));
-    timeout(within, connect).await.unwrap_or(Err(DialError::Timeout))
+    timeout(within, connect)
+        .await
+        .unwrap_or(Err(DialError::Timeout))
 }

@@ -6,7 +6,10 @@ use std::{io, rc::Rc};
 
 use mesh_model::reason::Reason;
 
-use crate::{accept::Family, relay::{OpenError, TunnelError}};
+use crate::{
+    accept::Family,
+    relay::{OpenError, TunnelError},
+};
 
 /// Why a dial failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +54,9 @@ impl DialError {
             Self::Timeout => Reason::ConnectTimeout,
             Self::NoAddress(_) => Reason::ConnectRefused,
             Self::Tcp(e) => match e.raw_os_error() {
-                Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => Reason::ConnectTimeout,
+                Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH) => {
+                    Reason::ConnectTimeout
+                }
                 _ => Reason::ConnectRefused,
             },
             Self::Socket(_) | Self::Overloaded => Reason::Overloaded,
@@ -68,7 +73,12 @@ impl DialError {
             Self::Open(e) => e.reason() == Reason::PeerDenied,
             Self::Shared(e) => e.is_final(),
             Self::NoCertificate | Self::Socket(_) => true,
-            Self::NoCandidate | Self::Timeout | Self::NoAddress(_) | Self::Tcp(_) | Self::Tunnel(_) | Self::Overloaded => false,
+            Self::NoCandidate
+            | Self::Timeout
+            | Self::NoAddress(_)
+            | Self::Tcp(_)
+            | Self::Tunnel(_)
+            | Self::Overloaded => false,
         }
     }
 }

@@ -4,12 +4,22 @@
 //! under the same expectation; when the source's certificate or the roots change, further flows get new
 //! tunnels; without a certificate nothing is dialed.
 
-use std::{cell::RefCell, collections::HashMap, net::{IpAddr, SocketAddr}, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_model::{name::Identity, route::Authority};
 use tokio::time::timeout;
 
-use super::{DialError, pool::{Key, Pool, PoolError}, tcp};
+use super::{
+    DialError,
+    pool::{Key, Pool, PoolError},
+    tcp,
+};
 use crate::{
     accept::{Family, Pod},
     identify::Certificates,
@@ -44,15 +54,33 @@ pub struct Target<'a> {
 impl Tunnels {
     /// No tunnels yet; making one may take `patience`.
     pub fn new(certificates: Certificates, limits: Limits, patience: Duration) -> Self {
-        Self { certificates, limits, pool: Pool::new(patience), made_with: RefCell::default() }
+        Self {
+            certificates,
+            limits,
+            pool: Pool::new(patience),
+            made_with: RefCell::default(),
+        }
     }
 
     /// Opens a stream to `to` for a pod whose identity is `source`.
-    pub async fn open(&self, pod: &Arc<Pod>, source: &Identity, to: Target<'_>, headers: Headers) -> Result<Stream, DialError> {
+    pub async fn open(
+        &self,
+        pod: &Arc<Pod>,
+        source: &Identity,
+        to: Target<'_>,
+        headers: Headers,
+    ) -> Result<Stream, DialError> {
         let family = Family::of(to.tunnel.ip());
-        let own = pod.addresses.iter().find(|ip| Family::of(**ip) == family).ok_or(DialError::NoAddress(family))?;
+        let own = pod
+            .addresses
+            .iter()
+            .find(|ip| Family::of(**ip) == family)
+            .ok_or(DialError::NoAddress(family))?;
         let key = Key::new(source.clone(), *own, to.tunnel, to.identities);
-        let config = timeout(CERTIFICATE_PATIENCE, self.certificates.client(source, key.identities()));
+        let config = timeout(
+            CERTIFICATE_PATIENCE,
+            self.certificates.client(source, key.identities()),
+        );
         let config = config.await.map_err(|_| DialError::NoCertificate)?;
         self.renew(source);
         let authority = match to.authority {
@@ -60,13 +88,17 @@ impl Tunnels {
             Authority::Host(host, port) => format!("{host}:{port}"),
         };
         let connect = || {
-            let (pod, config, limits, address) = (pod.clone(), config.clone(), self.limits.clone(), to.tunnel);
+            let (pod, config, limits, address) =
+                (pod.clone(), config.clone(), self.limits.clone(), to.tunnel);
             async move {
                 let tcp = tcp::connect(&pod, address, None).await?;
                 Ok(tunnel::connect(tcp, config, limits).await?)
             }
         };
-        self.pool.open(key, connect, ConnectRequest { authority, headers }).await.map_err(DialError::from)
+        self.pool
+            .open(key, connect, ConnectRequest { authority, headers })
+            .await
+            .map_err(DialError::from)
     }
 
     /// Lets go of a pod's tunnels.

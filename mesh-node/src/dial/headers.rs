@@ -15,7 +15,9 @@ pub fn outbound(flow: &Egress, client: SocketAddr, service: Option<&ServiceName>
         // Writing to a string cannot fail.
         let _ = write!(forwarded, ";host=\"{}\"", service.hostname);
     }
-    Headers::new().with("baggage", baggage(&flow.source)).with("forwarded", forwarded)
+    Headers::new()
+        .with("baggage", baggage(&flow.source))
+        .with("forwarded", forwarded)
 }
 
 /// What a workload says about itself.
@@ -25,7 +27,13 @@ pub fn baggage(workload: &Workload) -> String {
         kind => kind,
     };
     let owner = format!("k8s.{kind}.name");
-    let named = |text: &str| if text.is_empty() { None } else { Some(text.to_owned()) };
+    let named = |text: &str| {
+        if text.is_empty() {
+            None
+        } else {
+            Some(text.to_owned())
+        }
+    };
     let fields = [
         ("k8s.cluster.name", named(workload.cluster.as_str())),
         ("k8s.namespace.name", named(workload.namespace.as_str())),

@@ -5,20 +5,26 @@
 
 mod app;
 mod error;
-mod headers;
 mod hbone;
+mod headers;
 pub mod pool;
 mod tcp;
 
 pub use app::to_application;
-pub use headers::baggage;
 pub use error::DialError;
 pub use hbone::Tunnels;
+pub use headers::baggage;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use mesh_model::{authz::{Egress, Permit}, route::{Candidate, Plan, Via}};
-use tokio::{net::TcpStream, time::{Instant, timeout_at}};
+use mesh_model::{
+    authz::{Egress, Permit},
+    route::{Candidate, Plan, Via},
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
 
 use crate::{accept::Pod, relay::Stream};
 
@@ -45,14 +51,22 @@ pub struct Request<'a> {
 }
 
 /// Dials the candidates in order; gives the one that answered.
-pub async fn outbound<'p>(tunnels: &Rc<Tunnels>, request: &Request<'_>, plan: &'p Plan) -> Result<(Upstream, &'p Candidate), DialError> {
+pub async fn outbound<'p>(
+    tunnels: &Rc<Tunnels>,
+    request: &Request<'_>,
+    plan: &'p Plan,
+) -> Result<(Upstream, &'p Candidate), DialError> {
     let deadline = Instant::now() + request.timeout;
     let mut last = DialError::NoCandidate;
     for (tried, candidate) in plan.candidates.iter().enumerate() {
         let left = plan.candidates.len() - tried;
         // Each candidate gets its share of what is left, so that a dead one cannot use it all up.
-        let share = deadline.saturating_duration_since(Instant::now()) / u32::try_from(left.min(3)).unwrap_or(1);
-        let attempt = timeout_at(Instant::now() + share, one(tunnels, request, plan, candidate));
+        let share = deadline.saturating_duration_since(Instant::now())
+            / u32::try_from(left.min(3)).unwrap_or(1);
+        let attempt = timeout_at(
+            Instant::now() + share,
+            one(tunnels, request, plan, candidate),
+        );
         match attempt.await.unwrap_or(Err(DialError::Timeout)) {
             Ok(upstream) => return Ok((upstream, candidate)),
             Err(error) if error.is_final() => return Err(error),
@@ -68,13 +82,40 @@ pub async fn outbound<'p>(tunnels: &Rc<Tunnels>, request: &Request<'_>, plan: &'
     Err(last)
 }
 
-async fn one(tunnels: &Rc<Tunnels>, request: &Request<'_>, plan: &Plan, candidate: &Candidate) -> Result<Upstream, DialError> {
+async fn one(
+    tunnels: &Rc<Tunnels>,
+    request: &Request<'_>,
+    plan: &Plan,
+    candidate: &Candidate,
+) -> Result<Upstream, DialError> {
     match &candidate.via {
-        Via::Hbone { tunnel, authority, identities } => {
-            let to = hbone::Target { tunnel: *tunnel, authority, identities };
-            let headers = headers::outbound(request.permit.subject(), request.client, plan.service.as_ref());
-            tunnels.open(request.pod, &request.permit.subject().source.identity, to, headers).await.map(Upstream::Tunnel)
+        Via::Hbone {
+            tunnel,
+            authority,
+            identities,
+        } => {
+            let to = hbone::Target {
+                tunnel: *tunnel,
+                authority,
+                identities,
+            };
+            let headers = headers::outbound(
+                request.permit.subject(),
+                request.client,
+                plan.service.as_ref(),
+            );
+            tunnels
+                .open(
+                    request.pod,
+                    &request.permit.subject().source.identity,
+                    to,
+                    headers,
+                )
+                .await
+                .map(Upstream::Tunnel)
         }
-        Via::Plain(address) => tcp::connect(request.pod, *address, None).await.map(Upstream::Plain),
+        Via::Plain(address) => tcp::connect(request.pod, *address, None)
+            .await
+            .map(Upstream::Plain),
     }
 }

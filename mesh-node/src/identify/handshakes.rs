@@ -2,7 +2,11 @@
 //!
 //! Invariant: a slot is given back when it is dropped, however the handshake ended.
 
-use std::{collections::HashMap, net::IpAddr, sync::{Arc, Mutex, PoisonError}};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// The count of handshakes under way, shared by all data threads.
 #[derive(Debug)]
@@ -28,25 +32,39 @@ pub struct HandshakeSlot {
 impl Handshakes {
     /// Allows so many at once, in all and from one address.
     pub fn new(most: usize, most_per_source: usize) -> Arc<Self> {
-        Arc::new(Self { most, most_per_source, under_way: Mutex::default() })
+        Arc::new(Self {
+            most,
+            most_per_source,
+            under_way: Mutex::default(),
+        })
     }
 
     /// A slot for a handshake with `source`, unless a bound is reached.
     pub fn begin(self: &Arc<Self>, source: IpAddr) -> Option<HandshakeSlot> {
-        let mut now = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let from_source = now.by_source.get(&source).copied().unwrap_or(0);
         if now.total >= self.most || from_source >= self.most_per_source {
             return None;
         }
         now.total += 1;
         now.by_source.insert(source, from_source + 1);
-        Some(HandshakeSlot { owner: self.clone(), source })
+        Some(HandshakeSlot {
+            owner: self.clone(),
+            source,
+        })
     }
 }
 
 impl Drop for HandshakeSlot {
     fn drop(&mut self) {
-        let mut now = self.owner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self
+            .owner
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         now.total -= 1;
         match now.by_source.get_mut(&self.source) {
             Some(n) if *n > 1 => *n -= 1,

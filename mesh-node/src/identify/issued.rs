@@ -3,14 +3,25 @@
 //! Invariants: key and leaf belong together; a workload's leaf names exactly the identity it was asked for
 //! and chains to the roots that came with it.
 
-use std::{fmt, io, sync::Arc, time::{Duration, SystemTime, UNIX_EPOCH}};
+use std::{
+    fmt, io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use mesh_model::name::Identity;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
-use rustls::{pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject}, sign::CertifiedKey};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    sign::CertifiedKey,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{PeerError, Trust, tls::provider, verify::{Usage, verify}};
+use super::{
+    PeerError, Trust,
+    tls::provider,
+    verify::{Usage, verify},
+};
 
 /// Why an issued certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,57 +66,77 @@ impl Request {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
         let csr_pem = params.serialize_request(&key)?.pem()?;
-        Ok(Self { key_pem: key.serialize_pem(), csr_pem })
+        Ok(Self {
+            key_pem: key.serialize_pem(),
+            csr_pem,
+        })
     }
 
-    /// Puts key and chain together as one bundle of PEM.
-    pub fn bundle(self, chain: &[String]) -> Bundle {
+    /// Puts key and chain together as one bundle of PEM; `now` is when the chain came.
+    pub fn bundle(self, chain: &[String], now: SystemTime) -> Bundle {
         let mut pem = self.key_pem;
         for part in chain {
             pem.push_str(part.trim());
             pem.push('\n');
         }
-        Bundle(pem)
+        Bundle { pem, since: now }
     }
 }
 
 /// A key and its chain as PEM, the way it is kept on tmpfs.
 #[derive(Clone)]
-pub struct Bundle(String);
+pub struct Bundle {
+    pem: String,
+    since: SystemTime,
+}
 
 impl Bundle {
-    /// Wraps text that was read from the key directory.
-    pub fn from_pem(pem: String) -> Self {
-        Self(pem)
+    /// Wraps text that was read from the key directory, where it has been since then.
+    pub fn from_pem(pem: String, since: SystemTime) -> Self {
+        Self { pem, since }
     }
 
     /// The text to keep.
     pub fn pem(&self) -> &str {
-        &self.0
+        &self.pem
     }
 
     fn read(&self) -> Result<Material, IssuedError> {
         let pem = |e: rustls::pki_types::pem::Error| IssuedError::Pem(e.to_string());
-        let key = PrivateKeyDer::from_pem_slice(self.0.as_bytes()).map_err(pem)?;
-        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.0.as_bytes()).collect();
-        let (roots, chain): (Vec<_>, Vec<_>) = all.map_err(pem)?.into_iter().enumerate().partition(|(i, c)| *i > 0 && self_signed(c));
-        let strip = |v: Vec<(usize, CertificateDer<'static>)>| v.into_iter().map(|(_, c)| c).collect::<Vec<_>>();
+        let key = PrivateKeyDer::from_pem_slice(self.pem.as_bytes()).map_err(pem)?;
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.pem.as_bytes()).collect();
+        let (roots, chain): (Vec<_>, Vec<_>) = all
+            .map_err(pem)?
+            .into_iter()
+            .enumerate()
+            .partition(|(i, c)| *i > 0 && self_signed(c));
+        let strip = |v: Vec<(usize, CertificateDer<'static>)>| {
+            v.into_iter().map(|(_, c)| c).collect::<Vec<_>>()
+        };
         let (roots, chain) = (strip(roots), strip(chain));
         if roots.is_empty() {
             return Err(IssuedError::NoRoot);
         }
-        let leaf = chain.first().ok_or_else(|| IssuedError::Pem("no certificate".into()))?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| IssuedError::Pem("no certificate".into()))?;
         let (not_before, not_after) = validity(leaf)?;
+        let since = self.since.max(not_before);
         let key = CertifiedKey::new(chain, provider().key_provider.load_private_key(key)?);
         key.keys_match()?;
-        Ok(Material { key, trust: Trust::new(roots)?, not_before, not_after })
+        Ok(Material {
+            key,
+            trust: Trust::new(roots)?,
+            since,
+            not_after,
+        })
     }
 }
 
 struct Material {
     key: CertifiedKey,
     trust: Trust,
-    not_before: SystemTime,
+    since: SystemTime,
     not_after: SystemTime,
 }
 
@@ -117,25 +148,51 @@ pub struct Issued {
     pub(super) key: Arc<CertifiedKey>,
     /// The roots that came with it.
     pub trust: Trust,
-    /// From when it holds.
-    pub not_before: SystemTime,
+    /// Since when we have had it: CAs date certificates back, so that `not_before` tells nothing of its age.
+    pub since: SystemTime,
     /// Until when it holds.
     pub not_after: SystemTime,
 }
 
 impl Issued {
     /// Checks a bundle against the identity it should prove.
-    pub fn from_bundle(bundle: &Bundle, asked: &Identity, now: SystemTime) -> Result<Self, IssuedError> {
-        let Material { key, trust, not_before, not_after } = bundle.read()?;
+    pub fn from_bundle(
+        bundle: &Bundle,
+        asked: &Identity,
+        now: SystemTime,
+    ) -> Result<Self, IssuedError> {
+        let Material {
+            key,
+            trust,
+            since,
+            not_after,
+        } = bundle.read()?;
         let algorithms = provider().signature_verification_algorithms.all;
-        let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+        let now =
+            UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
         for usage in [Usage::Client, Usage::Server] {
-            let issued = verify(&key.cert, &trust, &asked.trust_domain, usage, algorithms, now)?;
+            let issued = verify(
+                &key.cert,
+                &trust,
+                &asked.trust_domain,
+                usage,
+                algorithms,
+                now,
+            )?;
             if issued != *asked {
-                return Err(IssuedError::Other { asked: asked.clone(), issued });
+                return Err(IssuedError::Other {
+                    asked: asked.clone(),
+                    issued,
+                });
             }
         }
-        Ok(Self { identity: asked.clone(), key: Arc::new(key), trust, not_before, not_after })
+        Ok(Self {
+            identity: asked.clone(),
+            key: Arc::new(key),
+            trust,
+            since,
+            not_after,
+        })
     }
 }
 
@@ -152,8 +209,8 @@ pub struct NodeCertificate {
     pub bundle: Bundle,
     /// The roots that came with it.
     pub trust: Trust,
-    /// From when it holds.
-    pub not_before: SystemTime,
+    /// Since when we have had it.
+    pub since: SystemTime,
     /// Until when it holds.
     pub not_after: SystemTime,
 }
@@ -161,11 +218,21 @@ pub struct NodeCertificate {
 impl NodeCertificate {
     /// Checks a bundle: key and leaf belong together, and it is valid now.
     pub fn from_bundle(bundle: Bundle, now: SystemTime) -> Result<Self, IssuedError> {
-        let Material { key: _, trust, not_before, not_after } = bundle.read()?;
+        let Material {
+            key: _,
+            trust,
+            since,
+            not_after,
+        } = bundle.read()?;
         if now > not_after {
             return Err(PeerError::Validity.into());
         }
-        Ok(Self { bundle, trust, not_before, not_after })
+        Ok(Self {
+            bundle,
+            trust,
+            since,
+            not_after,
+        })
     }
 }
 
@@ -180,7 +247,8 @@ fn self_signed(der: &CertificateDer<'_>) -> bool {
 }
 
 fn validity(der: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), IssuedError> {
-    let (_, certificate) = X509Certificate::from_der(der).map_err(|e| IssuedError::Pem(e.to_string()))?;
+    let (_, certificate) =
+        X509Certificate::from_der(der).map_err(|e| IssuedError::Pem(e.to_string()))?;
     let at = |seconds: i64| UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     let v = certificate.validity();
     Ok((at(v.not_before.timestamp()), at(v.not_after.timestamp())))

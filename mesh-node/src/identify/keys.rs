@@ -3,7 +3,12 @@
 //! Invariants: files are 0600 and replaced whole by rename; a file that cannot be used is reported and
 //! left out, never trusted in part.
 
-use std::{fs, io::{self, Write}, os::unix::fs::{DirBuilderExt, OpenOptionsExt}, path::{Path, PathBuf}};
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
 
 use mesh_model::name::Identity;
 
@@ -22,7 +27,10 @@ impl KeyDir {
     /// Opens the directory, and makes it when it is not there.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)?;
         Ok(Self { path })
     }
 
@@ -41,7 +49,10 @@ impl KeyDir {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
-            let identity = path.file_name().and_then(|n| n.to_str()).and_then(identity_of);
+            let identity = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .and_then(identity_of);
             if let Some(identity) = identity
                 && let Some(bundle) = read(&path)?
             {
@@ -66,15 +77,22 @@ impl KeyDir {
 
     fn write(&self, name: &str, bundle: &Bundle) -> io::Result<()> {
         let temporary = self.path.join(format!(".{name}.new"));
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(bundle.pem().as_bytes())?;
         fs::rename(temporary, self.path.join(name))
     }
 }
 
 fn read(path: &Path) -> io::Result<Option<Bundle>> {
-    match fs::read_to_string(path) {
-        Ok(pem) => Ok(Some(Bundle::from_pem(pem))),
+    // The file is as old as the certificate: it is replaced with it.
+    let text = fs::read_to_string(path).and_then(|pem| Ok((pem, fs::metadata(path)?.modified()?)));
+    match text {
+        Ok((pem, since)) => Ok(Some(Bundle::from_pem(pem, since))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
@@ -82,7 +100,10 @@ fn read(path: &Path) -> io::Result<Option<Bundle>> {
 
 /// No part of an identity holds a comma, so the name can be taken apart again.
 fn file_of(identity: &Identity) -> String {
-    format!("w,{},{},{}.pem", identity.trust_domain, identity.namespace, identity.service_account)
+    format!(
+        "w,{},{},{}.pem",
+        identity.trust_domain, identity.namespace, identity.service_account
+    )
 }
 
 fn identity_of(file: &str) -> Option<Identity> {

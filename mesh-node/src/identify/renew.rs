@@ -4,12 +4,20 @@
 //! leaves the old certificate in use and is tried again with growing, jittered pauses; a bounded number of
 //! requests is under way at once.
 
-use std::{collections::HashMap, sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::{StreamExt, stream};
 use mesh_model::name::{Identity, NodeName};
 
-use super::{Certificates, Credential, Issued, KeyDir, NodeCertificate, Signer, issued::{IssuedError, Request}, signer::SignError};
+use super::{
+    Certificates, Credential, Issued, KeyDir, NodeCertificate, Signer,
+    issued::{IssuedError, Request},
+    signer::SignError,
+};
 
 /// Requests under way at once.
 const CONCURRENT: usize = 8;
@@ -48,7 +56,13 @@ impl<S: Signer> Renewer<S> {
     /// A task that has taken up what the key directory still holds.
     pub fn new(certificates: Certificates, keys: KeyDir, signer: S, node: NodeName) -> Self {
         restore(&certificates, &keys);
-        Self { certificates, keys, signer, node, pauses: HashMap::new() }
+        Self {
+            certificates,
+            keys,
+            signer,
+            node,
+            pauses: HashMap::new(),
+        }
     }
 
     /// Renews for ever.
@@ -76,28 +90,49 @@ impl<S: Signer> Renewer<S> {
             let outcome = self.renew_node().await;
             self.settle(None, outcome);
         }
-        let Some(node) = self.certificates.node() else { return };
-        let due: Vec<Identity> = self.due_workloads().into_iter().filter(|(_, at)| *at <= now).map(|(i, _)| i).collect();
+        let Some(node) = self.certificates.node() else {
+            return;
+        };
+        let due: Vec<Identity> = self
+            .due_workloads()
+            .into_iter()
+            .filter(|(_, at)| *at <= now)
+            .map(|(i, _)| i)
+            .collect();
         let credential = Credential::Certificate(node);
-        let requests: Vec<_> = due.into_iter().map(|identity| self.renew(identity, credential.clone())).collect();
-        let outcomes: Vec<_> = stream::iter(requests).buffer_unordered(CONCURRENT).collect().await;
+        let requests: Vec<_> = due
+            .into_iter()
+            .map(|identity| self.renew(identity, credential.clone()))
+            .collect();
+        let outcomes: Vec<_> = stream::iter(requests)
+            .buffer_unordered(CONCURRENT)
+            .collect()
+            .await;
         for (identity, outcome) in outcomes {
             self.settle(Some(identity), outcome);
         }
     }
 
     async fn renew_node(&self) -> Result<(), RenewError> {
-        let credential = self.certificates.node().map_or(Credential::Token, Credential::Certificate);
+        let credential = self
+            .certificates
+            .node()
+            .map_or(Credential::Token, Credential::Certificate);
         // The CA names the node by what it proved; this URI only fills the request.
         let request = Request::new(&format!("spiffe://mesh/warren/node/{}", self.node))?;
         let chain = match self.signer.sign(&request.csr_pem, None, &credential).await {
             // A certificate that the controller no longer honours must not lock the node out while its token would do.
-            Err(error) if matches!(credential, Credential::Certificate(_)) => {
-                self.signer.sign(&request.csr_pem, None, &Credential::Token).await.map_err(|_| error)?
-            }
+            Err(error) if matches!(credential, Credential::Certificate(_)) => self
+                .signer
+                .sign(&request.csr_pem, None, &Credential::Token)
+                .await
+                .map_err(|_| error)?,
             other => other?,
         };
-        let certificate = NodeCertificate::from_bundle(request.bundle(&chain), self.certificates.now())?;
+        let certificate = NodeCertificate::from_bundle(
+            request.bundle(&chain, self.certificates.now()),
+            self.certificates.now(),
+        )?;
         if let Err(error) = self.keys.keep_node(&certificate.bundle) {
             tracing::warn!(%error, "the node's certificate could not be kept; a restart will need the controller");
         }
@@ -106,13 +141,20 @@ impl<S: Signer> Renewer<S> {
         Ok(())
     }
 
-    fn renew(&self, identity: Identity, credential: Credential) -> impl Future<Output = (Identity, Result<(), RenewError>)> {
+    fn renew(
+        &self,
+        identity: Identity,
+        credential: Credential,
+    ) -> impl Future<Output = (Identity, Result<(), RenewError>)> {
         let this = self;
         async move {
             let outcome = async {
                 let request = Request::new(&identity.to_string())?;
-                let chain = this.signer.sign(&request.csr_pem, Some(&identity), &credential).await?;
-                let bundle = request.bundle(&chain);
+                let chain = this
+                    .signer
+                    .sign(&request.csr_pem, Some(&identity), &credential)
+                    .await?;
+                let bundle = request.bundle(&chain, this.certificates.now());
                 let issued = Issued::from_bundle(&bundle, &identity, this.certificates.now())?;
                 if let Err(error) = this.keys.keep(&identity, &bundle) {
                     tracing::warn!(%identity, %error, "a certificate could not be kept; a restart will need the controller");
@@ -131,26 +173,42 @@ impl<S: Signer> Renewer<S> {
             self.pauses.remove(&whose);
             return;
         };
-        let failures = self.pauses.get(&whose).map_or(1, |p| p.failures.saturating_add(1));
+        let failures = self
+            .pauses
+            .get(&whose)
+            .map_or(1, |p| p.failures.saturating_add(1));
         let pause = pause(failures, fastrand::f64());
         match &whose {
-            None => tracing::warn!(node = %self.node, %error, again_in = ?pause, "the node's certificate could not be renewed"),
+            None => {
+                tracing::warn!(node = %self.node, %error, again_in = ?pause, "the node's certificate could not be renewed")
+            }
             Some(identity) => {
                 tracing::warn!(%identity, %error, again_in = ?pause, "a certificate could not be renewed");
                 self.certificates.failed(identity, error.to_string());
             }
         }
-        self.pauses.insert(whose, Pause { failures, until: self.certificates.now() + pause });
+        self.pauses.insert(
+            whose,
+            Pause {
+                failures,
+                until: self.certificates.now() + pause,
+            },
+        );
     }
 
     fn node_due(&self) -> SystemTime {
-        let by_life = self.certificates.node().map(|n| half_life(n.not_before, n.not_after, 0.5));
+        let by_life = self
+            .certificates
+            .node()
+            .map(|n| half_life(n.since, n.not_after, 0.5));
         self.not_before_pause(&None, by_life)
     }
 
     fn due_workloads(&self) -> Vec<(Identity, SystemTime)> {
         let due = |(identity, current): (Identity, Option<Arc<Issued>>)| {
-            let by_life = current.filter(|c| c.not_after > self.certificates.now()).map(|c| half_life(c.not_before, c.not_after, jitter(&identity)));
+            let by_life = current
+                .filter(|c| c.not_after > self.certificates.now())
+                .map(|c| half_life(c.since, c.not_after, jitter(&identity)));
             let whose = Some(identity);
             let at = self.not_before_pause(&whose, by_life);
             (whose.expect("set above"), at)
@@ -158,25 +216,37 @@ impl<S: Signer> Renewer<S> {
         self.certificates.wanted().into_iter().map(due).collect()
     }
 
-    fn not_before_pause(&self, whose: &Option<Identity>, by_life: Option<SystemTime>) -> SystemTime {
+    fn not_before_pause(
+        &self,
+        whose: &Option<Identity>,
+        by_life: Option<SystemTime>,
+    ) -> SystemTime {
         let by_life = by_life.unwrap_or(SystemTime::UNIX_EPOCH);
-        self.pauses.get(whose).map_or(by_life, |p| p.until.max(by_life))
+        self.pauses
+            .get(whose)
+            .map_or(by_life, |p| p.until.max(by_life))
     }
 
     fn until_next_due(&self) -> Duration {
         let now = self.certificates.now();
         let mut next = self.node_due();
         if self.certificates.node().is_some() {
-            next = self.due_workloads().into_iter().map(|(_, at)| at).fold(next, SystemTime::min);
+            next = self
+                .due_workloads()
+                .into_iter()
+                .map(|(_, at)| at)
+                .fold(next, SystemTime::min);
         }
-        next.duration_since(now).unwrap_or(Duration::ZERO).clamp(Duration::from_millis(20), IDLE)
+        next.duration_since(now)
+            .unwrap_or(Duration::ZERO)
+            .clamp(Duration::from_millis(20), IDLE)
     }
 }
 
-/// When to renew: at half of the life, moved by up to a tenth of it; `dice` from 0 to 1.
-fn half_life(not_before: SystemTime, not_after: SystemTime, dice: f64) -> SystemTime {
-    let life = not_after.duration_since(not_before).unwrap_or(Duration::ZERO);
-    not_before + life.mul_f64(0.4 + 0.2 * dice.clamp(0.0, 1.0))
+/// When to renew: at half of the life that was left when it came, moved by up to a tenth of it; `dice` from 0 to 1.
+fn half_life(since: SystemTime, not_after: SystemTime, dice: f64) -> SystemTime {
+    let life = not_after.duration_since(since).unwrap_or(Duration::ZERO);
+    since + life.mul_f64(0.4 + 0.2 * dice.clamp(0.0, 1.0))
 }
 
 /// A number from 0 to 1 that spreads identities apart and stays the same for one.
@@ -196,7 +266,10 @@ fn pause(failures: u32, dice: f64) -> Duration {
 /// Takes up what an earlier process left.
 fn restore(certificates: &Certificates, keys: &KeyDir) {
     let now = certificates.now();
-    let node = keys.node().map_err(IssuedError::from).and_then(|b| b.map(|b| NodeCertificate::from_bundle(b, now)).transpose());
+    let node = keys
+        .node()
+        .map_err(IssuedError::from)
+        .and_then(|b| b.map(|b| NodeCertificate::from_bundle(b, now)).transpose());
     match node {
         Ok(Some(node)) => certificates.put_node(node),
         Ok(None) => {}

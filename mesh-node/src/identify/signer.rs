@@ -5,9 +5,15 @@
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
-use mesh_api::auth::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
+use mesh_api::auth::{
+    IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
+};
 use mesh_model::name::{ClusterId, Identity};
-use tonic::{Request, metadata::MetadataValue, transport::{Certificate, Channel, ClientTlsConfig, Endpoint}};
+use tonic::{
+    Request,
+    metadata::MetadataValue,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
 
 use super::NodeCertificate;
 
@@ -37,7 +43,12 @@ pub enum SignError {
 /// Signs certificate requests.
 pub trait Signer: Send + Sync + 'static {
     /// Has a request signed: for the node itself, or for the workload `identity`.
-    fn sign(&self, csr_pem: &str, identity: Option<&Identity>, credential: &Credential) -> impl Future<Output = Result<Vec<String>, SignError>> + Send;
+    fn sign(
+        &self,
+        csr_pem: &str,
+        identity: Option<&Identity>,
+        credential: &Credential,
+    ) -> impl Future<Output = Result<Vec<String>, SignError>> + Send;
 }
 
 /// How the controller is reached; shared by certificates and configuration.
@@ -53,14 +64,21 @@ pub struct Controller {
 
 impl Controller {
     /// Connects; with a certificate, mutually authenticated.
-    pub async fn connect(&self, certificate: Option<&NodeCertificate>) -> Result<Channel, SignError> {
-        let roots = tokio::fs::read(&self.ca).await.map_err(|e| SignError::File(self.ca.clone(), e))?;
+    pub async fn connect(
+        &self,
+        certificate: Option<&NodeCertificate>,
+    ) -> Result<Channel, SignError> {
+        let roots = tokio::fs::read(&self.ca)
+            .await
+            .map_err(|e| SignError::File(self.ca.clone(), e))?;
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots));
         if let Some(certificate) = certificate {
             let pem = certificate.bundle.pem();
             tls = tls.identity(tonic::transport::Identity::from_pem(pem, pem));
         }
-        let endpoint = Endpoint::from_shared(self.url.clone()).and_then(|e| e.tls_config(tls)).map_err(|e| self.failed(&e))?;
+        let endpoint = Endpoint::from_shared(self.url.clone())
+            .and_then(|e| e.tls_config(tls))
+            .map_err(|e| self.failed(&e))?;
         let endpoint = endpoint
             .connect_timeout(self.timeout)
             .http2_keep_alive_interval(Duration::from_secs(10))
@@ -69,7 +87,9 @@ impl Controller {
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20);
         let connected = tokio::time::timeout(self.timeout * 2, endpoint.connect()).await;
-        connected.map_err(|e| self.failed(&e))?.map_err(|e| self.failed(&e))
+        connected
+            .map_err(|e| self.failed(&e))?
+            .map_err(|e| self.failed(&e))
     }
 
     fn failed(&self, error: &dyn std::error::Error) -> SignError {
@@ -98,28 +118,59 @@ pub struct CaClient {
 }
 
 impl Signer for CaClient {
-    async fn sign(&self, csr_pem: &str, identity: Option<&Identity>, credential: &Credential) -> Result<Vec<String>, SignError> {
+    async fn sign(
+        &self,
+        csr_pem: &str,
+        identity: Option<&Identity>,
+        credential: &Credential,
+    ) -> Result<Vec<String>, SignError> {
         let metadata = identity.map(|id| {
-            let value = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(id.to_string())) };
-            prost_types::Struct { fields: BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]) }
+            let value = prost_types::Value {
+                kind: Some(prost_types::value::Kind::StringValue(id.to_string())),
+            };
+            prost_types::Struct {
+                fields: BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]),
+            }
         });
-        let body = IstioCertificateRequest { csr: csr_pem.to_owned(), validity_duration: i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX), metadata };
+        let body = IstioCertificateRequest {
+            csr: csr_pem.to_owned(),
+            validity_duration: i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX),
+            metadata,
+        };
         let mut request = Request::new(body);
         request.set_timeout(self.controller.timeout * 2);
         let refused = |what: &str| SignError::Refused(what.to_owned());
-        let cluster = self.cluster.as_str().parse::<MetadataValue<_>>().map_err(|_| refused("the cluster's name cannot be sent"))?;
+        let cluster = self
+            .cluster
+            .as_str()
+            .parse::<MetadataValue<_>>()
+            .map_err(|_| refused("the cluster's name cannot be sent"))?;
         request.metadata_mut().insert("clusterid", cluster);
         let channel = match credential {
-            Credential::Certificate(certificate) => self.controller.connect(Some(certificate)).await?,
+            Credential::Certificate(certificate) => {
+                self.controller.connect(Some(certificate)).await?
+            }
             Credential::Token => {
-                let token = tokio::fs::read_to_string(&self.token).await.map_err(|e| SignError::File(self.token.clone(), e))?;
-                let bearer = format!("Bearer {}", token.trim()).parse::<MetadataValue<_>>().map_err(|_| refused("the token is not text that can be sent"))?;
+                let token = tokio::fs::read_to_string(&self.token)
+                    .await
+                    .map_err(|e| SignError::File(self.token.clone(), e))?;
+                let bearer = format!("Bearer {}", token.trim())
+                    .parse::<MetadataValue<_>>()
+                    .map_err(|_| refused("the token is not text that can be sent"))?;
                 request.metadata_mut().insert("authorization", bearer);
                 self.controller.connect(None).await?
             }
         };
-        let call = async { IstioCertificateServiceClient::new(channel).create_certificate(request).await };
-        let answer = tokio::time::timeout(self.controller.timeout * 3, call).await.map_err(|_| refused("no answer in time"))?;
-        answer.map(|r| r.into_inner().cert_chain).map_err(|status| SignError::Refused(format!("{}: {}", status.code(), status.message())))
+        let call = async {
+            IstioCertificateServiceClient::new(channel)
+                .create_certificate(request)
+                .await
+        };
+        let answer = tokio::time::timeout(self.controller.timeout * 3, call)
+            .await
+            .map_err(|_| refused("no answer in time"))?;
+        answer.map(|r| r.into_inner().cert_chain).map_err(|status| {
+            SignError::Refused(format!("{}: {}", status.code(), status.message()))
+        })
     }
 }

@@ -3,7 +3,11 @@
 //! Invariants: an expired certificate is never used; a TLS configuration is dropped as soon as the
 //! certificate or the roots it was made from are replaced; locks are held for look-ups only.
 
-use std::{collections::HashMap, sync::{Arc, Mutex, MutexGuard, PoisonError}, time::SystemTime};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
 use mesh_model::{name::Identity, reason::Reason};
 use rustls::{ClientConfig, ServerConfig};
@@ -68,7 +72,11 @@ pub struct CertificateStatus {
 impl Certificates {
     /// An empty store that reads the time from `now`.
     pub fn new(now: fn() -> SystemTime) -> Self {
-        Self(Arc::new(Inner { state: Mutex::default(), changed: watch::Sender::new(0), now }))
+        Self(Arc::new(Inner {
+            state: Mutex::default(),
+            changed: watch::Sender::new(0),
+            now,
+        }))
     }
 
     /// The time by the store's clock.
@@ -78,9 +86,16 @@ impl Certificates {
 
     /// Says that a pod of this node has this identity.
     pub fn hold(&self, identity: &Identity) -> Held {
-        self.state().entries.entry(identity.clone()).or_default().holders += 1;
+        self.state()
+            .entries
+            .entry(identity.clone())
+            .or_default()
+            .holders += 1;
         self.touch();
-        Held { owner: self.clone(), identity: identity.clone() }
+        Held {
+            owner: self.clone(),
+            identity: identity.clone(),
+        }
     }
 
     /// The configuration to accept with, once there is a certificate. Callers bound the wait.
@@ -97,26 +112,38 @@ impl Certificates {
     pub fn try_server(&self, identity: &Identity) -> Result<Arc<ServerConfig>, Reason> {
         let mut state = self.state();
         let published = state.published.clone();
-        let entry = state.entries.get_mut(identity).ok_or(Reason::NoCertificate)?;
+        let entry = state
+            .entries
+            .get_mut(identity)
+            .ok_or(Reason::NoCertificate)?;
         let own = entry.usable(self.now())?;
         if let Some(config) = &entry.server {
             return Ok(config.clone());
         }
-        let config = tls::server(&own, published.as_ref().unwrap_or(&own.trust)).map_err(|e| made_no_config(identity, &e))?;
+        let config = tls::server(&own, published.as_ref().unwrap_or(&own.trust))
+            .map_err(|e| made_no_config(identity, &e))?;
         entry.server = Some(config.clone());
         Ok(config)
     }
 
     /// The configuration to dial peers with that must prove one of `expected`.
-    pub fn try_client(&self, identity: &Identity, expected: &[Identity]) -> Result<Arc<ClientConfig>, Reason> {
+    pub fn try_client(
+        &self,
+        identity: &Identity,
+        expected: &[Identity],
+    ) -> Result<Arc<ClientConfig>, Reason> {
         let mut state = self.state();
         let published = state.published.clone();
-        let entry = state.entries.get_mut(identity).ok_or(Reason::NoCertificate)?;
+        let entry = state
+            .entries
+            .get_mut(identity)
+            .ok_or(Reason::NoCertificate)?;
         let own = entry.usable(self.now())?;
         if let Some(config) = entry.clients.get(expected) {
             return Ok(config.clone());
         }
-        let config = tls::client(&own, published.as_ref().unwrap_or(&own.trust), expected).map_err(|e| made_no_config(identity, &e))?;
+        let config = tls::client(&own, published.as_ref().unwrap_or(&own.trust), expected)
+            .map_err(|e| made_no_config(identity, &e))?;
         if entry.clients.len() >= EXPECTATIONS {
             entry.clients.clear();
         }
@@ -126,7 +153,10 @@ impl Certificates {
 
     /// Grows whenever what an identity's configurations are made from is replaced.
     pub fn generation(&self, identity: &Identity) -> u64 {
-        self.state().entries.get(identity).map_or(0, |e| e.generation)
+        self.state()
+            .entries
+            .get(identity)
+            .map_or(0, |e| e.generation)
     }
 
     /// Puts a certificate in the place of an older one.
@@ -150,7 +180,8 @@ impl Certificates {
     /// Trusts these roots from now on, as the controller published them.
     pub fn publish_roots(&self, trust: Trust) {
         let mut state = self.state();
-        if trust.roots().is_empty() || state.published.as_ref().is_some_and(|old| old.same(&trust)) {
+        if trust.roots().is_empty() || state.published.as_ref().is_some_and(|old| old.same(&trust))
+        {
             return;
         }
         state.published = Some(trust);
@@ -178,7 +209,12 @@ impl Certificates {
 
     /// What is wanted now, with the certificate that is there.
     pub(super) fn wanted(&self) -> Vec<(Identity, Option<Arc<Issued>>)> {
-        self.state().entries.iter().filter(|(_, e)| e.holders > 0).map(|(i, e)| (i.clone(), e.current.clone())).collect()
+        self.state()
+            .entries
+            .iter()
+            .filter(|(_, e)| e.holders > 0)
+            .map(|(i, e)| (i.clone(), e.current.clone()))
+            .collect()
     }
 
     /// Removes what nobody wants and what has expired besides; gives the identities removed.
@@ -213,7 +249,10 @@ impl Certificates {
             if let Some(found) = get() {
                 return found;
             }
-            changes.changed().await.expect("the sender lives as long as this handle");
+            changes
+                .changed()
+                .await
+                .expect("the sender lives as long as this handle");
         }
     }
 

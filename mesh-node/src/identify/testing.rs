@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_model::name::Identity;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
+    CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls::pki_types::CertificateDer;
 
@@ -32,8 +33,14 @@ impl Leaf {
         let now = SystemTime::now();
         let hour = Duration::from_secs(3600);
         Self {
-            sans: uris.iter().map(|u| SanType::URI((*u).try_into().expect("ASCII"))).collect(),
-            usages: vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth],
+            sans: uris
+                .iter()
+                .map(|u| SanType::URI((*u).try_into().expect("ASCII")))
+                .collect(),
+            usages: vec![
+                ExtendedKeyUsagePurpose::ClientAuth,
+                ExtendedKeyUsagePurpose::ServerAuth,
+            ],
             from: now - hour,
             until: now + hour,
             raw_san: None,
@@ -49,7 +56,12 @@ impl Leaf {
         params.extended_key_usages = self.usages.clone();
         (params.not_before, params.not_after) = (at(self.from), at(self.until));
         if let Some(raw) = &self.raw_san {
-            params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 17], raw.clone()));
+            params
+                .custom_extensions
+                .push(CustomExtension::from_oid_content(
+                    &[2, 5, 29, 17],
+                    raw.clone(),
+                ));
         }
         params
     }
@@ -70,7 +82,10 @@ fn ca_params(name: &str) -> CertificateParams {
 
 impl Authority {
     pub fn new(name: &str) -> Self {
-        Self { issuer: CertifiedIssuer::self_signed(ca_params(name), key()).expect("a root can be made") }
+        Self {
+            issuer: CertifiedIssuer::self_signed(ca_params(name), key())
+                .expect("a root can be made"),
+        }
     }
 
     pub fn root(&self) -> CertificateDer<'static> {
@@ -84,8 +99,14 @@ impl Authority {
     /// A leaf with its key as PEM.
     pub fn sign(&self, leaf: &Leaf) -> (CertificateDer<'static>, String) {
         let key = key();
-        let certificate = leaf.params().signed_by(&key, &self.issuer).expect("it can be signed");
-        (certificate.der().clone(), format!("{}{}", key.serialize_pem(), certificate.pem()))
+        let certificate = leaf
+            .params()
+            .signed_by(&key, &self.issuer)
+            .expect("it can be signed");
+        (
+            certificate.der().clone(),
+            format!("{}{}", key.serialize_pem(), certificate.pem()),
+        )
     }
 
     /// A leaf below so many intermediates, leaf first, without the root.
@@ -94,12 +115,21 @@ impl Authority {
         let mut issuer: Option<CertifiedIssuer<'static, KeyPair>> = None;
         for n in 0..depth {
             let parent = issuer.as_ref().unwrap_or(&self.issuer);
-            let next = CertifiedIssuer::signed_by(ca_params(&format!("intermediate {n}")), key(), parent).expect("it can be signed");
+            let next =
+                CertifiedIssuer::signed_by(ca_params(&format!("intermediate {n}")), key(), parent)
+                    .expect("it can be signed");
             chain.insert(0, next.der().clone());
             issuer = Some(next);
         }
         let parent = issuer.as_ref().unwrap_or(&self.issuer);
-        chain.insert(0, leaf.params().signed_by(&key(), parent).expect("it can be signed").der().clone());
+        chain.insert(
+            0,
+            leaf.params()
+                .signed_by(&key(), parent)
+                .expect("it can be signed")
+                .der()
+                .clone(),
+        );
         chain
     }
 
@@ -114,12 +144,14 @@ impl Authority {
     /// A usable certificate for an identity.
     pub fn issue(&self, identity: &Identity) -> Issued {
         let (_, pem) = self.sign(&Leaf::of(&[&identity.to_string()]));
-        let bundle = Bundle::from_pem(format!("{pem}{}", self.issuer.pem()));
+        let bundle = Bundle::from_pem(format!("{pem}{}", self.issuer.pem()), SystemTime::now());
         Issued::from_bundle(&bundle, identity, SystemTime::now()).expect("it proves what it says")
     }
 }
 
 /// `spiffe://cluster.local/ns/<ns>/sa/<sa>`.
 pub(crate) fn identity(namespace: &str, account: &str) -> Identity {
-    format!("spiffe://cluster.local/ns/{namespace}/sa/{account}").parse().expect("an identity")
+    format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")
+        .parse()
+        .expect("an identity")
 }

@@ -8,15 +8,22 @@ use std::sync::{Arc, OnceLock};
 
 use mesh_model::name::{Identity, TrustDomain};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
-    client::{ClientSessionMemoryCache, Resumption, danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier}},
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    ServerConfig, SignatureScheme,
+    client::{
+        ClientSessionMemoryCache, Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, aws_lc_rs as suite, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
     sign::SingleCertAndKey,
 };
 
-use super::{Issued, PeerError, Trust, verify::{Usage, verify}};
+use super::{
+    Issued, PeerError, Trust,
+    verify::{Usage, verify},
+};
 
 /// Sessions kept for resumption per configuration: destinations behind one expectation.
 const SESSIONS: usize = 64;
@@ -26,8 +33,15 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     let make = || {
         Arc::new(CryptoProvider {
-            cipher_suites: vec![suite::cipher_suite::TLS13_AES_256_GCM_SHA384, suite::cipher_suite::TLS13_AES_128_GCM_SHA256],
-            kx_groups: vec![suite::kx_group::X25519MLKEM768, suite::kx_group::X25519, suite::kx_group::SECP256R1],
+            cipher_suites: vec![
+                suite::cipher_suite::TLS13_AES_256_GCM_SHA384,
+                suite::cipher_suite::TLS13_AES_128_GCM_SHA256,
+            ],
+            kx_groups: vec![
+                suite::kx_group::X25519MLKEM768,
+                suite::kx_group::X25519,
+                suite::kx_group::SECP256R1,
+            ],
             ..suite::default_provider()
         })
     };
@@ -36,7 +50,11 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 
 /// The configuration with which a pod's listener accepts: shows the pod's certificate, demands one.
 pub(super) fn server(own: &Issued, trust: &Trust) -> Result<Arc<ServerConfig>, Error> {
-    let verifier = Peers { trust: trust.clone(), domain: own.identity.trust_domain.clone(), expected: None };
+    let verifier = Peers {
+        trust: trust.clone(),
+        domain: own.identity.trust_domain.clone(),
+        expected: None,
+    };
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -48,8 +66,16 @@ pub(super) fn server(own: &Issued, trust: &Trust) -> Result<Arc<ServerConfig>, E
 }
 
 /// The configuration with which one of our identities dials peers that must prove one of `expected`.
-pub(super) fn client(own: &Issued, trust: &Trust, expected: &[Identity]) -> Result<Arc<ClientConfig>, Error> {
-    let verifier = Peers { trust: trust.clone(), domain: own.identity.trust_domain.clone(), expected: Some(expected.into()) };
+pub(super) fn client(
+    own: &Issued,
+    trust: &Trust,
+    expected: &[Identity],
+) -> Result<Arc<ClientConfig>, Error> {
+    let verifier = Peers {
+        trust: trust.clone(),
+        domain: own.identity.trust_domain.clone(),
+        expected: Some(expected.into()),
+    };
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -70,18 +96,36 @@ struct Peers {
 }
 
 impl Peers {
-    fn check(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], usage: Usage, now: UnixTime) -> Result<(), PeerError> {
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<(), PeerError> {
         let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
         let algorithms = provider().signature_verification_algorithms.all;
         let identity = verify(&chain, &self.trust, &self.domain, usage, algorithms, now)?;
         match &self.expected {
-            Some(expected) if !expected.contains(&identity) => Err(PeerError::Unexpected(identity, expected.clone())),
+            Some(expected) if !expected.contains(&identity) => {
+                Err(PeerError::Unexpected(identity, expected.clone()))
+            }
             _ => Ok(()),
         }
     }
 
-    fn signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    fn signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &provider().signature_verification_algorithms,
+        )
     }
 }
 
@@ -96,22 +140,40 @@ fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
 
 impl ServerCertVerifier for Peers {
     fn verify_server_cert(
-        &self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], _name: &ServerName<'_>, _ocsp: &[u8], now: UnixTime,
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.check(leaf, rest, Usage::Server, now).map_err(refused)?;
+        self.check(leaf, rest, Usage::Server, now)
+            .map_err(refused)?;
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         no_tls12()
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         self.signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -120,21 +182,39 @@ impl ClientCertVerifier for Peers {
         &[]
     }
 
-    fn verify_client_cert(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<ClientCertVerified, Error> {
-        self.check(leaf, rest, Usage::Client, now).map_err(refused)?;
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(leaf, rest, Usage::Client, now)
+            .map_err(refused)?;
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         no_tls12()
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         self.signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 

@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use mesh_model::{name::{Identity, IdentityError, TrustDomain}, reason::Reason};
+use mesh_model::{
+    name::{Identity, IdentityError, TrustDomain},
+    reason::Reason,
+};
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -25,9 +28,13 @@ pub struct Trust {
 impl Trust {
     /// Trusts exactly these roots.
     pub fn new(roots: Vec<CertificateDer<'static>>) -> Result<Self, PeerError> {
-        let anchor = |der: &CertificateDer<'_>| webpki::anchor_from_trusted_cert(der).map(|a| a.to_owned());
+        let anchor =
+            |der: &CertificateDer<'_>| webpki::anchor_from_trusted_cert(der).map(|a| a.to_owned());
         let anchors: Result<Vec<_>, _> = roots.iter().map(anchor).collect();
-        Ok(Self { anchors: anchors.map_err(PeerError::Chain)?.into(), roots: roots.into() })
+        Ok(Self {
+            anchors: anchors.map_err(PeerError::Chain)?.into(),
+            roots: roots.into(),
+        })
     }
 
     /// The roots as certificates.
@@ -89,8 +96,16 @@ impl PeerError {
     /// The reason that a flow ends with.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Unexpected(..) | Self::TrustDomain(..) | Self::Identity(_) | Self::UriCount(_) => Reason::IdentityMismatch,
-            Self::Missing | Self::Oversized(_) | Self::Unreadable | Self::Validity | Self::Usage(_) | Self::Chain(_) => Reason::TlsFailure,
+            Self::Unexpected(..)
+            | Self::TrustDomain(..)
+            | Self::Identity(_)
+            | Self::UriCount(_) => Reason::IdentityMismatch,
+            Self::Missing
+            | Self::Oversized(_)
+            | Self::Unreadable
+            | Self::Validity
+            | Self::Usage(_)
+            | Self::Chain(_) => Reason::TlsFailure,
         }
     }
 }
@@ -114,12 +129,20 @@ pub fn peer(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Proven, PeerE
         return Err(PeerError::Validity);
     }
     let until = u64::try_from(validity.not_after.timestamp()).unwrap_or(0);
-    Ok(Proven { identity: sole_identity(&leaf)?, until })
+    Ok(Proven {
+        identity: sole_identity(&leaf)?,
+        until,
+    })
 }
 
 /// Verifies a whole chain, from scratch.
 pub(super) fn verify(
-    chain: &[CertificateDer<'_>], trust: &Trust, domain: &TrustDomain, usage: Usage, algorithms: &[&dyn SignatureVerificationAlgorithm], now: UnixTime,
+    chain: &[CertificateDer<'_>],
+    trust: &Trust,
+    domain: &TrustDomain,
+    usage: Usage,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+    now: UnixTime,
 ) -> Result<Identity, PeerError> {
     let identity = peer(chain, now)?.identity;
     // In the leaf the usage must be there: a certificate without one could be for anything. An
@@ -132,7 +155,16 @@ pub(super) fn verify(
     }
     let (leaf, rest) = chain.split_first().ok_or(PeerError::Missing)?;
     let leaf = EndEntityCert::try_from(leaf).map_err(PeerError::Chain)?;
-    leaf.verify_for_usage(algorithms, &trust.anchors, rest, now, usage.key_usage(), None, None).map_err(PeerError::Chain)?;
+    leaf.verify_for_usage(
+        algorithms,
+        &trust.anchors,
+        rest,
+        now,
+        usage.key_usage(),
+        None,
+        None,
+    )
+    .map_err(PeerError::Chain)?;
     Ok(identity)
 }
 
@@ -145,7 +177,9 @@ impl Usage {
     }
 
     fn is_named_by(self, leaf: &X509Certificate<'_>) -> bool {
-        let Ok(Some(usages)) = leaf.extended_key_usage() else { return false };
+        let Ok(Some(usages)) = leaf.extended_key_usage() else {
+            return false;
+        };
         match self {
             Usage::Client => usages.value.client_auth,
             Usage::Server => usages.value.server_auth,
@@ -165,13 +199,25 @@ fn read_leaf<'a>(chain: &'a [CertificateDer<'_>]) -> Result<X509Certificate<'a>,
 }
 
 fn sole_identity(leaf: &X509Certificate<'_>) -> Result<Identity, PeerError> {
-    let san = leaf.subject_alternative_name().map_err(|_| PeerError::Unreadable)?.ok_or(PeerError::UriCount(0))?;
+    let san = leaf
+        .subject_alternative_name()
+        .map_err(|_| PeerError::Unreadable)?
+        .ok_or(PeerError::UriCount(0))?;
     let names = &san.value.general_names;
     // A name that cannot be read may hide what it says; it spoils the certificate.
     if names.iter().any(|n| matches!(n, GeneralName::Invalid(..))) {
         return Err(PeerError::Unreadable);
     }
-    let uris: Vec<&str> = names.iter().filter_map(|n| if let GeneralName::URI(uri) = n { Some(*uri) } else { None }).collect();
+    let uris: Vec<&str> = names
+        .iter()
+        .filter_map(|n| {
+            if let GeneralName::URI(uri) = n {
+                Some(*uri)
+            } else {
+                None
+            }
+        })
+        .collect();
     match uris[..] {
         [uri] => Ok(uri.parse()?),
         _ => Err(PeerError::UriCount(uris.len())),

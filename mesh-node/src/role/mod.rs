@@ -58,7 +58,11 @@ impl Role {
     /// Which parts it runs; `None` when this build does not have the role yet.
     pub fn profile(self) -> Option<Profile> {
         match self {
-            Role::Node => Some(Profile { capture: true, dns: true, handover: true }),
+            Role::Node => Some(Profile {
+                capture: true,
+                dns: true,
+                handover: true,
+            }),
             Role::Waypoint | Role::Gateway | Role::Cni => None,
         }
     }

@@ -30,7 +30,13 @@ const VERDICTS_PER_FLOW: usize = 16;
 const SLOTS: usize = 64;
 
 /// Installs the verdicts of a flow that came to the proxy although the kernel may take the next one itself.
-pub fn learn(datapath: &dyn Datapath, state: &MeshState, node: &NodeName, pod: &Pod, flow: &Egress) {
+pub fn learn(
+    datapath: &dyn Datapath,
+    state: &MeshState,
+    node: &NodeName,
+    pod: &Pod,
+    flow: &Egress,
+) {
     let snapshot = state.load();
     for (workload, address) in here(&snapshot.mesh, node, flow) {
         let epoch = datapath.epoch(address.ip());
@@ -41,7 +47,12 @@ pub fn learn(datapath: &dyn Datapath, state: &MeshState, node: &NodeName, pod: &
             Shortcut::Refuse(reason) => Outcome::Refuse(reason),
             Shortcut::Proxy => continue,
         };
-        let verdict = Verdict { source: pod.netns_cookie, destination: address, epoch, outcome };
+        let verdict = Verdict {
+            source: pod.netns_cookie,
+            destination: address,
+            epoch,
+            outcome,
+        };
         if let Err(error) = datapath.install(verdict) {
             tracing::debug!(pod = %pod.workload, %address, %error, "a verdict was not installed; the proxy keeps the flow");
         }
@@ -51,11 +62,18 @@ pub fn learn(datapath: &dyn Datapath, state: &MeshState, node: &NodeName, pod: &
 /// The destinations on this node that a flow could be meant for.
 fn here(mesh: &Mesh, node: &NodeName, flow: &Egress) -> Vec<(Arc<Workload>, SocketAddr)> {
     match &flow.target {
-        Target::Workload(workload, _) if workload.node == *node => vec![(workload.clone(), flow.original)],
+        Target::Workload(workload, _) if workload.node == *node => {
+            vec![(workload.clone(), flow.original)]
+        }
         Target::Service(service, port) => {
             let family = Family::of(flow.original.ip());
-            let local = slots(mesh, service, *port, node).into_iter().filter(|s| s.local);
-            local.filter_map(|s| Some((s.workload.clone(), address(&s, family)?))).take(VERDICTS_PER_FLOW).collect()
+            let local = slots(mesh, service, *port, node)
+                .into_iter()
+                .filter(|s| s.local);
+            local
+                .filter_map(|s| Some((s.workload.clone(), address(&s, family)?)))
+                .take(VERDICTS_PER_FLOW)
+                .collect()
         }
         Target::Workload(..) | Target::External => Vec::new(),
     }
@@ -84,7 +102,13 @@ pub struct Director {
 impl Director {
     /// Knows nothing yet.
     pub fn new(node: NodeName, state: MeshState, datapath: Arc<dyn Datapath>) -> Self {
-        Self { node, state, datapath, projected: HashMap::new(), local: HashMap::new() }
+        Self {
+            node,
+            state,
+            datapath,
+            projected: HashMap::new(),
+            local: HashMap::new(),
+        }
     }
 
     /// Follows the mesh for ever.
@@ -103,9 +127,14 @@ impl Director {
             tracing::warn!(%error, "the virtual addresses in the kernel cannot be listed; what an earlier process left may stay");
             Vec::new()
         });
-        self.follow(&Diff { config: true, ..Diff::default() });
+        self.follow(&Diff {
+            config: true,
+            ..Diff::default()
+        });
         let wanted: HashSet<SocketAddr> = self.projected.values().flatten().copied().collect();
-        left.into_iter().filter(|vip| !wanted.contains(vip)).for_each(|vip| self.set(vip, &[]));
+        left.into_iter()
+            .filter(|vip| !wanted.contains(vip))
+            .for_each(|vip| self.set(vip, &[]));
     }
 
     /// Brings the kernel up to date with what changed.
@@ -113,37 +142,61 @@ impl Director {
         let snapshot = self.state.load();
         let mesh = &snapshot.mesh;
         let before = std::mem::take(&mut self.local);
-        self.local = mesh.workloads_on(&self.node).iter().map(|w| (w.uid.clone(), w.clone())).collect();
+        self.local = mesh
+            .workloads_on(&self.node)
+            .iter()
+            .map(|w| (w.uid.clone(), w.clone()))
+            .collect();
         let all = diff.config || diff.everyone;
-        let (uids, namespaces): (HashSet<_>, HashSet<_>) = (diff.workloads.iter().collect(), diff.policies.iter().map(|p| &p.namespace).collect());
-        let touched = |w: &Workload| all || uids.contains(&w.uid) || namespaces.contains(&w.namespace);
-        let addresses: HashSet<IpAddr> =
-            before.values().chain(self.local.values()).filter(|w| touched(w)).flat_map(|w| w.addresses.iter().copied()).collect();
+        let (uids, namespaces): (HashSet<_>, HashSet<_>) = (
+            diff.workloads.iter().collect(),
+            diff.policies.iter().map(|p| &p.namespace).collect(),
+        );
+        let touched =
+            |w: &Workload| all || uids.contains(&w.uid) || namespaces.contains(&w.namespace);
+        let addresses: HashSet<IpAddr> = before
+            .values()
+            .chain(self.local.values())
+            .filter(|w| touched(w))
+            .flat_map(|w| w.addresses.iter().copied())
+            .collect();
         for ip in addresses {
             if let Err(error) = self.datapath.bump_epoch(ip) {
                 tracing::error!(%ip, %error, "verdicts about a pod could not be made void");
             }
         }
         if all {
-            let gone: Vec<_> = self.projected.keys().filter(|name| mesh.service(name).is_none()).cloned().collect();
+            let gone: Vec<_> = self
+                .projected
+                .keys()
+                .filter(|name| mesh.service(name).is_none())
+                .cloned()
+                .collect();
             gone.iter().for_each(|name| self.project(mesh, name));
             let names: Vec<_> = mesh.services().map(|s| s.name.clone()).collect();
             names.iter().for_each(|name| self.project(mesh, name));
         } else {
-            diff.services.iter().for_each(|name| self.project(mesh, name));
+            diff.services
+                .iter()
+                .for_each(|name| self.project(mesh, name));
         }
     }
 
     fn project(&mut self, mesh: &Mesh, name: &ServiceName) {
         let service = mesh.service(name);
-        let now: HashMap<SocketAddr, Vec<VipSlot>> = service.map(|s| self.table(mesh, s)).unwrap_or_default();
+        let now: HashMap<SocketAddr, Vec<VipSlot>> =
+            service.map(|s| self.table(mesh, s)).unwrap_or_default();
         let before = self.projected.remove(name).unwrap_or_default();
-        before.iter().filter(|vip| !now.contains_key(vip)).for_each(|vip| self.set(*vip, &[]));
+        before
+            .iter()
+            .filter(|vip| !now.contains_key(vip))
+            .for_each(|vip| self.set(*vip, &[]));
         for (vip, slots) in &now {
             self.set(*vip, slots);
         }
         if !now.is_empty() {
-            self.projected.insert(name.clone(), now.into_keys().collect());
+            self.projected
+                .insert(name.clone(), now.into_keys().collect());
         }
     }
 
@@ -157,7 +210,10 @@ impl Director {
             }
             for vip in service.vips.iter().map(|v| v.ip) {
                 let family = Family::of(vip);
-                let reachable: Vec<_> = slots.iter().filter(|s| address(s, family).is_some()).collect();
+                let reachable: Vec<_> = slots
+                    .iter()
+                    .filter(|s| address(s, family).is_some())
+                    .collect();
                 let spread = spread(&reachable, family);
                 if spread.iter().any(|s| *s != VipSlot::Proxy) {
                     table.insert(SocketAddr::new(vip, port), spread);
@@ -178,12 +234,21 @@ impl Director {
 fn spread(slots: &[&Slot], family: Family) -> Vec<VipSlot> {
     let total: u64 = slots.iter().map(|s| u64::from(s.weight.max(1))).sum();
     let even = slots.iter().all(|s| s.weight == slots[0].weight);
-    let room = if even { slots.len() as u64 } else { SLOTS as u64 };
+    let room = if even {
+        slots.len() as u64
+    } else {
+        SLOTS as u64
+    };
     let mut spread = Vec::new();
     for slot in slots {
         let share = u64::from(slot.weight.max(1)) * room / total.max(1);
-        let to = address(slot, family).filter(|_| slot.local).map_or(VipSlot::Proxy, VipSlot::Local);
-        spread.extend(std::iter::repeat_n(to, usize::try_from(share.max(1)).unwrap_or(1)));
+        let to = address(slot, family)
+            .filter(|_| slot.local)
+            .map_or(VipSlot::Proxy, VipSlot::Local);
+        spread.extend(std::iter::repeat_n(
+            to,
+            usize::try_from(share.max(1)).unwrap_or(1),
+        ));
     }
     spread
 }

@@ -17,7 +17,15 @@ use mesh_model::{
 use crate::authorize::Permitted;
 
 /// The way of an outbound flow.
-pub fn outbound(node: &NodeName, permitted: &Permitted<Egress>, client: IpAddr) -> Result<Plan, Denial> {
-    let chooser = Chooser { node, seed: fastrand::u64(..), client };
+pub fn outbound(
+    node: &NodeName,
+    permitted: &Permitted<Egress>,
+    client: IpAddr,
+) -> Result<Plan, Denial> {
+    let chooser = Chooser {
+        node,
+        seed: fastrand::u64(..),
+        client,
+    };
     route::outbound(&permitted.snapshot.mesh, &permitted.permit, chooser).map_err(Denial::new)
 }

@@ -4,6 +4,7 @@
 //! bounded number of places; a pod that goes takes its listeners and flows with it.
 
 mod sessions;
+mod stopped;
 pub mod tcp;
 mod thread;
 

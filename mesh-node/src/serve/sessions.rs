@@ -4,11 +4,25 @@
 //! to workloads that it names, to workloads of namespaces whose policies changed, or all when the mesh's own
 //! policies or settings changed; a flow that is no longer allowed is cut.
 
-use std::{cell::RefCell, collections::{HashMap, HashSet}, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    rc::Rc,
+};
 
-use mesh_model::{authz::{self, Conn}, mesh::Diff, name::{Namespace, WorkloadUid}, reason::Reason};
+use mesh_model::{
+    authz::{self, Conn},
+    mesh::Diff,
+    name::{Namespace, WorkloadUid},
+    reason::Reason,
+};
 
-use crate::{accept::PodUid, observe::FlowGuard, relay::{Cutter, Meter}, state::{MeshState, Snapshot}};
+use crate::{
+    accept::PodUid,
+    observe::FlowGuard,
+    relay::{Cutter, Meter},
+    state::{MeshState, Snapshot},
+};
 
 /// The live flows of a thread. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +58,11 @@ impl Flow {
     /// Brings the report up to the bytes carried so far.
     pub fn count(&self) {
         let (first, second) = (self.meter.forward(), self.meter.backward());
-        let (from_client, to_client) = if self.client_first { (first, second) } else { (second, first) };
+        let (from_client, to_client) = if self.client_first {
+            (first, second)
+        } else {
+            (second, first)
+        };
         let mut guard = self.guard.borrow_mut();
         let (from, to) = guard.bytes();
         guard.carried(from_client - from, to_client - to);
@@ -68,14 +86,21 @@ impl Sessions {
         table.by_pod.entry(flow.pod.clone()).or_default().insert(id);
         if let Some(conn) = &flow.conn {
             let uid = conn.workload.uid.clone();
-            table.by_namespace.entry(conn.workload.namespace.clone()).or_default().insert(uid.clone());
+            table
+                .by_namespace
+                .entry(conn.workload.namespace.clone())
+                .or_default()
+                .insert(uid.clone());
             table.by_destination.entry(uid).or_default().insert(id);
         }
         if state.generation() != decided_in {
             review(&flow, &state.load());
         }
         table.flows.insert(id, flow);
-        Registered { sessions: self.clone(), id }
+        Registered {
+            sessions: self.clone(),
+            id,
+        }
     }
 
     /// Decides again what a change can affect; gives how many flows were cut.
@@ -86,23 +111,45 @@ impl Sessions {
         }
         let mut affected: HashSet<&WorkloadUid> = diff.workloads.iter().collect();
         for policy in &diff.policies {
-            affected.extend(table.by_namespace.get(&policy.namespace).into_iter().flatten());
+            affected.extend(
+                table
+                    .by_namespace
+                    .get(&policy.namespace)
+                    .into_iter()
+                    .flatten(),
+            );
         }
-        let flows = affected.into_iter().filter_map(|uid| table.by_destination.get(uid)).flatten();
-        flows.filter_map(|id| table.flows.get(id)).filter(|f| review(f, snapshot)).count()
+        let flows = affected
+            .into_iter()
+            .filter_map(|uid| table.by_destination.get(uid))
+            .flatten();
+        flows
+            .filter_map(|id| table.flows.get(id))
+            .filter(|f| review(f, snapshot))
+            .count()
     }
 
     /// Ends every flow of a pod.
     pub fn cut_pod(&self, pod: &PodUid, reason: Reason) {
         let table = self.0.borrow();
-        for flow in table.by_pod.get(pod).into_iter().flatten().filter_map(|id| table.flows.get(id)) {
+        for flow in table
+            .by_pod
+            .get(pod)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| table.flows.get(id))
+        {
             flow.cutter.cut(reason);
         }
     }
 
     /// Ends every flow.
     pub fn cut_all(&self, reason: Reason) {
-        self.0.borrow().flows.values().for_each(|f| f.cutter.cut(reason));
+        self.0
+            .borrow()
+            .flows
+            .values()
+            .for_each(|f| f.cutter.cut(reason));
     }
 
     /// Makes the bytes of long flows visible in the metrics.
@@ -127,9 +174,15 @@ impl Sessions {
 /// Decides one flow again; cuts it when it may not go on. Says whether it was cut.
 fn review(flow: &Flow, snapshot: &Snapshot) -> bool {
     let Some(conn) = &flow.conn else { return false };
-    let Err(denial) = authz::ingress(&snapshot.mesh, conn.clone()).outcome else { return false };
+    let Err(denial) = authz::ingress(&snapshot.mesh, conn.clone()).outcome else {
+        return false;
+    };
     let gone = snapshot.mesh.workload(&conn.workload.uid).is_none();
-    let reason = if gone { Reason::WorkloadGone } else { Reason::PolicyChanged };
+    let reason = if gone {
+        Reason::WorkloadGone
+    } else {
+        Reason::PolicyChanged
+    };
     let mut guard = flow.guard.borrow_mut();
     guard.record_mut().policy_name = denial.policy.clone();
     guard.record_mut().policy = Some(crate::observe::Verdict::Deny);
@@ -141,7 +194,9 @@ fn review(flow: &Flow, snapshot: &Snapshot) -> bool {
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut table = self.sessions.0.borrow_mut();
-        let Some(flow) = table.flows.remove(&self.id) else { return };
+        let Some(flow) = table.flows.remove(&self.id) else {
+            return;
+        };
         flow.count();
         leave(&mut table.by_pod, &flow.pod, &self.id);
         if let Some(conn) = &flow.conn {
@@ -154,7 +209,11 @@ impl Drop for Registered {
     }
 }
 
-fn leave<K: std::hash::Hash + Eq, V: std::hash::Hash + Eq>(map: &mut HashMap<K, HashSet<V>>, key: &K, value: &V) {
+fn leave<K: std::hash::Hash + Eq, V: std::hash::Hash + Eq>(
+    map: &mut HashMap<K, HashSet<V>>,
+    key: &K,
+    value: &V,
+) {
     if let Some(set) = map.get_mut(key) {
         set.remove(value);
         if set.is_empty() {

@@ -6,15 +6,21 @@
 
 use std::{cell::RefCell, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use mesh_model::{authn::Transport, authz::{Conn, Denial}, name::Identity, reason::Reason, route::Via};
+use mesh_model::{
+    authn::Transport,
+    authz::{Conn, Denial},
+    name::Identity,
+    reason::Reason,
+    route::Via,
+};
 use rustls::pki_types::UnixTime;
 use tokio::time::{sleep, timeout};
 
-use super::{Data, Flow, thread::Place};
+use super::{Data, Flow, stopped::Stopped, thread::Place};
 use crate::{
     accept::{Accepted, Pod, authority, reset},
     authorize::{self, Permitted},
-    dial::{self, DialError, Upstream},
+    dial::{self, Upstream},
     identify::{self, Proven},
     observe::{Direction, DirectionLabel, FlowGuard, Path, ResultLabel, Verdict},
     relay::{self, CutSignal, Cutter, End, Incoming, Meter, ServerTunnel, error::REASON_HEADER},
@@ -25,53 +31,17 @@ use crate::{
 /// How long a failed dial makes further ones fail at once.
 const FAILED_DIAL_LASTS: Duration = Duration::from_secs(1);
 
-/// Why a flow did not come about.
-enum Stopped {
-    Denied(Denial),
-    Failed(DialError),
-    /// The client gave up first.
-    Abandoned,
-}
-
-impl From<Denial> for Stopped {
-    fn from(denial: Denial) -> Self {
-        Self::Denied(denial)
-    }
-}
-
-impl From<DialError> for Stopped {
-    fn from(error: DialError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl Stopped {
-    fn reason(&self) -> Reason {
-        match self {
-            Self::Denied(denial) => denial.reason,
-            Self::Failed(error) => error.reason(),
-            Self::Abandoned => Reason::PeerReset,
-        }
-    }
-
-    fn report(&self, report: &mut FlowGuard) {
-        match self {
-            Self::Denied(denial) => report.refuse(denial),
-            Self::Failed(error) => {
-                if error.reason() == Reason::PeerDenied {
-                    report.record_mut().policy = Some(Verdict::Deny);
-                }
-                report.fail(error.reason(), error.to_string());
-            }
-            Self::Abandoned => report.fail(Reason::PeerReset, "the client gave up before the connection was made"),
-        }
-    }
-}
-
 /// A connection that a pod dialed and the kernel brought here.
 pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
-    let mut report = data.shared.observer.flow(Direction::Outbound, Some(accepted.peer));
-    let Some(original) = data.shared.datapath.take_original(accepted.local, accepted.peer) else {
+    let mut report = data
+        .shared
+        .observer
+        .flow(Direction::Outbound, Some(accepted.peer));
+    let Some(original) = data
+        .shared
+        .datapath
+        .take_original(accepted.local, accepted.peer)
+    else {
         report.refuse(&Denial::new(Reason::NoOriginalDestination));
         return accepted.reset();
     };
@@ -80,7 +50,12 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
         Ok((upstream, decided_in)) => {
             report.opened();
             let Accepted { pod, tcp, .. } = accepted;
-            let live = Live { pod: &pod, conn: None, client_first: true, decided_in };
+            let live = Live {
+                pod: &pod,
+                conn: None,
+                client_first: true,
+                decided_in,
+            };
             carry(&data, live, report, |meter, cut| async move {
                 match upstream {
                     Upstream::Tunnel(stream) => relay::splice(tcp, stream, &meter, cut).await,
@@ -91,7 +66,12 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
         }
         Err(stopped) => {
             stopped.report(&mut report);
-            data.shared.datapath.note_failed_dial(accepted.pod.netns_cookie, original, stopped.reason(), FAILED_DIAL_LASTS);
+            data.shared.datapath.note_failed_dial(
+                accepted.pod.netns_cookie,
+                original,
+                stopped.reason(),
+                FAILED_DIAL_LASTS,
+            );
             accepted.reset();
         }
     }
@@ -99,7 +79,12 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
 }
 
 /// Authorizes, routes and dials an outbound flow.
-async fn connect(data: &Rc<Data>, accepted: &Accepted, original: SocketAddr, report: &mut FlowGuard) -> Result<(Upstream, u64), Stopped> {
+async fn connect(
+    data: &Rc<Data>,
+    accepted: &Accepted,
+    original: SocketAddr,
+    report: &mut FlowGuard,
+) -> Result<(Upstream, u64), Stopped> {
     let shared = &data.shared;
     let permitted = authorize::outbound(&shared.state, &accepted.pod, original).await?;
     let source = permitted.permit.subject().source.clone();
@@ -107,25 +92,48 @@ async fn connect(data: &Rc<Data>, accepted: &Accepted, original: SocketAddr, rep
     report.record_mut().source.workload = Some(source);
     let plan = route::outbound(&shared.node, &permitted, accepted.peer.ip())?;
     report.record_mut().service = plan.service.clone();
-    let Permitted { permit, snapshot, .. } = permitted;
+    let Permitted {
+        permit, snapshot, ..
+    } = permitted;
     let decided_in = snapshot.generation;
     drop(snapshot);
-    let request = dial::Request { pod: &accepted.pod, permit: &permit, client: accepted.peer, timeout: shared.limits.connect_timeout };
+    let request = dial::Request {
+        pod: &accepted.pod,
+        permit: &permit,
+        client: accepted.peer,
+        timeout: shared.limits.connect_timeout,
+    };
     let dialed = dial::outbound(&data.tunnels, &request, &plan).await;
-    route::learn(&*shared.datapath, &shared.state, &shared.node, &accepted.pod, permit.subject());
+    route::learn(
+        &*shared.datapath,
+        &shared.state,
+        &shared.node,
+        &accepted.pod,
+        permit.subject(),
+    );
     // A failure is reported with what was tried first.
-    let candidate = dialed.as_ref().map_or(plan.candidates.first(), |(_, c)| Some(*c));
+    let candidate = dialed
+        .as_ref()
+        .map_or(plan.candidates.first(), |(_, c)| Some(*c));
     if let Some(candidate) = candidate {
         let record = report.record_mut();
         record.destination.workload = candidate.workload.clone();
         match &candidate.via {
-            Via::Hbone { tunnel, authority, identities } => {
+            Via::Hbone {
+                tunnel,
+                authority,
+                identities,
+            } => {
                 record.path = Some(Path::Hbone);
                 record.hbone_addr = Some(*tunnel);
                 if let mesh_model::route::Authority::Address(address) = authority {
                     record.destination.addr = Some(*address);
                 }
-                record.destination.identity = if let [only] = &identities[..] { Some(only.clone()) } else { None };
+                record.destination.identity = if let [only] = &identities[..] {
+                    Some(only.clone())
+                } else {
+                    None
+                };
             }
             Via::Plain(address) => {
                 record.path = Some(Path::Plain);
@@ -148,12 +156,21 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
             return;
         }
     };
-    let Some(mut gone) = data.gone(&pod.uid) else { return tunnel.abort() };
+    let Some(mut gone) = data.gone(&pod.uid) else {
+        return tunnel.abort();
+    };
     // A tunnel takes no further flows once the certificate that it rests on has expired.
-    let expiry = sleep(Duration::from_secs(until.saturating_sub(UnixTime::now().as_secs())));
+    let expiry = sleep(Duration::from_secs(
+        until.saturating_sub(UnixTime::now().as_secs()),
+    ));
     let mut expiry = std::pin::pin!(expiry);
     let mut draining = false;
-    let arrived = Arrived { pod, identity, local, peer };
+    let arrived = Arrived {
+        pod,
+        identity,
+        local,
+        peer,
+    };
     let arrived = Rc::new(arrived);
     loop {
         tokio::select! {
@@ -185,7 +202,10 @@ struct Arrived {
 }
 
 /// Makes a tunnel of an accepted connection, within the bounds of handshakes.
-async fn shake_hands(data: &Rc<Data>, accepted: Accepted) -> Result<(ServerTunnel, Proven), (Reason, String)> {
+async fn shake_hands(
+    data: &Rc<Data>,
+    accepted: Accepted,
+) -> Result<(ServerTunnel, Proven), (Reason, String)> {
     let Accepted { pod, tcp, peer, .. } = accepted;
     let shared = &data.shared;
     let results = &shared.observer.metrics().node().handshakes;
@@ -195,40 +215,68 @@ async fn shake_hands(data: &Rc<Data>, accepted: Accepted) -> Result<(ServerTunne
     let Some(slot) = shared.handshakes.begin(peer.ip()) else {
         count("overloaded");
         reset(tcp);
-        return Err((Reason::Overloaded, "too many TLS handshakes are under way".into()));
+        return Err((
+            Reason::Overloaded,
+            "too many TLS handshakes are under way".into(),
+        ));
     };
     let handshake = async {
         let tls = shared.certificates.server(&pod.identity).await;
-        relay::tunnel::accept(tcp, tls, Limits::server()).await.map_err(|e| (e.reason(), e.to_string()))
+        relay::tunnel::accept(tcp, tls, Limits::server())
+            .await
+            .map_err(|e| (e.reason(), e.to_string()))
     };
     let tunnel = match timeout(shared.limits.handshake_timeout, handshake).await {
         Ok(outcome) => outcome.inspect_err(|_| count("error"))?,
         Err(_) => {
             count("timeout");
-            return Err((Reason::TlsFailure, "the TLS handshake was not finished in time".into()));
+            return Err((
+                Reason::TlsFailure,
+                "the TLS handshake was not finished in time".into(),
+            ));
         }
     };
     drop(slot);
     let proven = identify::peer(tunnel.peer_certificates(), UnixTime::now());
-    let proven = proven.map_err(|e| (e.reason(), e.to_string())).inspect_err(|_| count("error"))?;
+    let proven = proven
+        .map_err(|e| (e.reason(), e.to_string()))
+        .inspect_err(|_| count("error"))?;
     count("ok");
     Ok((tunnel, proven))
 }
 
 /// One CONNECT of a tunnel: a flow that arrives for a pod.
 async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
-    let mut report = data.shared.observer.flow(Direction::Inbound, Some(arrived.peer));
+    let mut report = data
+        .shared
+        .observer
+        .flow(Direction::Inbound, Some(arrived.peer));
     report.record_mut().path = Some(Path::Hbone);
     report.record_mut().hbone_addr = Some(arrived.local);
     report.record_mut().source.identity = Some(arrived.identity.clone());
     let Some(place) = data.shared.place() else {
-        return refuse(request, &Stopped::Denied(Denial::new(Reason::Overloaded)), &mut report);
+        return refuse(
+            request,
+            &Stopped::Denied(Denial::new(Reason::Overloaded)),
+            &mut report,
+        );
     };
-    let Some(destination) = authority::parse(request.authority()).filter(|a| a.ip() == arrived.local.ip() && arrived.pod.owns(a.ip())) else {
+    let Some(destination) = authority::parse(request.authority())
+        .filter(|a| a.ip() == arrived.local.ip() && arrived.pod.owns(a.ip()))
+    else {
         tracing::debug!(pod = %arrived.pod.workload, authority = %request.authority().escape_debug(), "a CONNECT for something else was refused");
-        return refuse(request, &Stopped::Denied(Denial::new(Reason::BadAuthority)), &mut report);
+        return refuse(
+            request,
+            &Stopped::Denied(Denial::new(Reason::BadAuthority)),
+            &mut report,
+        );
     };
-    let inbound = Inbound { pod: &arrived.pod, transport: Transport::Mtls(arrived.identity.clone()), peer: arrived.peer, destination };
+    let inbound = Inbound {
+        pod: &arrived.pod,
+        transport: Transport::Mtls(arrived.identity.clone()),
+        peer: arrived.peer,
+        destination,
+    };
     let reached = tokio::select! {
         reached = reach(&data, inbound, &mut report) => reached,
         () = request.cancelled() => Err(Stopped::Abandoned),
@@ -239,9 +287,17 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
             let subject = permitted.permit.subject();
             let answer = Headers::new().with("baggage", dial::baggage(&subject.workload));
             let stream = request.accept(answer);
-            let live = Live { pod: &arrived.pod, conn: Some(subject.clone()), client_first: false, decided_in: permitted.snapshot.generation };
+            let live = Live {
+                pod: &arrived.pod,
+                conn: Some(subject.clone()),
+                client_first: false,
+                decided_in: permitted.snapshot.generation,
+            };
             drop(permitted);
-            carry(&data, live, report, |meter, cut| async move { relay::splice(app, stream, &meter, cut).await }).await;
+            carry(&data, live, report, |meter, cut| async move {
+                relay::splice(app, stream, &meter, cut).await
+            })
+            .await;
         }
         Err(stopped) => refuse(request, &stopped, &mut report),
     }
@@ -256,19 +312,39 @@ fn refuse(request: Incoming, stopped: &Stopped, report: &mut FlowGuard) {
 
 /// A connection to a pod that came without the mesh.
 pub(super) async fn plaintext(data: Rc<Data>, accepted: Accepted, place: Place) {
-    let mut report = data.shared.observer.flow(Direction::Inbound, Some(accepted.peer));
+    let mut report = data
+        .shared
+        .observer
+        .flow(Direction::Inbound, Some(accepted.peer));
     report.record_mut().path = Some(Path::Plain);
     let probe = data.shared.datapath.is_probe(accepted.local, accepted.peer);
-    let transport = if probe { Transport::Probe } else { Transport::Plain };
+    let transport = if probe {
+        Transport::Probe
+    } else {
+        Transport::Plain
+    };
     // The kernel steers a connection here without changing it: where it arrived is what was dialed.
-    let inbound = Inbound { pod: &accepted.pod, transport, peer: accepted.peer, destination: accepted.local };
+    let inbound = Inbound {
+        pod: &accepted.pod,
+        transport,
+        peer: accepted.peer,
+        destination: accepted.local,
+    };
     match reach(&data, inbound, &mut report).await {
         Ok((app, permitted)) => {
             report.opened();
             let Accepted { pod, tcp, .. } = accepted;
-            let live = Live { pod: &pod, conn: Some(permitted.permit.subject().clone()), client_first: true, decided_in: permitted.snapshot.generation };
+            let live = Live {
+                pod: &pod,
+                conn: Some(permitted.permit.subject().clone()),
+                client_first: true,
+                decided_in: permitted.snapshot.generation,
+            };
             drop(permitted);
-            carry(&data, live, report, |meter, cut| async move { relay::copy(tcp, app, &meter, cut).await }).await;
+            carry(&data, live, report, |meter, cut| async move {
+                relay::copy(tcp, app, &meter, cut).await
+            })
+            .await;
         }
         Err(stopped) => {
             stopped.report(&mut report);
@@ -287,26 +363,58 @@ struct Inbound<'a> {
 }
 
 /// Authorizes an inbound flow and connects to the application.
-async fn reach(data: &Rc<Data>, inbound: Inbound<'_>, report: &mut FlowGuard) -> Result<(tokio::net::TcpStream, Permitted<Conn>), Stopped> {
-    let Inbound { pod, transport, peer, destination } = inbound;
+async fn reach(
+    data: &Rc<Data>,
+    inbound: Inbound<'_>,
+    report: &mut FlowGuard,
+) -> Result<(tokio::net::TcpStream, Permitted<Conn>), Stopped> {
+    let Inbound {
+        pod,
+        transport,
+        peer,
+        destination,
+    } = inbound;
     report.record_mut().destination.addr = Some(destination);
     report.record_mut().destination.identity = Some(pod.identity.clone());
     identify_parties(data, pod, &transport, peer, report);
-    let permitted = authorize::inbound(&data.shared.state, pod, &transport, peer, destination).await?;
+    let permitted =
+        authorize::inbound(&data.shared.state, pod, &transport, peer, destination).await?;
     let record = report.record_mut();
-    record.policy = Some(if permitted.audited { Verdict::Audit } else { Verdict::Allow });
+    record.policy = Some(if permitted.audited {
+        Verdict::Audit
+    } else {
+        Verdict::Allow
+    });
     record.policy_name = permitted.permit.by().cloned();
-    let app = dial::to_application(pod, &permitted.permit, peer, data.shared.limits.connect_timeout).await?;
+    let app = dial::to_application(
+        pod,
+        &permitted.permit,
+        peer,
+        data.shared.limits.connect_timeout,
+    )
+    .await?;
     Ok((app, permitted))
 }
 
 /// Names the workloads at both ends, for the report only.
-fn identify_parties(data: &Rc<Data>, pod: &Pod, transport: &Transport, peer: SocketAddr, report: &mut FlowGuard) {
+fn identify_parties(
+    data: &Rc<Data>,
+    pod: &Pod,
+    transport: &Transport,
+    peer: SocketAddr,
+    report: &mut FlowGuard,
+) {
     let snapshot = data.shared.state.load();
-    let Some(own) = snapshot.mesh.workload(&pod.workload) else { return };
+    let Some(own) = snapshot.mesh.workload(&pod.workload) else {
+        return;
+    };
     let source = snapshot.mesh.workload_at(&own.network, peer.ip());
     // An address alone proves nothing: with a proven identity, only a workload of that identity is named.
-    let source = source.filter(|w| transport.identity().is_none_or(|proven| *proven == w.identity));
+    let source = source.filter(|w| {
+        transport
+            .identity()
+            .is_none_or(|proven| *proven == w.identity)
+    });
     report.record_mut().destination.workload = Some(own.clone());
     report.record_mut().source.workload = source.cloned();
 }
@@ -320,7 +428,12 @@ struct Live<'a> {
 }
 
 /// Relays a flow to its end, under review, and reports it.
-async fn carry<F: Future<Output = End>>(data: &Rc<Data>, live: Live<'_>, report: FlowGuard, relay: impl FnOnce(Meter, CutSignal) -> F) {
+async fn carry<F: Future<Output = End>>(
+    data: &Rc<Data>,
+    live: Live<'_>,
+    report: FlowGuard,
+    relay: impl FnOnce(Meter, CutSignal) -> F,
+) {
     let (cutter, cut) = Cutter::new();
     let meter = Meter::new();
     let report = Rc::new(RefCell::new(report));
@@ -331,13 +444,24 @@ async fn carry<F: Future<Output = End>>(data: &Rc<Data>, live: Live<'_>, report:
     let direction = report.borrow().record().direction.as_str();
     let live_flows = sessions.get_or_create_owned(&DirectionLabel { direction });
     live_flows.inc();
-    let flow = Flow { pod: live.pod.uid.clone(), conn: live.conn, cutter, meter: meter.clone(), client_first: live.client_first, guard: report.clone() };
-    let registered = data.sessions.register(flow, live.decided_in, &data.shared.state);
+    let flow = Flow {
+        pod: live.pod.uid.clone(),
+        conn: live.conn,
+        cutter,
+        meter: meter.clone(),
+        client_first: live.client_first,
+        guard: report.clone(),
+    };
+    let registered = data
+        .sessions
+        .register(flow, live.decided_in, &data.shared.state);
     let end = relay(meter, cut).await;
     drop(registered);
     live_flows.dec();
     if let Some(reason) = end.reason {
-        report.borrow_mut().fail(reason, end.error.unwrap_or_default());
+        report
+            .borrow_mut()
+            .fail(reason, end.error.unwrap_or_default());
     }
 }
 

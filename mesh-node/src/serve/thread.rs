@@ -8,13 +8,21 @@ use std::{
     collections::HashMap,
     io,
     rc::Rc,
-    sync::{Arc, atomic::{AtomicUsize, Ordering::Relaxed}},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     thread::JoinHandle,
     time::Duration,
 };
 
 use mesh_model::{name::NodeName, reason::Reason};
-use tokio::{net::TcpListener, sync::{mpsc, watch}, task::{AbortHandle, LocalSet}, time::MissedTickBehavior};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::{AbortHandle, LocalSet},
+    time::MissedTickBehavior,
+};
 
 use super::{Sessions, tcp};
 use crate::{
@@ -24,6 +32,7 @@ use crate::{
     dial::Tunnels,
     identify::{Certificates, Handshakes, Held},
     observe::Observer,
+    relay,
     state::MeshState,
 };
 
@@ -105,7 +114,10 @@ pub struct Place(Arc<Shared>);
 
 impl DataThreads {
     /// Starts one thread per receiver.
-    pub fn start(shared: Arc<Shared>, receivers: Vec<mpsc::Receiver<ListenerEvent>>) -> io::Result<Self> {
+    pub fn start(
+        shared: Arc<Shared>,
+        receivers: Vec<mpsc::Receiver<ListenerEvent>>,
+    ) -> io::Result<Self> {
         let (phase, _) = watch::channel(Phase::Serving);
         let (living, alive) = watch::channel(());
         let living = Arc::new(living);
@@ -114,13 +126,24 @@ impl DataThreads {
             let (shared, phase, living) = (shared.clone(), phase.subscribe(), living.clone());
             let run = move || {
                 let _living = living;
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let runtime = runtime.expect("a runtime needs a few descriptors, which a starting process has");
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                let runtime = runtime
+                    .expect("a runtime needs a few descriptors, which a starting process has");
                 LocalSet::new().block_on(&runtime, Data::new(shared, phase).run(events));
             };
-            threads.push(std::thread::Builder::new().name(format!("data-{n}")).spawn(run)?);
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("data-{n}"))
+                    .spawn(run)?,
+            );
         }
-        Ok(Self { phase, threads, alive })
+        Ok(Self {
+            phase,
+            threads,
+            alive,
+        })
     }
 
     /// Waits until a thread has ended, which in ordinary life none does.
@@ -138,7 +161,9 @@ impl DataThreads {
     /// Ends the flows that are left, and the threads.
     pub async fn end(self) {
         self.phase.send_replace(Phase::Ended);
-        let joined = tokio::task::spawn_blocking(move || self.threads.into_iter().for_each(|t| drop(t.join())));
+        let joined = tokio::task::spawn_blocking(move || {
+            self.threads.into_iter().for_each(|t| drop(t.join()))
+        });
         if tokio::time::timeout(LAST_WORDS * 3, joined).await.is_err() {
             tracing::error!("a data thread did not end in time");
         }
@@ -164,8 +189,18 @@ impl Data {
     fn new(shared: Arc<Shared>, phase: watch::Receiver<Phase>) -> Rc<Self> {
         let mut limits = crate::wire::Limits::client();
         limits.idle = shared.limits.tunnel_idle;
-        let tunnels = Rc::new(Tunnels::new(shared.certificates.clone(), limits, shared.limits.connect_timeout));
-        Rc::new(Self { shared, tunnels, sessions: Sessions::default(), pods: RefCell::default(), phase })
+        let tunnels = Rc::new(Tunnels::new(
+            shared.certificates.clone(),
+            limits,
+            shared.limits.connect_timeout,
+        ));
+        Rc::new(Self {
+            shared,
+            tunnels,
+            sessions: Sessions::default(),
+            pods: RefCell::default(),
+            phase,
+        })
     }
 
     async fn run(self: Rc<Self>, mut events: mpsc::Receiver<ListenerEvent>) {
@@ -196,20 +231,28 @@ impl Data {
         self.sessions.cut_all(Reason::Draining);
         self.pods.borrow_mut().clear();
         let quiet = async {
-            while !self.sessions.is_empty() {
+            while !self.sessions.is_empty() || relay::open_tunnels() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        // Flows that do not end now end with the process.
+        // Flows that do not end now end with the process. Tunnels say goodbye first: a socket that is closed
+        // with something unread resets its peer, and the last bytes of a flow with it.
         let _ = tokio::time::timeout(LAST_WORDS, quiet).await;
     }
 
     fn on_event(self: &Rc<Self>, event: ListenerEvent) {
         match event {
-            ListenerEvent::Add { pod, kind, listener } => self.add(pod, kind, listener),
+            ListenerEvent::Add {
+                pod,
+                kind,
+                listener,
+            } => self.add(pod, kind, listener),
             ListenerEvent::Remove { uid } => {
                 if let Some(served) = self.pods.borrow_mut().remove(&uid) {
-                    served.listening.first().inspect(|l| self.tunnels.retire_pod(&l.pod.addresses));
+                    served
+                        .listening
+                        .first()
+                        .inspect(|l| self.tunnels.retire_pod(&l.pod.addresses));
                 }
                 self.sessions.cut_pod(&uid, Reason::WorkloadGone);
             }
@@ -228,7 +271,9 @@ impl Data {
 
     fn each_listening(self: &Rc<Self>, mut act: impl FnMut(&Rc<Self>, &mut Listening)) {
         let mut pods = self.pods.borrow_mut();
-        pods.values_mut().flat_map(|p| &mut p.listening).for_each(|l| act(self, l));
+        pods.values_mut()
+            .flat_map(|p| &mut p.listening)
+            .for_each(|l| act(self, l));
     }
 
     fn add(self: &Rc<Self>, pod: Arc<Pod>, kind: Kind, listener: std::net::TcpListener) {
@@ -249,10 +294,20 @@ impl Data {
             gone: watch::Sender::new(()),
             _certificate: self.shared.certificates.hold(&pod.identity),
         });
-        served.listening.push(Listening { pod, kind, listener, accepting });
+        served.listening.push(Listening {
+            pod,
+            kind,
+            listener,
+            accepting,
+        });
     }
 
-    fn accept_on(self: &Rc<Self>, pod: Arc<Pod>, kind: Kind, listener: Rc<TcpListener>) -> AbortHandle {
+    fn accept_on(
+        self: &Rc<Self>,
+        pod: Arc<Pod>,
+        kind: Kind,
+        listener: Rc<TcpListener>,
+    ) -> AbortHandle {
         let data = self.clone();
         let accept = async move {
             let metrics = data.shared.observer.metrics().clone();
@@ -273,24 +328,39 @@ impl Data {
         tokio::task::spawn_local(accept).abort_handle()
     }
 
-    fn take(self: &Rc<Self>, pod: &Arc<Pod>, kind: Kind, tcp: tokio::net::TcpStream, peer: std::net::SocketAddr) {
+    fn take(
+        self: &Rc<Self>,
+        pod: &Arc<Pod>,
+        kind: Kind,
+        tcp: tokio::net::TcpStream,
+        peer: std::net::SocketAddr,
+    ) {
         // A connection that is gone already needs no answer.
-        let Ok(accepted) = Accepted::new(pod.clone(), kind, tcp, peer) else { return };
+        let Ok(accepted) = Accepted::new(pod.clone(), kind, tcp, peer) else {
+            return;
+        };
         let Some(place) = self.shared.place() else {
             tcp::overloaded(self, accepted);
             return;
         };
         let data = self.clone();
         match kind {
-            Kind::Outbound => drop(tokio::task::spawn_local(tcp::outbound(data, accepted, place))),
-            Kind::Plaintext => drop(tokio::task::spawn_local(tcp::plaintext(data, accepted, place))),
+            Kind::Outbound => drop(tokio::task::spawn_local(tcp::outbound(
+                data, accepted, place,
+            ))),
+            Kind::Plaintext => drop(tokio::task::spawn_local(tcp::plaintext(
+                data, accepted, place,
+            ))),
             Kind::Hbone => drop(tokio::task::spawn_local(tcp::tunnel(data, accepted, place))),
         }
     }
 
     /// A receiver that fails when the pod has gone; `None` when it has gone already.
     pub fn gone(&self, pod: &PodUid) -> Option<watch::Receiver<()>> {
-        self.pods.borrow().get(pod).map(|served| served.gone.subscribe())
+        self.pods
+            .borrow()
+            .get(pod)
+            .map(|served| served.gone.subscribe())
     }
 
     /// Waits until this thread drains.

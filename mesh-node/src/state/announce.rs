@@ -2,7 +2,11 @@
 //!
 //! Invariant: a reader that comes late sees every name that changed since it last looked, each once.
 
-use std::{collections::HashSet, hash::Hash, sync::{Arc, Mutex, PoisonError, Weak}};
+use std::{
+    collections::HashSet,
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use mesh_model::mesh::Diff;
 use tokio::sync::Notify;
@@ -27,7 +31,10 @@ impl Announcements {
     /// A new reader; it sees what changes from now on.
     pub fn subscribe(&self) -> Diffs {
         let mailbox = Arc::new(Mailbox::default());
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&mailbox));
+        self.readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::downgrade(&mailbox));
         Diffs(mailbox)
     }
 
@@ -36,17 +43,25 @@ impl Announcements {
         if *diff == Diff::default() {
             return;
         }
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).retain(|reader| {
-            let Some(mailbox) = reader.upgrade() else { return false };
-            let mut pending = mailbox.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            match pending.as_mut() {
-                Some(earlier) => merge(earlier, diff),
-                None => *pending = Some(diff.clone()),
-            }
-            drop(pending);
-            mailbox.filled.notify_one();
-            true
-        });
+        self.readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|reader| {
+                let Some(mailbox) = reader.upgrade() else {
+                    return false;
+                };
+                let mut pending = mailbox
+                    .pending
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                match pending.as_mut() {
+                    Some(earlier) => merge(earlier, diff),
+                    None => *pending = Some(diff.clone()),
+                }
+                drop(pending);
+                mailbox.filled.notify_one();
+                true
+            });
     }
 }
 
@@ -54,7 +69,13 @@ impl Diffs {
     /// What changed since the last call; waits until something has.
     pub async fn next(&mut self) -> Diff {
         loop {
-            if let Some(diff) = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(diff) = self
+                .0
+                .pending
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
+            {
                 return diff;
             }
             self.0.filled.notified().await;
@@ -63,7 +84,13 @@ impl Diffs {
 }
 
 fn merge(into: &mut Diff, from: &Diff) {
-    let Diff { workloads, services, policies, config, everyone } = from;
+    let Diff {
+        workloads,
+        services,
+        policies,
+        config,
+        everyone,
+    } = from;
     extend(&mut into.workloads, workloads);
     extend(&mut into.services, services);
     extend(&mut into.policies, policies);
@@ -84,7 +111,11 @@ mod tests {
     use super::*;
 
     fn diff(workloads: &[&str], config: bool) -> Diff {
-        Diff { workloads: workloads.iter().map(|&w| w.into()).collect(), config, ..Diff::default() }
+        Diff {
+            workloads: workloads.iter().map(|&w| w.into()).collect(),
+            config,
+            ..Diff::default()
+        }
     }
 
     #[tokio::test]

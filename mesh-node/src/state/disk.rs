@@ -4,7 +4,12 @@
 //! lengths, then the marker of completeness. Invariants: replaced by rename after fsync; anything that does
 //! not check out is refused whole; every length is checked before it is used.
 
-use std::{fs, io::{self, Write}, path::Path, sync::Arc};
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use mesh_api::resource::{Kind, Resource};
@@ -43,7 +48,10 @@ pub enum DiskError {
 pub fn save(path: &Path, saved: &Saved) -> io::Result<()> {
     let mut body = Vec::new();
     for r in &saved.resources {
-        let kind = Kind::ALL.iter().position(|k| *k == r.kind).expect("ALL holds every kind");
+        let kind = Kind::ALL
+            .iter()
+            .position(|k| *k == r.kind)
+            .expect("ALL holds every kind");
         body.push(u8::try_from(kind).expect("there are few kinds"));
         put(&mut body, r.name.as_bytes())?;
         put(&mut body, &r.body)?;
@@ -86,7 +94,8 @@ fn take_resource(body: &mut Bytes) -> Option<Resource> {
 }
 
 fn put(body: &mut Vec<u8>, part: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(part.len()).map_err(|_| io::Error::other("a resource is too large to be kept"))?;
+    let length = u32::try_from(part.len())
+        .map_err(|_| io::Error::other("a resource is too large to be kept"))?;
     body.extend_from_slice(&length.to_be_bytes());
     body.extend_from_slice(part);
     Ok(())
@@ -102,7 +111,9 @@ fn take(body: &mut Bytes) -> Option<Bytes> {
 
 /// Replaces a file whole: a reader sees the old or the new one, also after a crash.
 pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().ok_or_else(|| io::Error::other("the path has no directory"))?;
+    let directory = path
+        .parent()
+        .ok_or_else(|| io::Error::other("the path has no directory"))?;
     fs::create_dir_all(directory)?;
     let temporary = path.with_extension("new");
     let mut file = fs::File::create(&temporary)?;

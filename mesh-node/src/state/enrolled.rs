@@ -3,9 +3,16 @@
 //! Invariant: the file is replaced whole; without a readable file no namespace is taken for enrolled, and the
 //! pods in question wait for configuration.
 
-use std::{collections::BTreeSet, fs, io, path::{Path, PathBuf}};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use mesh_model::{mesh::{Enrolment, Mesh}, name::Namespace};
+use mesh_model::{
+    mesh::{Enrolment, Mesh},
+    name::Namespace,
+};
 
 /// The file and what it last held.
 #[derive(Debug)]
@@ -19,7 +26,12 @@ impl EnrolledNamespaces {
     pub fn open(state_dir: &Path) -> Self {
         let path = state_dir.join("enrolled");
         let names = match fs::read_to_string(&path) {
-            Ok(text) => text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect(),
+            Ok(text) => text
+                .lines()
+                .map(str::trim)
+                .filter(|l| !l.is_empty())
+                .map(str::to_owned)
+                .collect(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "the list of enrolled namespaces cannot be read; pods wait for configuration instead");
@@ -39,8 +51,15 @@ impl EnrolledNamespaces {
         if !mesh.is_complete() {
             return Ok(());
         }
-        let enrolled = |uid| mesh.extra(uid).is_some_and(|e| e.enrolment == Enrolment::Enrolled);
-        let names: BTreeSet<String> = mesh.workloads().filter(|w| enrolled(&w.uid)).map(|w| w.namespace.to_string()).collect();
+        let enrolled = |uid| {
+            mesh.extra(uid)
+                .is_some_and(|e| e.enrolment == Enrolment::Enrolled)
+        };
+        let names: BTreeSet<String> = mesh
+            .workloads()
+            .filter(|w| enrolled(&w.uid))
+            .map(|w| w.namespace.to_string())
+            .collect();
         if names == self.names {
             return Ok(());
         }

@@ -3,7 +3,10 @@
 //! Invariants: a reader takes one `Snapshot` and decides everything about a flow from it; the generation
 //! grows by one with every change, so that a reader can tell whether it decided from an old one.
 
-use std::{sync::{Arc, Mutex, PoisonError}, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use mesh_model::mesh::{Change, Diff, Mesh};
@@ -61,11 +64,17 @@ impl MeshState {
 
     /// Applies changes, publishes the next snapshot, and announces what changed.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Diff {
-        let _writer = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = self
+            .0
+            .writing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let old = self.0.current.load_full();
         let (mesh, diff) = old.mesh.apply(changes);
         let generation = old.generation + 1;
-        self.0.current.store(Arc::new(Snapshot { mesh, generation }));
+        self.0
+            .current
+            .store(Arc::new(Snapshot { mesh, generation }));
         self.0.announcements.announce(&diff);
         self.0.generation.send_replace(generation);
         diff
@@ -77,7 +86,11 @@ impl MeshState {
     }
 
     /// Waits until `ready` finds what it needs in a snapshot, no longer than `most`; `None` when it did not.
-    pub async fn wait_for<T>(&self, most: Duration, mut ready: impl FnMut(&Snapshot) -> Option<T>) -> Option<T> {
+    pub async fn wait_for<T>(
+        &self,
+        most: Duration,
+        mut ready: impl FnMut(&Snapshot) -> Option<T>,
+    ) -> Option<T> {
         let mut generation = self.0.generation.subscribe();
         let look = async {
             loop {

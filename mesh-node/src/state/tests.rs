@@ -44,6 +44,10 @@ fn a_damaged_file_is_refused_whole() {
         fs::write(&path, &bad).expect("writable");
         assert!(load(&path).is_err(), "byte {at} changed");
     }
-    fs::write(&path, b"something else that is long enough to hold a header, but is none").expect("writable");
+    fs::write(
+        &path,
+        b"something else that is long enough to hold a header, but is none",
+    )
+    .expect("writable");
     assert!(matches!(load(&path), Err(DiskError::Magic)));
 }

@@ -4,23 +4,37 @@
 //! used although others are bad; what could not be understood is refused by name; nothing is written to disk
 //! before everything was received once.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::{Duration, UNIX_EPOCH}};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use mesh_api::{
     convert,
     delta::{self, Received},
-    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
+    discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
     resource::{Kind, Resource, Update},
 };
 use mesh_model::{mesh::Change, name::NodeName};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
-use tokio::{sync::{mpsc, watch}, time::{Instant, sleep_until}};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::{EnrolledNamespaces, MeshState, Saved, disk};
-use crate::{identify::{Certificates, Controller, Trust}, observe::{Metrics, ResultLabel, TypeLabel}};
+use crate::{
+    identify::{Certificates, Controller, Trust},
+    observe::{Metrics, ResultLabel, TypeLabel},
+};
 
 /// The largest message that is accepted.
 const MAX_MESSAGE: usize = 200 << 20;
@@ -104,7 +118,14 @@ impl XdsClient {
         let client = delta::Client::new(parts.node.as_str(), &parts.cluster);
         let enrolled = EnrolledNamespaces::open(&parts.state_dir);
         let (status, watching) = watch::channel(XdsStatus::default());
-        let mut this = Self { parts, client, held: HashMap::new(), enrolled, status, save_at: None };
+        let mut this = Self {
+            parts,
+            client,
+            held: HashMap::new(),
+            enrolled,
+            status,
+            save_at: None,
+        };
         this.restore();
         (watching, this)
     }
@@ -125,8 +146,14 @@ impl XdsClient {
         };
         let mut changes = Vec::new();
         for resource in saved.resources {
-            self.held.insert((resource.kind, resource.name.clone()), resource.clone());
-            let roots = convert::decode_resource(resource.kind.url(), &resource.name, resource.body.clone()).roots;
+            self.held
+                .insert((resource.kind, resource.name.clone()), resource.clone());
+            let roots = convert::decode_resource(
+                resource.kind.url(),
+                &resource.name,
+                resource.body.clone(),
+            )
+            .roots;
             self.publish(roots);
             match self.client.seed(resource) {
                 Ok(more) => changes.extend(more),
@@ -137,9 +164,16 @@ impl XdsClient {
         changes.push(Change::Complete);
         self.parts.state.apply(changes);
         self.status.send_modify(|s| s.complete = true);
-        let written = std::fs::metadata(&path).and_then(|m| m.modified()).ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        let written = std::fs::metadata(&path)
+            .and_then(|m| m.modified())
+            .ok()
+            .and_then(|t| t.duration_since(UNIX_EPOCH).ok());
         let seconds = written.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
-        self.parts.metrics.node().config_received.store(seconds, std::sync::atomic::Ordering::Relaxed);
+        self.parts
+            .metrics
+            .node()
+            .config_received
+            .store(seconds, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Receives for ever.
@@ -171,10 +205,16 @@ impl XdsClient {
         let channel = self.connect().await?;
         let (requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(REQUESTS);
         for request in self.client.connect() {
-            requests.try_send(request).expect("the queue holds more than one request per kind");
+            requests
+                .try_send(request)
+                .expect("the queue holds more than one request per kind");
         }
-        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let mut responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let mut responses = client
+            .delta_aggregated_resources(ReceiverStream::new(outgoing))
+            .await?
+            .into_inner();
         self.count("ok");
         self.parts.metrics.node().xds_connected.set(1);
         self.status.send_modify(|s| s.connected = true);
@@ -209,16 +249,42 @@ impl XdsClient {
     }
 
     /// Applies a response and gives the reply.
-    fn take(&mut self, response: DeltaDiscoveryResponse) -> Result<DeltaDiscoveryRequest, StreamError> {
+    fn take(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+    ) -> Result<DeltaDiscoveryRequest, StreamError> {
         let kind = Kind::from_url(&response.type_url);
-        let bodies: HashMap<String, Bytes> = response.resources.iter().filter_map(|r| Some((r.name.clone(), r.resource.as_ref()?.value.clone()))).collect();
+        let bodies: HashMap<String, Bytes> = response
+            .resources
+            .iter()
+            .filter_map(|r| Some((r.name.clone(), r.resource.as_ref()?.value.clone())))
+            .collect();
         let received = self.client.receive(response)?;
-        let Received { changes, updates, roots, rejected, absent: _, reply } = received;
+        let Received {
+            changes,
+            updates,
+            roots,
+            rejected,
+            absent: _,
+            reply,
+        } = received;
         if let Some(kind) = kind {
-            let label = TypeLabel { r#type: kind.to_string() };
-            self.parts.metrics.node().xds_resources.get_or_create(&label).inc_by(updates.len() as u64);
+            let label = TypeLabel {
+                r#type: kind.to_string(),
+            };
+            self.parts
+                .metrics
+                .node()
+                .xds_resources
+                .get_or_create(&label)
+                .inc_by(updates.len() as u64);
             if !rejected.is_empty() {
-                self.parts.metrics.node().xds_nacks.get_or_create(&label).inc();
+                self.parts
+                    .metrics
+                    .node()
+                    .xds_nacks
+                    .get_or_create(&label)
+                    .inc();
             }
             // A policy that denies because it was not understood must deny after a restart too.
             for error in rejected.iter().filter(|_| kind == Kind::Authorization) {
@@ -233,7 +299,10 @@ impl XdsClient {
         }
         for update in updates {
             match update {
-                Update::Set(resource) => drop(self.held.insert((resource.kind, resource.name.clone()), resource)),
+                Update::Set(resource) => drop(
+                    self.held
+                        .insert((resource.kind, resource.name.clone()), resource),
+                ),
                 Update::Remove(kind, name) => drop(self.held.remove(&(kind, name))),
             }
         }
@@ -255,11 +324,18 @@ impl XdsClient {
 
     fn publish(&self, roots: Option<Vec<String>>) {
         let Some(pem) = roots else { return };
-        let ders: Result<Vec<_>, _> = pem.iter().flat_map(|p| CertificateDer::pem_slice_iter(p.as_bytes())).collect();
-        let trust = ders.map_err(|e| e.to_string()).and_then(|ders| Trust::new(ders).map_err(|e| e.to_string()));
+        let ders: Result<Vec<_>, _> = pem
+            .iter()
+            .flat_map(|p| CertificateDer::pem_slice_iter(p.as_bytes()))
+            .collect();
+        let trust = ders
+            .map_err(|e| e.to_string())
+            .and_then(|ders| Trust::new(ders).map_err(|e| e.to_string()));
         match trust {
             Ok(trust) => self.parts.certificates.publish_roots(trust),
-            Err(error) => tracing::error!(%error, "the published roots cannot be read; the roots in use stay"),
+            Err(error) => {
+                tracing::error!(%error, "the published roots cannot be read; the roots in use stay")
+            }
         }
     }
 
@@ -275,7 +351,12 @@ impl XdsClient {
         if let Err(error) = self.enrolled.update(&snapshot.mesh) {
             tracing::warn!(%error, "the list of enrolled namespaces could not be written");
         }
-        let (path, saved) = (self.path(), Saved { resources: self.held.values().cloned().collect() });
+        let (path, saved) = (
+            self.path(),
+            Saved {
+                resources: self.held.values().cloned().collect(),
+            },
+        );
         let written = tokio::task::spawn_blocking(move || disk::save(&path, &saved)).await;
         if let Ok(Err(error)) = written {
             tracing::warn!(path = %self.path().display(), %error, "the configuration could not be written; a restart without the controller would use an older one");
@@ -283,6 +364,11 @@ impl XdsClient {
     }
 
     fn count(&self, result: &'static str) {
-        self.parts.metrics.node().xds_connections.get_or_create(&ResultLabel { result }).inc();
+        self.parts
+            .metrics
+            .node()
+            .xds_connections
+            .get_or_create(&ResultLabel { result })
+            .inc();
     }
 }

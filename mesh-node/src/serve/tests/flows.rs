@@ -1,0 +1,274 @@
+//! Flows from beginning to end, and what ends them early.
+
+use std::{net::SocketAddr, time::Duration};
+
+use mesh_model::{
+    mesh::{Change, MtlsMode},
+    reason::Reason,
+    testing::cast as testing,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+
+#[tokio::test]
+async fn a_flow_goes_through_a_tunnel_and_is_reported_on_both_sides() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.1.1", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.1.2", MtlsMode::Strict).await;
+    let app = echo(db.ip).await;
+    let mut tcp = node.dial(&web, app).await;
+    assert_eq!(
+        ask(&mut tcp, b"over the mesh").await.expect("carried"),
+        b"over the mesh"
+    );
+    tcp.shutdown().await.expect("half-close");
+    assert_eq!(
+        tcp.read(&mut [0; 8]).await.expect("the application's end"),
+        0
+    );
+    drop(tcp);
+    node.line(&[
+        "connection complete",
+        "direction=outbound",
+        "path=hbone",
+        "mtls=true",
+        "bytes_sent=13",
+        "bytes_recv=13",
+    ])
+    .await;
+    let line = node
+        .line(&["connection complete", "direction=inbound", "policy=allow"])
+        .await;
+    assert!(
+        line.contains("spiffe://cluster.local/ns/shop/sa/web"),
+        "{line}"
+    );
+    assert!(line.contains(&format!("dst.addr={app}")), "{line}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_address_leads_to_an_endpoint_and_a_dead_one_is_passed_over() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.2.1", MtlsMode::Permissive).await;
+    let db = node.pod("db", "127.7.2.2", MtlsMode::Permissive).await;
+    let app = echo(db.ip).await;
+    let service = testing::service("shop", "db", "127.7.2.100", 5432, app.port());
+    let mut dead = testing::pod("shop", "dead", "n1", "127.7.2.3");
+    dead.identity = db.workload.identity.clone();
+    let dead_extra = Change::WorkloadExtra(dead.uid.clone(), testing::extra(MtlsMode::Permissive));
+    node.state.apply([
+        Change::Service(service),
+        Change::Workload(testing::serving(db.workload.clone(), "shop", "db")),
+        Change::Workload(testing::serving(dead, "shop", "db")),
+        dead_extra,
+    ]);
+    for _ in 0..8 {
+        let mut tcp = node
+            .dial(&web, "127.7.2.100:5432".parse().expect("an address"))
+            .await;
+        assert_eq!(
+            ask(&mut tcp, b"hello")
+                .await
+                .expect("one of the two answers"),
+            b"hello"
+        );
+    }
+    node.line(&[
+        "direction=outbound",
+        "dst.service=db.shop.svc.cluster.local",
+        "connection complete",
+    ])
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_denied_flow_is_reset_and_named_and_nothing_reaches_the_application() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.3.1", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.3.2", MtlsMode::Strict).await;
+    node.state.apply([Change::Policy(deny(
+        "no-web",
+        "cluster.local/ns/shop/sa/web",
+    ))]);
+    let listener = TcpListener::bind((db.ip, 0)).await.expect("a free port");
+    let app = listener.local_addr().expect("bound");
+    let mut tcp = node.dial(&web, app).await;
+    tcp.write_all(b"early bytes").await.expect("buffered");
+    assert!(is_reset(tcp).await);
+    node.line(&[
+        "connection refused",
+        "direction=inbound",
+        "policy=deny",
+        "policy_name=shop/no-web",
+        "reason=policy_denied",
+    ])
+    .await;
+    node.line(&["direction=outbound", "reason=peer_denied"])
+        .await;
+    assert_eq!(
+        node.kernel.told().failed,
+        vec![(7, app, Reason::PeerDenied)]
+    );
+    let reached = tokio::time::timeout(Duration::from_millis(200), listener.accept()).await;
+    assert!(reached.is_err(), "the application was dialed");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_policy_that_arrives_cuts_the_flows_it_forbids_and_no_others() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.4.1", MtlsMode::Strict).await;
+    let other = node.pod("other", "127.7.4.3", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.4.2", MtlsMode::Strict).await;
+    let app = echo(db.ip).await;
+    let (mut doomed, mut fine) = (node.dial(&web, app).await, node.dial(&other, app).await);
+    ask(&mut doomed, b"one").await.expect("allowed");
+    ask(&mut fine, b"one").await.expect("allowed");
+    let changed = std::time::Instant::now();
+    node.state.apply([Change::Policy(deny(
+        "no-web",
+        "cluster.local/ns/shop/sa/web",
+    ))]);
+    assert!(is_reset(doomed).await);
+    assert!(
+        changed.elapsed() < Duration::from_secs(1),
+        "took {:?}",
+        changed.elapsed()
+    );
+    ask(&mut fine, b"two").await.expect("still allowed");
+    node.line(&[
+        "direction=inbound",
+        "reason=policy_changed",
+        "policy_name=shop/no-web",
+    ])
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn plaintext_is_taken_or_refused_as_the_mode_says() {
+    let node = Node::start().await;
+    let open = node.pod("open", "127.7.5.1", MtlsMode::Permissive).await;
+    let strict = node.pod("strict", "127.7.5.2", MtlsMode::Strict).await;
+    // Without a kernel the address that was dialed is the listener itself, so the proxy dials itself: it is
+    // enough to see what was decided.
+    let connect = |home: &Home| TcpStream::connect(home.plaintext);
+    assert!(is_refused(connect(&strict).await).await);
+    node.line(&[
+        "direction=inbound",
+        "path=plain",
+        "reason=mtls_required",
+        "dst.workload=strict",
+    ])
+    .await;
+    let taken = connect(&open).await.expect("the proxy listens");
+    drop(taken);
+    node.line(&[
+        "direction=inbound",
+        "path=plain",
+        "policy=allow",
+        "dst.workload=open",
+    ])
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_not_captured_is_refused() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.6.1", MtlsMode::Strict).await;
+    assert!(is_refused(TcpStream::connect(web.outbound).await).await);
+    node.line(&["direction=outbound", "reason=no_original_destination"])
+        .await;
+    assert!(is_refused(node.try_dial(&web, SocketAddr::new(web.ip, 15008)).await).await);
+    node.line(&["direction=outbound", "reason=loop"]).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn configuration_that_is_late_is_waited_for() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.7.1", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.7.2", MtlsMode::Strict).await;
+    let app = echo(db.ip).await;
+    node.state
+        .apply([Change::RemoveWorkload(db.workload.uid.clone())]);
+    node.state.apply([Change::Workload(db.workload.clone())]);
+    let mut tcp = node.dial(&web, app).await;
+    tcp.write_all(b"hello").await.expect("buffered");
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), tcp.read(&mut [0; 1]))
+            .await
+            .is_err(),
+        "decided without configuration"
+    );
+    node.state.apply([Change::WorkloadExtra(
+        db.workload.uid.clone(),
+        testing::extra(MtlsMode::Strict),
+    )]);
+    let mut answer = [0; 5];
+    tokio::time::timeout(Duration::from_secs(5), tcp.read_exact(&mut answer))
+        .await
+        .expect("in time")
+        .expect("allowed now");
+    assert_eq!(&answer, b"hello");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_goes_takes_its_listeners_and_flows_with_it() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.8.1", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.8.2", MtlsMode::Strict).await;
+    let app = echo(db.ip).await;
+    let mut tcp = node.dial(&web, app).await;
+    ask(&mut tcp, b"one").await.expect("allowed");
+    node.listeners
+        .remove(&db.pod.uid)
+        .await
+        .expect("threads run");
+    assert!(is_reset(tcp).await);
+    node.line(&["direction=inbound", "reason=workload_gone"])
+        .await;
+    let closed = async {
+        while TcpStream::connect((db.ip, 15008)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), closed)
+        .await
+        .expect("the listener closes");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn draining_waits_for_flows_and_then_ends_them() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.9.1", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.9.2", MtlsMode::Strict).await;
+    let app = echo(db.ip).await;
+    let mut tcp = node.dial(&web, app).await;
+    ask(&mut tcp, b"one").await.expect("allowed");
+    let Node {
+        threads, shared, ..
+    } = node;
+    threads.drain();
+    let closed = async {
+        while TcpStream::connect((db.ip, 15008)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), closed)
+        .await
+        .expect("accepting stops");
+    ask(&mut tcp, b"two").await.expect("live flows go on");
+    threads.end().await;
+    assert!(is_reset(tcp).await);
+    assert_eq!(shared.flows.load(std::sync::atomic::Ordering::Relaxed), 0);
+}

@@ -1,0 +1,273 @@
+//! The whole story in one process: pods on loopback addresses, real sockets, real tunnels, a kernel that is taught.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
+    time::{Duration, SystemTime},
+};
+
+use mesh_model::{
+    mesh::{
+        Action, Change, MtlsMode, Policy, PolicyScope, Workload,
+        policy::{Match, StringMatch},
+    },
+    testing::cast as testing,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+mod bounds;
+mod flows;
+
+use super::*;
+use crate::{
+    accept::{Family, Kind, Listeners, Pod, PodSockets, PodUid},
+    capture::FakeDatapath,
+    config::Limits,
+    identify::{Certificates, Handshakes, testing::Authority},
+    observe::{AccessFormat, LogSink, Metrics, Observer},
+    state::MeshState,
+};
+
+/// Sockets that speak from the pod's own address.
+#[derive(Debug)]
+struct Loopback(IpAddr);
+
+impl PodSockets for Loopback {
+    fn tcp(&self, _: Family, _: Option<SocketAddr>) -> io::Result<socket2::Socket> {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(self.0, 0).into())?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+}
+
+/// What the access log was given.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0
+            .lock()
+            .expect("not poisoned")
+            .extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A node with all its pods on loopback.
+struct Node {
+    state: MeshState,
+    kernel: Arc<FakeDatapath>,
+    listeners: Listeners,
+    shared: Arc<Shared>,
+    threads: DataThreads,
+    lines: Lines,
+    certificates: Certificates,
+    ca: Authority,
+}
+
+fn limits() -> Limits {
+    Limits {
+        connect_timeout: Duration::from_secs(3),
+        handshake_timeout: Duration::from_secs(2),
+        handshakes: 64,
+        handshakes_per_source: 32,
+        flows: 256,
+        tunnel_idle: Duration::from_secs(60),
+    }
+}
+
+impl Node {
+    async fn start() -> Self {
+        let (state, kernel, lines) = (
+            MeshState::new(),
+            Arc::new(FakeDatapath::default()),
+            Lines::default(),
+        );
+        let certificates = Certificates::new(SystemTime::now);
+        let sink = LogSink::new(lines.clone()).expect("a thread");
+        let shared = Arc::new(Shared {
+            node: "n1".into(),
+            state: state.clone(),
+            certificates: certificates.clone(),
+            datapath: kernel.clone(),
+            observer: Observer::new(Metrics::new(), sink, AccessFormat::Text, true),
+            handshakes: Handshakes::new(64, 32),
+            limits: limits(),
+            flows: AtomicUsize::new(0),
+        });
+        let (listeners, receivers) = Listeners::new(2);
+        let threads = DataThreads::start(shared.clone(), receivers).expect("threads");
+        state.apply([Change::Config(testing::config()), Change::Complete]);
+        Self {
+            state,
+            kernel,
+            listeners,
+            shared,
+            threads,
+            lines,
+            certificates,
+            ca: Authority::new("ca"),
+        }
+    }
+
+    /// Makes a pod known, gives it a certificate and its listeners.
+    async fn pod(&self, name: &str, ip: &str, mtls: MtlsMode) -> Home {
+        let workload = testing::pod("shop", name, "n1", ip);
+        self.certificates.put(self.ca.issue(&workload.identity));
+        self.state.apply([
+            Change::Workload(workload.clone()),
+            Change::WorkloadExtra(workload.uid.clone(), testing::extra(mtls)),
+        ]);
+        let ip: IpAddr = ip.parse().expect("an address");
+        let pod = Arc::new(Pod {
+            uid: PodUid::new(name),
+            workload: workload.uid.clone(),
+            namespace: "shop".into(),
+            name: name.into(),
+            service_account: name.into(),
+            identity: workload.identity.clone(),
+            addresses: Box::new([ip]),
+            netns_cookie: 7,
+            sockets: Arc::new(Loopback(ip)),
+        });
+        let mut home = Home {
+            ip,
+            pod: pod.clone(),
+            workload,
+            outbound: SocketAddr::new(ip, 0),
+            plaintext: SocketAddr::new(ip, 0),
+        };
+        for (kind, port) in [
+            (Kind::Outbound, 0),
+            (Kind::Plaintext, 0),
+            (Kind::Hbone, 15008),
+        ] {
+            let listener = std::net::TcpListener::bind((ip, port)).expect("a free port");
+            listener.set_nonblocking(true).expect("possible");
+            match kind {
+                Kind::Outbound => home.outbound = listener.local_addr().expect("bound"),
+                Kind::Plaintext => home.plaintext = listener.local_addr().expect("bound"),
+                Kind::Hbone => {}
+            }
+            self.listeners
+                .add(&pod, kind, &listener)
+                .await
+                .expect("threads run");
+        }
+        home
+    }
+
+    /// Connects from a pod as if the kernel had captured a dial to `target`.
+    async fn dial(&self, from: &Home, target: SocketAddr) -> TcpStream {
+        self.try_dial(from, target)
+            .await
+            .expect("the proxy listens")
+    }
+
+    async fn try_dial(&self, from: &Home, target: SocketAddr) -> io::Result<TcpStream> {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::new(from.ip, 0)).expect("free");
+        let local = socket.local_addr().expect("bound");
+        self.kernel
+            .told()
+            .originals
+            .insert((from.outbound, local), target);
+        socket.connect(from.outbound).await
+    }
+
+    /// Waits until the access log has a line with all these parts, and gives it.
+    async fn line(&self, parts: &[&str]) -> String {
+        let look = async {
+            loop {
+                let text = String::from_utf8_lossy(&self.lines.0.lock().expect("not poisoned"))
+                    .into_owned();
+                if let Some(line) = text.lines().find(|l| parts.iter().all(|p| l.contains(p))) {
+                    return line.to_owned();
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let found = tokio::time::timeout(Duration::from_secs(10), look).await;
+        found.unwrap_or_else(|_| {
+            panic!(
+                "no line with {parts:?} in:\n{}",
+                String::from_utf8_lossy(&self.lines.0.lock().expect("not poisoned"))
+            )
+        })
+    }
+
+    async fn stop(self) {
+        self.threads.end().await;
+    }
+}
+
+/// Where a pod lives in a test.
+struct Home {
+    ip: IpAddr,
+    pod: Arc<Pod>,
+    workload: Workload,
+    outbound: SocketAddr,
+    plaintext: SocketAddr,
+}
+
+/// An application that sends back what it gets, and closes when its client has.
+async fn echo(ip: IpAddr) -> SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = tcp.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
+}
+
+async fn ask(tcp: &mut TcpStream, text: &[u8]) -> io::Result<Vec<u8>> {
+    tcp.write_all(text).await?;
+    let mut answer = vec![0; text.len()];
+    tokio::time::timeout(Duration::from_secs(10), tcp.read_exact(&mut answer)).await??;
+    Ok(answer)
+}
+
+/// A refusal is a reset, never an orderly end.
+async fn is_reset(mut tcp: TcpStream) -> bool {
+    let mut byte = [0];
+    let read = tokio::time::timeout(Duration::from_secs(10), tcp.read(&mut byte))
+        .await
+        .expect("an end within the time");
+    matches!(read, Err(e) if e.kind() == io::ErrorKind::ConnectionReset)
+}
+
+/// As `is_reset`, for a connection that may be reset so fast that connecting already fails.
+async fn is_refused(connected: io::Result<TcpStream>) -> bool {
+    match connected {
+        Ok(tcp) => is_reset(tcp).await,
+        Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
+fn deny(name: &str, who: &str) -> Policy {
+    let matched = Match {
+        principals: Box::new([StringMatch::Exact(who.into())]),
+        ..Match::default()
+    };
+    testing::policy(
+        "shop",
+        name,
+        PolicyScope::Namespace,
+        Action::Deny,
+        [matched],
+    )
+}
