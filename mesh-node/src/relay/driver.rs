@@ -5,7 +5,7 @@
 //! that nobody needs ends by itself.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
@@ -46,6 +46,14 @@ const LOW: usize = 96 << 10;
 thread_local! {
     /// The thread's read buffer and event list: nothing of them is kept between polls.
     static SCRATCH: RefCell<(Vec<u8>, Vec<Event>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// Drivers of this thread that have not ended.
+    static OPEN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many tunnels of this thread still have something to send or to hear. A thread that ends before they do
+/// loses what their peers have not read yet.
+pub fn open_tunnels() -> usize {
+    OPEN.get()
 }
 
 /// The task.
@@ -62,6 +70,12 @@ pub struct Driver {
     idle_since: Option<Instant>,
     phase: Phase,
     is_client: bool,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        OPEN.set(OPEN.get() - 1);
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +99,7 @@ impl Driver {
     ) -> Self {
         let now = Instant::now();
         let timer = Box::pin(tokio::time::sleep_until(now + limits.ping_every));
+        OPEN.set(OPEN.get() + 1);
         Self {
             tcp,
             shared,

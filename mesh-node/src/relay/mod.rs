@@ -13,6 +13,7 @@ mod splice;
 pub mod tunnel;
 
 pub use copy::copy;
+pub use driver::open_tunnels;
 pub use flow::{CutSignal, Cutter, End, Meter, Side};
 pub use splice::splice;
 pub use tunnel::{

@@ -234,6 +234,7 @@ fn agent(
     token: &Path,
 ) -> Recipe {
     let name = node.name();
+    let cgroup = |of: &str| place.cgroup().join(&name).join(of).display().to_string();
     let flags = [
         ("--node-name", name.clone()),
         ("--node-ip", node.ip().to_string()),
@@ -244,15 +245,8 @@ fn agent(
         ),
         ("--controller-ca", ca.display().to_string()),
         ("--token-file", token.display().to_string()),
-        (
-            "--pods-cgroup",
-            place
-                .cgroup()
-                .join(&name)
-                .join("kubepods")
-                .display()
-                .to_string(),
-        ),
+        ("--pods-cgroup", cgroup("kubepods")),
+        ("--kubelet-cgroup", cgroup("kubelet")),
     ];
     let mut program = vec![beside(programs, "mesh-node").display().to_string()];
     program.extend(flags.into_iter().flat_map(|(k, v)| [k.to_owned(), v]));

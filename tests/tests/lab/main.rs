@@ -4,6 +4,10 @@
 
 mod cluster;
 mod faults;
+mod life;
+mod load;
+mod policy;
+mod programs;
 mod tunnel;
 
 use std::process::ExitCode;
@@ -17,5 +21,16 @@ fn main() -> ExitCode {
         cluster::down_removes_what_a_killed_supervisor_left,
         tunnel::an_echo_across_nodes_is_encrypted_and_logged,
         faults::t03_a_killed_node_proxy_leaks_nothing_and_comes_back,
+        life::t01_an_upgrade_under_load_loses_nothing,
+        life::t04_a_hung_proxy_fails_closed_and_recovers,
+        life::t09_without_a_controller_a_restarted_proxy_serves_and_enforces,
+        policy::t15_a_deny_cuts_live_connections_of_whom_it_names,
+        policy::t19_strict_refuses_who_is_not_in_the_mesh,
+        policy::an_allow_refuses_everybody_else,
+        policy::a_policy_with_a_bad_part_denies,
+        programs::redis_answers,
+        programs::nginx_serves_wrk,
+        programs::iperf_moves_bytes_both_ways,
+        programs::t21_a_server_that_speaks_first_is_heard_at_once,
     ])
 }
