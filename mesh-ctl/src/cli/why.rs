@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use mesh_model::{
     explain::{self, Explanation},
-    mesh::{Mesh, Service, Workload},
+    mesh::{Enrolment, Mesh, Service, Workload},
     name::NetworkId,
 };
 
@@ -55,6 +55,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .into_iter()
         .map(|dialed| explain::connection(&mesh, &source, dialed))
         .collect();
+    let enrolled = mesh
+        .extra(&source.uid)
+        .is_some_and(|extra| extra.enrolment == Enrolment::Enrolled);
+    if !enrolled {
+        eprintln!(
+            "note: {} is not enrolled: it dials by itself, in plain text and without an identity; \
+             what follows holds once it is enrolled",
+            source.uid
+        );
+    }
     if json {
         println!("{}", serde_json::to_string_pretty(&explained)?);
     } else {

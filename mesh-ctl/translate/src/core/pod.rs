@@ -92,14 +92,13 @@ fn draft<'a>(
 ) -> Draft<'a> {
     let pod = &*entry.object;
     let meta = &pod.metadata;
-    let enrolment = identity(pod, settings, messages).and_then(|identity| {
-        Ok((
+    let (identity, enrolment) = match identity(pod, settings, messages) {
+        Ok(identity) => (
             identity,
             enrolment::decide(view, pod, &settings.honour, messages),
-        ))
-    });
-    let (identity, enrolment) =
-        enrolment.unwrap_or_else(|(identity, reason)| (identity, Enrolment::Refused(reason)));
+        ),
+        Err((identity, reason)) => (identity, Enrolment::Refused(reason)),
+    };
     let protocol = if enrolment == Enrolment::Enrolled {
         TunnelProtocol::Hbone
     } else {
