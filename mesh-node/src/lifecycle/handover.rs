@@ -76,7 +76,7 @@ enum Say {
         version: u32,
     },
     Pod {
-        saved: SavedPod,
+        saved: Box<SavedPod>,
         netns: bool,
         tcp: Vec<Door>,
         udp: usize,
@@ -265,7 +265,7 @@ impl HandoverServer {
 
 async fn send_pod(stream: &PacketStream, pod: &HandedPod) -> Result<(), HandoverError> {
     let what = Say::Pod {
-        saved: pod.saved.clone(),
+        saved: Box::new(pod.saved.clone()),
         netns: pod.netns.is_some(),
         tcp: pod.doors.tcp.iter().map(Door::of).collect(),
         udp: pod.doors.udp.len(),
@@ -311,7 +311,7 @@ pub async fn take_over(path: &Path, admitted: u32) -> Result<Option<Predecessor>
                 netns,
                 tcp,
                 udp,
-            } if pods.len() < MOST => pods.push(pod(saved, netns, tcp, udp, descriptors)?),
+            } if pods.len() < MOST => pods.push(pod(*saved, netns, tcp, udp, descriptors)?),
             Say::Blob { name } if blobs.len() < MOST => {
                 let [sealed] = <[_; 1]>::try_from(descriptors)
                     .map_err(|_| HandoverError::Unexpected("a blob without its memory".into()))?;
