@@ -72,12 +72,6 @@ pub struct Driver {
     is_client: bool,
 }
 
-impl Drop for Driver {
-    fn drop(&mut self) {
-        OPEN.set(OPEN.get() - 1);
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Open,
@@ -371,6 +365,7 @@ impl Future for Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        OPEN.set(OPEN.get() - 1);
         // The runtime may be going away: whoever waits must learn that nothing comes any more.
         if let Ok(mut inner) = self.shared.inner.try_borrow_mut() {
             inner.close(TunnelError::Closed);
