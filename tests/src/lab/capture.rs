@@ -163,7 +163,7 @@ fn listen(
 fn receive(
     fd: i32,
     buffer: &mut [u8],
-    control: &mut Vec<u8>,
+    control: &mut [u8],
 ) -> nix::Result<(usize, Option<usize>, u32)> {
     let mut slices = [IoSliceMut::new(buffer)];
     let message = recvmsg::<LinkAddr>(fd, &mut slices, Some(control), MsgFlags::empty())?;
