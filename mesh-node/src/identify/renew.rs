@@ -201,7 +201,7 @@ impl<S: Signer> Renewer<S> {
             .certificates
             .node()
             .map(|n| half_life(n.since, n.not_after, 0.5));
-        self.not_before_pause(&None, by_life)
+        self.after_pause(&None, by_life)
     }
 
     fn due_workloads(&self) -> Vec<(Identity, SystemTime)> {
@@ -209,18 +209,13 @@ impl<S: Signer> Renewer<S> {
             let by_life = current
                 .filter(|c| c.not_after > self.certificates.now())
                 .map(|c| half_life(c.since, c.not_after, jitter(&identity)));
-            let whose = Some(identity);
-            let at = self.not_before_pause(&whose, by_life);
-            (whose.expect("set above"), at)
+            let at = self.after_pause(&Some(identity.clone()), by_life);
+            (identity, at)
         };
         self.certificates.wanted().into_iter().map(due).collect()
     }
 
-    fn not_before_pause(
-        &self,
-        whose: &Option<Identity>,
-        by_life: Option<SystemTime>,
-    ) -> SystemTime {
+    fn after_pause(&self, whose: &Option<Identity>, by_life: Option<SystemTime>) -> SystemTime {
         let by_life = by_life.unwrap_or(SystemTime::UNIX_EPOCH);
         self.pauses
             .get(whose)
