@@ -41,6 +41,8 @@ use crate::{
 const ROOT: u32 = 0;
 /// How long the last log lines, and tasks that are told to end, may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a successor waits for its configuration before it takes pods over all the same.
+const CONFIGURED: Duration = Duration::from_secs(20);
 
 /// Runs a role until it is told to stop.
 pub fn run(invocation: Invocation) -> Result<()> {
@@ -161,13 +163,16 @@ async fn node(config: Config, log: Log) -> Result<()> {
     let data =
         DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
     let capture = start_capture(&config, &tasks, &state, &kernel, &observer, listeners)?;
-    let (pods, _taken_up) = take_up(&tasks, &capture, predecessor).await?;
+    if predecessor.is_some() {
+        configured(&state, &certificates).await;
+    }
+    let (pods, _taken_up, predecessor) = take_up(&tasks, &capture, predecessor).await?;
     serve_sockets(
         &config,
         &tasks,
         Sockets {
             metrics: metrics.clone(),
-            capture,
+            capture: capture.clone(),
             state,
             certificates,
             observer,
@@ -175,13 +180,24 @@ async fn node(config: Config, log: Log) -> Result<()> {
             log: log.control,
         },
     )?;
+    if let Some(predecessor) = predecessor {
+        // Only now: until here whoever registers a pod still found somebody listening.
+        let gone = predecessor.done().await;
+        gone.context("letting the earlier process go")?;
+        tracing::info!(pods, "took over from the earlier process");
+    }
     tasks.spawn(
         "signals",
         end_of_signals(tasks.lifecycle.clone(), config.drain),
     );
     tracing::info!(node = %config.node_name, instance = config.instance, threads = config.threads, pods, "the node proxy serves");
     tokio::select! {
-        ending = tasks.lifecycle.draining() => tracing::info!(?ending, "draining"),
+        ending = tasks.lifecycle.draining() => {
+            tracing::info!(?ending, "draining");
+            if ending == Ending::Stop {
+                capture.close().await?;
+            }
+        }
         () = data.ended() => bail!("the data threads have ended"),
     }
     metrics.node().draining.set(1);
@@ -212,30 +228,36 @@ async fn predecessor(config: &Config) -> Option<Predecessor> {
     }
 }
 
-/// The pods of an earlier process: from its hands, or from disk.
+/// Waits a while until flows can be decided as the earlier process decides them, which serves meanwhile.
+async fn configured(state: &MeshState, certificates: &Certificates) {
+    let complete = state.wait_for(CONFIGURED, |s| s.mesh.is_complete().then_some(()));
+    if complete.await.is_none() || certificates.node().is_none() {
+        tracing::warn!(
+            "taking over before configuration or certificates are complete; some flows will have to wait"
+        );
+    }
+}
+
+/// The pods of an earlier process: from its hands, or from disk. An earlier process that runs has stopped
+/// accepting afterwards, and waits to be let go.
 async fn take_up(
     tasks: &Tasks,
     capture: &Capture,
     predecessor: Option<Predecessor>,
-) -> Result<(usize, Part)> {
+) -> Result<(usize, Part, Option<Predecessor>)> {
     let part = tasks.readiness.part("earlier pods", "being taken up");
     let Some(mut predecessor) = predecessor else {
         let pods = capture.restore().await?;
         part.ready();
-        return Ok((pods, part));
+        return Ok((pods, part, None));
     };
     let pods = capture.adopt(std::mem::take(&mut predecessor.pods)).await?;
     predecessor
         .ready()
         .await
         .context("telling the earlier process that its pods are served")?;
-    predecessor
-        .done()
-        .await
-        .context("letting the earlier process go")?;
-    tracing::info!(pods, "took over from the earlier process");
     part.ready();
-    Ok((pods, part))
+    Ok((pods, part, Some(predecessor)))
 }
 
 /// Certificates and configuration.
