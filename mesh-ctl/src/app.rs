@@ -87,7 +87,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 /// Starts a controller; it listens when this returns.
 pub async fn start(options: Options) -> anyhow::Result<Running> {
-    let Options { manifests, state, listen, monitor, names, trust_domain, leaf_ttl, given } = options;
+    let Options {
+        manifests,
+        state,
+        listen,
+        monitor,
+        names,
+        trust_domain,
+        leaf_ttl,
+        given,
+    } = options;
     let _lock = ca::lock(&state)?;
     let source = Manifests::new(&manifests)?;
     let authority = Arc::new(Authority::open(&state, given, trust_domain)?);
@@ -96,47 +105,111 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
 
     let (handle, discovery, publishing) = publish::publisher(metrics.clone());
     tasks.spawn(named("publishing", publishing));
-    tasks.spawn(named("following the roots", follow_roots(authority.clone(), handle.clone())));
+    tasks.spawn(named(
+        "following the roots",
+        follow_roots(authority.clone(), handle.clone()),
+    ));
 
     let placed = Arc::new(Placed::default());
-    let policy = Policy { leaf_ttl, ..Policy::default() };
-    let certificates = CertificateService::new(authority.clone(), placed.clone(), JoinKey::open(&state)?, policy, metrics.clone());
+    let policy = Policy {
+        leaf_ttl,
+        ..Policy::default()
+    };
+    let certificates = CertificateService::new(
+        authority.clone(),
+        placed.clone(),
+        JoinKey::open(&state)?,
+        policy,
+        metrics.clone(),
+    );
 
-    let credentials = Credentials::issue(&authority, &names, SystemTime::now()).context("making the controller's certificate")?;
+    let credentials = Credentials::issue(&authority, &names, SystemTime::now())
+        .context("making the controller's certificate")?;
     let config = Arc::new(ArcSwap::new(credentials.config));
-    tasks.spawn(named("renewing", listen::keep_fresh(authority.clone(), names, credentials.not_after, config.clone())));
+    tasks.spawn(named(
+        "renewing",
+        listen::keep_fresh(
+            authority.clone(),
+            names,
+            credentials.not_after,
+            config.clone(),
+        ),
+    ));
 
-    let socket = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    let socket = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listening on {listen}"))?;
     let address = socket.local_addr()?;
     let incoming = listen::accept(socket, config, authority.domain().clone());
     let server = Server::builder()
         .http2_keepalive_interval(Some(PING.0))
         .http2_keepalive_timeout(Some(PING.1))
-        .add_service(AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_SUBSCRIPTION))
-        .add_service(IstioCertificateServiceServer::new(certificates).max_decoding_message_size(MAX_CERTIFICATE_REQUEST));
-    tasks.spawn(async move { ("serving nodes", server.serve_with_incoming(incoming).await.map_err(Into::into)) });
+        .add_service(
+            AggregatedDiscoveryServiceServer::new(discovery)
+                .max_decoding_message_size(MAX_SUBSCRIPTION),
+        )
+        .add_service(
+            IstioCertificateServiceServer::new(certificates)
+                .max_decoding_message_size(MAX_CERTIFICATE_REQUEST),
+        );
+    tasks.spawn(async move {
+        (
+            "serving nodes",
+            server
+                .serve_with_incoming(incoming)
+                .await
+                .map_err(Into::into),
+        )
+    });
 
-    let socket = TcpListener::bind(monitor).await.with_context(|| format!("listening on {monitor}"))?;
+    let socket = TcpListener::bind(monitor)
+        .await
+        .with_context(|| format!("listening on {monitor}"))?;
     let monitor = socket.local_addr()?;
     tasks.spawn(named("monitoring", monitor::serve(socket, metrics)));
     let statuses = state.join("statuses.json");
-    let followers = Followers { handle: handle.clone(), placed, domain: authority.domain().clone(), statuses };
-    let admin = Arc::new(Admin { authority, leaf_ttl, publish: Some(handle) });
-    tasks.spawn(named("the admin socket", admin::serve(admin::listen(&state)?, admin)));
+    let followers = Followers {
+        handle: handle.clone(),
+        placed,
+        domain: authority.domain().clone(),
+        statuses,
+    };
+    let admin = Arc::new(Admin {
+        authority,
+        leaf_ttl,
+        publish: Some(handle),
+    });
+    tasks.spawn(named(
+        "the admin socket",
+        admin::serve(admin::listen(&state)?, admin),
+    ));
     tasks.spawn(async move { ("reading objects", translating(source, followers).await) });
 
     info!(%address, %monitor, manifests = %manifests.display(), "the controller serves xDS and certificates");
-    Ok(Running { address, monitor, tasks, _lock })
+    Ok(Running {
+        address,
+        monitor,
+        tasks,
+        _lock,
+    })
 }
 
-async fn named(name: &'static str, task: impl Future<Output = ()>) -> (&'static str, anyhow::Result<()>) {
+async fn named(
+    name: &'static str,
+    task: impl Future<Output = ()>,
+) -> (&'static str, anyhow::Result<()>) {
     task.await;
     (name, Ok(()))
 }
 
 /// Ends with a signal, or with the first task that ends: none is meant to.
-async fn until_stopped(mut tasks: JoinSet<(&'static str, anyhow::Result<()>)>) -> anyhow::Result<()> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+async fn until_stopped(
+    mut tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+) -> anyhow::Result<()> {
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let ended = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
@@ -157,7 +230,12 @@ async fn until_stopped(mut tasks: JoinSet<(&'static str, anyhow::Result<()>)>) -
 async fn follow_roots(authority: Arc<Authority>, handle: Handle) {
     let mut kept = authority.watch();
     loop {
-        let roots: Vec<String> = kept.borrow_and_update().roots().into_iter().map(str::to_owned).collect();
+        let roots: Vec<String> = kept
+            .borrow_and_update()
+            .roots()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
         handle.set_roots(&roots);
         if kept.changed().await.is_err() {
             return;
@@ -171,7 +249,10 @@ struct Placed(ArcSwap<BTreeMap<NodeName, BTreeSet<Identity>>>);
 
 impl Hosted for Placed {
     fn hosts(&self, node: &NodeName, identity: &Identity) -> bool {
-        self.0.load().get(node).is_some_and(|identities| identities.contains(identity))
+        self.0
+            .load()
+            .get(node)
+            .is_some_and(|identities| identities.contains(identity))
     }
 }
 
@@ -190,7 +271,10 @@ async fn translating(mut source: impl Source, followers: Followers) -> anyhow::R
     let (batches, queue) = mpsc::channel(1);
     let reading = async {
         loop {
-            batches.send(source.next().await?).await.context("nobody takes what was read")?;
+            batches
+                .send(source.next().await?)
+                .await
+                .context("nobody takes what was read")?;
         }
     };
     tokio::select! {
@@ -199,8 +283,12 @@ async fn translating(mut source: impl Source, followers: Followers) -> anyhow::R
     }
 }
 
-async fn following(mut queue: mpsc::Receiver<Vec<Delta>>, followers: Followers) -> anyhow::Result<()> {
-    let (mut view, mut statuses, mut told) = (View::default(), Statuses::default(), BTreeSet::new());
+async fn following(
+    mut queue: mpsc::Receiver<Vec<Delta>>,
+    followers: Followers,
+) -> anyhow::Result<()> {
+    let (mut view, mut statuses, mut told) =
+        (View::default(), Statuses::default(), BTreeSet::new());
     let mut refusals = followers.handle.watch_refusals();
     loop {
         tokio::select! {
@@ -218,7 +306,11 @@ async fn following(mut queue: mpsc::Receiver<Vec<Delta>>, followers: Followers) 
             followers.publish(refresh, &mut statuses, &mut told);
         }
         let refused = followers.handle.refusals();
-        statuses.refused(refused.iter().map(|r| (r.node.as_str(), &*r.name, r.message.as_str())));
+        statuses.refused(
+            refused
+                .iter()
+                .map(|r| (r.node.as_str(), &*r.name, r.message.as_str())),
+        );
         if let Err(error) = statuses.write(&followers.statuses) {
             warn!(%error, file = %followers.statuses.display(), "statuses could not be written");
         }
@@ -227,7 +319,13 @@ async fn following(mut queue: mpsc::Receiver<Vec<Delta>>, followers: Followers) 
 
 impl Followers {
     fn publish(&self, refresh: Refresh, statuses: &mut Statuses, told: &mut BTreeSet<String>) {
-        let Refresh { changes, statuses: translated, warnings, hosted, took } = refresh;
+        let Refresh {
+            changes,
+            statuses: translated,
+            warnings,
+            hosted,
+            took,
+        } = refresh;
         debug!(changes = changes.len(), ?took, "translated");
         let warnings: BTreeSet<String> = warnings.into_iter().collect();
         for warning in warnings.difference(told) {
@@ -238,7 +336,9 @@ impl Followers {
         }
         *told = warnings;
         let wrong = changes.iter().find_map(|c| match c {
-            Change::Config(config) if config.trust_domain != self.domain => Some(&config.trust_domain),
+            Change::Config(config) if config.trust_domain != self.domain => {
+                Some(&config.trust_domain)
+            }
             _ => None,
         });
         if let Some(wanted) = wrong {

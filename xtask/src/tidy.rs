@@ -311,7 +311,7 @@ fn orphans(sources: &[Source]) -> Vec<String> {
             .get(parent)
             .is_some_and(|s| declared(&s.text, module))
     };
-    let by_attribute: BTreeSet<String> = sources.iter().flat_map(|s| path_attributes(s)).collect();
+    let by_attribute: BTreeSet<String> = sources.iter().flat_map(path_attributes).collect();
     let is_root = |path: &Path| {
         let stem = path
             .file_stem()

@@ -81,20 +81,26 @@ impl Admin {
         match command {
             Command::Show => {}
             Command::Rotate { step, force, given } => {
-                let given = given.map(|g| Given { chain: g.chain, key: g.key });
-                self.authority.rotate(step, given, force, SystemTime::now(), self.leaf_ttl)?;
+                let given = given.map(|g| Given {
+                    chain: g.chain,
+                    key: g.key,
+                });
+                self.authority
+                    .rotate(step, given, force, SystemTime::now(), self.leaf_ttl)?;
                 info!(target: "audit", step = ?step, force, "root rotation step taken");
             }
             Command::Nodes => return Ok(self.nodes()),
         }
-        Ok(json!({ "phase": self.authority.phase().to_string(), "roots": self.authority.watch().borrow().roots() }))
+        Ok(
+            json!({ "phase": self.authority.phase().to_string(), "roots": self.authority.watch().borrow().roots() }),
+        )
     }
 
     fn nodes(&self) -> Value {
-        let Some(publish) = &self.publish else { return json!({ "subscribers": [], "refusals": [] }) };
-        let refusal = |r: crate::publish::Refusal| {
-            json!({ "kind": r.kind.to_string(), "name": &*r.name, "node": r.node.as_str(), "message": r.message })
+        let Some(publish) = &self.publish else {
+            return json!({ "subscribers": [], "refusals": [] });
         };
+        let refusal = |r: crate::publish::Refusal| json!({ "kind": r.kind.to_string(), "name": &*r.name, "node": r.node.as_str(), "message": r.message });
         let refusals: Vec<Value> = publish.refusals().into_iter().map(refusal).collect();
         json!({ "subscribers": publish.subscribers(), "refusals": refusals })
     }
@@ -104,18 +110,25 @@ impl Admin {
 pub fn listen(state: &Path) -> anyhow::Result<UnixListener> {
     let path = state.join(SOCKET);
     match fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).with_context(|| format!("removing {}", path.display())),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("removing {}", path.display()));
+        }
         Ok(()) | Err(_) => {}
     }
     let (_dir, short) = short(state)?;
-    let listener = UnixListener::bind(&short).with_context(|| format!("listening on {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).with_context(|| format!("protecting {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&short).with_context(|| format!("listening on {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("protecting {}", path.display()))?;
     Ok(listener)
 }
 
 /// A path to the socket that is short enough for one, whatever the directory is called.
 fn short(state: &Path) -> anyhow::Result<(fs::File, PathBuf)> {
-    let dir = fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(state);
+    let dir = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(state);
     let dir = dir.with_context(|| format!("opening {}", state.display()))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()));
     Ok((dir, path))
@@ -125,12 +138,17 @@ fn short(state: &Path) -> anyhow::Result<(fs::File, PathBuf)> {
 pub async fn serve(listener: UnixListener, admin: Arc<Admin>) {
     let slots = Arc::new(Semaphore::new(AT_ONCE));
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let admin = admin.clone();
                 tokio::spawn(async move {
-                    if let Ok(Err(error)) | Err(error) = timeout(DEADLINE, one(stream, &admin)).await.map_err(anyhow::Error::from) {
+                    if let Ok(Err(error)) | Err(error) = timeout(DEADLINE, one(stream, &admin))
+                        .await
+                        .map_err(anyhow::Error::from)
+                    {
                         warn!(error = format!("{error:#}"), "an admin command failed");
                     }
                     drop(slot);
@@ -146,11 +164,18 @@ pub async fn serve(listener: UnixListener, admin: Arc<Admin>) {
 
 async fn one(mut stream: UnixStream, admin: &Admin) -> anyhow::Result<()> {
     let uid = stream.peer_cred()?.uid();
-    anyhow::ensure!(uid == 0 || uid == nix::unistd::geteuid().as_raw(), "user {uid} may not command the controller");
+    anyhow::ensure!(
+        uid == 0 || uid == nix::unistd::geteuid().as_raw(),
+        "user {uid} may not command the controller"
+    );
     let (read, mut write) = stream.split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
-    let answer = serde_json::from_str(&line).context("not a command").and_then(|command| admin.answer(command));
+    BufReader::new(read.take(MAX_REQUEST))
+        .read_line(&mut line)
+        .await?;
+    let answer = serde_json::from_str(&line)
+        .context("not a command")
+        .and_then(|command| admin.answer(command));
     let answer = match answer {
         Ok(value) => json!({ "ok": true, "answer": value }),
         Err(error) => json!({ "ok": false, "error": format!("{error:#}") }),
@@ -164,8 +189,22 @@ pub async fn ask(state: &Path, command: &Command) -> anyhow::Result<Option<Value
     let (_dir, path) = short(state)?;
     let mut stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
-        Err(e) => return Err(e).with_context(|| format!("reaching the controller at {}", state.join(SOCKET).display())),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(e) => {
+            return Err(e).with_context(|| {
+                format!(
+                    "reaching the controller at {}",
+                    state.join(SOCKET).display()
+                )
+            });
+        }
     };
     let request = serde_json::to_string(command)?;
     let talk = async {
@@ -174,8 +213,11 @@ pub async fn ask(state: &Path, command: &Command) -> anyhow::Result<Option<Value
         stream.read_to_string(&mut text).await?;
         Ok::<_, io::Error>(text)
     };
-    let text = timeout(DEADLINE, talk).await.context("the controller did not answer in time")??;
-    let answer: Value = serde_json::from_str(&text).context("the controller's answer cannot be read")?;
+    let text = timeout(DEADLINE, talk)
+        .await
+        .context("the controller did not answer in time")??;
+    let answer: Value =
+        serde_json::from_str(&text).context("the controller's answer cannot be read")?;
     match answer["error"].as_str() {
         Some(error) => anyhow::bail!("{error}"),
         None => Ok(Some(answer["answer"].clone())),

@@ -13,13 +13,17 @@ use std::{
 
 use mesh_model::name::{NodeName, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
 };
 
 use tokio::sync::watch;
 
-use super::{grant::Grant, keep::{self, Kept, Signer}};
+use super::{
+    grant::Grant,
+    keep::{self, Kept, Signer},
+};
 
 /// How long a generated root lives.
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -69,7 +73,9 @@ pub struct Given {
 }
 
 /// A step of root rotation. Each may be taken when every node has followed the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
     /// Make (or take) a new root; both are trusted, the old one signs.
@@ -117,14 +123,22 @@ impl Authority {
     /// Opens the authority kept in `dir`, makes a root when there is none, or takes `given` as the first signer.
     pub fn open(dir: &Path, given: Option<Given>, domain: TrustDomain) -> Result<Self, CaError> {
         let path = dir.join("ca.json");
-        let found = keep::read(&path).map_err(|source| CaError::State { path: path.clone(), source })?;
+        let found = keep::read(&path).map_err(|source| CaError::State {
+            path: path.clone(),
+            source,
+        })?;
         let kept = match (found, given) {
             (Some(kept), None) => kept,
             (found, Some(given)) => adopt(found, given)?,
             (None, None) => steady(generate(&domain)?),
         };
         write(&path, &kept)?;
-        Ok(Self { path, domain, kept: watch::Sender::new(Arc::new(kept)), newest: Mutex::default() })
+        Ok(Self {
+            path,
+            domain,
+            kept: watch::Sender::new(Arc::new(kept)),
+            newest: Mutex::default(),
+        })
     }
 
     /// The trust domain it vouches for.
@@ -150,11 +164,22 @@ impl Authority {
     /// Signs the public key of a PEM request for `grant`, valid from a minute ago for `ttl` from `now`, and remembers
     /// that `node` holds it. Returns the chain, leaf first, then what leads to the root, then all roots to trust, the
     /// signing one last. The request's own names and extensions are ignored.
-    pub fn sign(&self, csr: &str, grant: &Grant, node: &NodeName, now: SystemTime, ttl: Duration) -> Result<Vec<String>, CaError> {
+    pub fn sign(
+        &self,
+        csr: &str,
+        grant: &Grant,
+        node: &NodeName,
+        now: SystemTime,
+        ttl: Duration,
+    ) -> Result<Vec<String>, CaError> {
         if csr.len() > MAX_CSR {
-            return Err(CaError::Request(format!("{} bytes; at most {MAX_CSR} are read", csr.len())));
+            return Err(CaError::Request(format!(
+                "{} bytes; at most {MAX_CSR} are read",
+                csr.len()
+            )));
         }
-        let request = CertificateSigningRequestParams::from_pem(csr).map_err(|e| CaError::Request(e.to_string()))?;
+        let request = CertificateSigningRequestParams::from_pem(csr)
+            .map_err(|e| CaError::Request(e.to_string()))?;
         if request.public_key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
             return Err(CaError::Request("the key must be ECDSA P-256".into()));
         }
@@ -167,46 +192,89 @@ impl Authority {
     }
 
     /// Signs a key that the controller itself holds.
-    pub fn sign_key(&self, key: &impl PublicKeyData, grant: &Grant, now: SystemTime, ttl: Duration) -> Result<Vec<String>, CaError> {
+    pub fn sign_key(
+        &self,
+        key: &impl PublicKeyData,
+        grant: &Grant,
+        now: SystemTime,
+        ttl: Duration,
+    ) -> Result<Vec<String>, CaError> {
         let kept = self.kept.borrow().clone();
         let until = (now + ttl).min(expiry(&kept.active)?);
         if until <= now {
             return Err(CaError::Expired);
         }
-        let issuer = Issuer::from_ca_cert_pem(&kept.active.chain[0], KeyPair::from_pem(&kept.active.key)?)?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&kept.active.chain[0], KeyPair::from_pem(&kept.active.key)?)?;
         let leaf = leaf(grant, now, until)?.signed_by(key, &issuer)?;
-        let (_, intermediates) = kept.active.chain.split_last().expect("a signer has a certificate");
+        let (_, intermediates) = kept
+            .active
+            .chain
+            .split_last()
+            .expect("a signer has a certificate");
         let roots = kept.roots().into_iter().rev().map(str::to_owned);
-        Ok(std::iter::once(leaf.pem()).chain(intermediates.iter().cloned()).chain(roots).collect())
+        Ok(std::iter::once(leaf.pem())
+            .chain(intermediates.iter().cloned())
+            .chain(roots)
+            .collect())
     }
 
     /// Takes one step of root rotation and returns the roots that are trusted from now on. `prepare` takes the given
     /// CA as the next one, or makes one. `ttl` is the longest life of what was signed so far.
-    pub fn rotate(&self, step: Step, given: Option<Given>, force: bool, now: SystemTime, ttl: Duration) -> Result<String, CaError> {
+    pub fn rotate(
+        &self,
+        step: Step,
+        given: Option<Given>,
+        force: bool,
+        now: SystemTime,
+        ttl: Duration,
+    ) -> Result<String, CaError> {
         let kept = Kept::clone(&self.kept.borrow());
         let kept = match (step, phase(&kept), kept.next.clone()) {
             (Step::Prepare, Phase::Steady, _) => {
-                let next = given.map_or_else(|| generate(&self.domain), |given| checked(given))?;
-                Kept { next: Some(next), ..kept }
+                let next = given.map_or_else(|| generate(&self.domain), checked)?;
+                Kept {
+                    next: Some(next),
+                    ..kept
+                }
             }
             (Step::Prepare, Phase::Prepared | Phase::Switched, _) => {
-                return Err(CaError::Order("a rotation is under way: take `switch` or `finish` first"));
+                return Err(CaError::Order(
+                    "a rotation is under way: take `switch` or `finish` first",
+                ));
             }
-            (Step::Switch, _, Some(next)) => {
-                Kept { old_roots: vec![kept.active.root().to_owned()], active: next, next: None, old_until: seconds(now + ttl) }
+            (Step::Switch, _, Some(next)) => Kept {
+                old_roots: vec![kept.active.root().to_owned()],
+                active: next,
+                next: None,
+                old_until: seconds(now + ttl),
+            },
+            (Step::Switch, _, None) => {
+                return Err(CaError::Order(
+                    "no new root is prepared: take `prepare` first",
+                ));
             }
-            (Step::Switch, _, None) => return Err(CaError::Order("no new root is prepared: take `prepare` first")),
             (Step::Finish, Phase::Switched, _) => {
                 if !force {
                     self.unused(&kept, now)?;
                 }
                 steady(kept.active)
             }
-            (Step::Finish, Phase::Prepared, _) => return Err(CaError::Order("the new root does not sign yet: take `switch` first")),
-            (Step::Finish, Phase::Steady, _) => return Err(CaError::Order("no rotation is under way: take `prepare` first")),
+            (Step::Finish, Phase::Prepared, _) => {
+                return Err(CaError::Order(
+                    "the new root does not sign yet: take `switch` first",
+                ));
+            }
+            (Step::Finish, Phase::Steady, _) => {
+                return Err(CaError::Order(
+                    "no rotation is under way: take `prepare` first",
+                ));
+            }
             (Step::Abort, Phase::Prepared, _) => steady(kept.active),
             (Step::Abort, Phase::Steady | Phase::Switched, _) => {
-                return Err(CaError::Order("only `prepare` can be taken back, before `switch`"));
+                return Err(CaError::Order(
+                    "only `prepare` can be taken back, before `switch`",
+                ));
             }
         };
         write(&self.path, &kept)?;
@@ -221,14 +289,25 @@ impl Authority {
             return Ok(());
         }
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = |(_, (root, until)): &(&String, &(String, SystemTime))| root != kept.active.root() && *until > now;
-        let mut holders: Vec<&String> = newest.iter().filter(old).map(|(holder, _)| holder).collect();
+        let old = |(_, (root, until)): &(&String, &(String, SystemTime))| {
+            root != kept.active.root() && *until > now
+        };
+        let mut holders: Vec<&String> = newest
+            .iter()
+            .filter(old)
+            .map(|(holder, _)| holder)
+            .collect();
         holders.sort_unstable();
         let left = kept.old_until - seconds(now);
         match holders.first() {
-            Some(first) => Err(CaError::InUse(format!("{} certificates of the old root are in use, the first {first}", holders.len()))),
+            Some(first) => Err(CaError::InUse(format!(
+                "{} certificates of the old root are in use, the first {first}",
+                holders.len()
+            ))),
             // After a restart nobody remembers who else may hold one.
-            None if newest.is_empty() => Err(CaError::InUse(format!("certificates of the old root may be in use for {left} more seconds"))),
+            None if newest.is_empty() => Err(CaError::InUse(format!(
+                "certificates of the old root may be in use for {left} more seconds"
+            ))),
             None => Ok(()),
         }
     }
@@ -243,7 +322,12 @@ fn phase(kept: &Kept) -> Phase {
 }
 
 fn steady(active: Signer) -> Kept {
-    Kept { active, next: None, old_roots: Vec::new(), old_until: 0 }
+    Kept {
+        active,
+        next: None,
+        old_roots: Vec::new(),
+        old_until: 0,
+    }
 }
 
 /// Keeps the keys, and puts the roots where nodes and people read them.
@@ -261,8 +345,11 @@ fn write(path: &Path, kept: &Kept) -> Result<(), CaError> {
 fn expiry(signer: &Signer) -> Result<SystemTime, CaError> {
     let mut first = i64::MAX;
     for cert in &signer.chain {
-        let (_, pem) = x509_parser::pem::parse_x509_pem(cert.as_bytes()).map_err(|e| CaError::Given(e.to_string()))?;
-        let cert = pem.parse_x509().map_err(|e| CaError::Given(e.to_string()))?;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(cert.as_bytes())
+            .map_err(|e| CaError::Given(e.to_string()))?;
+        let cert = pem
+            .parse_x509()
+            .map_err(|e| CaError::Given(e.to_string()))?;
         first = first.min(cert.validity().not_after.timestamp());
     }
     Ok(UNIX_EPOCH + Duration::from_secs(u64::try_from(first).unwrap_or(0)))
@@ -290,30 +377,60 @@ fn checked(given: Given) -> Result<Signer, CaError> {
     let bad = |text: String| CaError::Given(text);
     let chain = certificates(&given.chain);
     let key = KeyPair::from_pem(&given.key).map_err(|e| bad(format!("key: {e}")))?;
-    let ders = chain.iter().map(|c| x509_parser::pem::parse_x509_pem(c.as_bytes()).map(|(_, pem)| pem));
-    let ders = ders.collect::<Result<Vec<_>, _>>().map_err(|e| bad(e.to_string()))?;
-    let certs = ders.iter().map(|p| p.parse_x509()).collect::<Result<Vec<_>, _>>().map_err(|e| bad(e.to_string()))?;
-    let (Some(first), Some(root)) = (certs.first(), certs.last()) else { return Err(bad("no PEM certificate found".into())) };
+    let ders = chain
+        .iter()
+        .map(|c| x509_parser::pem::parse_x509_pem(c.as_bytes()).map(|(_, pem)| pem));
+    let ders = ders
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| bad(e.to_string()))?;
+    let certs = ders
+        .iter()
+        .map(|p| p.parse_x509())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| bad(e.to_string()))?;
+    let (Some(first), Some(root)) = (certs.first(), certs.last()) else {
+        return Err(bad("no PEM certificate found".into()));
+    };
     if let Some(cert) = certs.iter().find(|c| !c.is_ca()) {
-        return Err(bad(format!("{} is not a CA (basicConstraints)", cert.subject())));
+        return Err(bad(format!(
+            "{} is not a CA (basicConstraints)",
+            cert.subject()
+        )));
     }
     if first.public_key().raw != key.subject_public_key_info() {
-        return Err(bad("the key does not belong to the first certificate".into()));
+        return Err(bad(
+            "the key does not belong to the first certificate".into()
+        ));
     }
     for pair in certs.windows(2) {
-        if pair[0].issuer() != pair[1].subject() || pair[0].verify_signature(Some(pair[1].public_key())).is_err() {
-            return Err(bad(format!("{} was not signed by the certificate after it", pair[0].subject())));
+        if pair[0].issuer() != pair[1].subject()
+            || pair[0]
+                .verify_signature(Some(pair[1].public_key()))
+                .is_err()
+        {
+            return Err(bad(format!(
+                "{} was not signed by the certificate after it",
+                pair[0].subject()
+            )));
         }
     }
     if root.issuer() != root.subject() || root.verify_signature(None).is_err() {
-        return Err(bad("the last certificate has to be the root, which signs itself".into()));
+        return Err(bad(
+            "the last certificate has to be the root, which signs itself".into(),
+        ));
     }
-    Ok(Signer { chain, key: given.key })
+    Ok(Signer {
+        chain,
+        key: given.key,
+    })
 }
 
 fn certificates(pem: &str) -> Vec<String> {
     const END: &str = "-----END CERTIFICATE-----";
-    let begin = |part: &str| part.find("-----BEGIN CERTIFICATE-----").map(|at| format!("{}{END}\n", &part[at..]));
+    let begin = |part: &str| {
+        part.find("-----BEGIN CERTIFICATE-----")
+            .map(|at| format!("{}{END}\n", &part[at..]))
+    };
     pem.split(END).filter_map(begin).collect()
 }
 
@@ -327,17 +444,28 @@ fn generate(domain: &TrustDomain) -> Result<Signer, CaError> {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "Warren");
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "Warren");
     // A serial in the name keeps two roots of one mesh apart for verifiers that search by subject.
-    params.distinguished_name.push(DnType::CommonName, format!("{domain} root {:016x}", fastrand::u64(..)));
+    params.distinguished_name.push(
+        DnType::CommonName,
+        format!("{domain} root {:016x}", fastrand::u64(..)),
+    );
     let root = params.self_signed(&key)?;
-    Ok(Signer { chain: vec![root.pem()], key: key.serialize_pem() })
+    Ok(Signer {
+        chain: vec![root.pem()],
+        key: key.serialize_pem(),
+    })
 }
 
 /// A serial number that nobody can guess.
 fn serial() -> SerialNumber {
     let mut bytes = [0; 16];
-    rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes).expect("the system's random source answers");
+    rustls::crypto::aws_lc_rs::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .expect("the system's random source answers");
     // Positive, as X.509 wants it, and never zero.
     bytes[0] = (bytes[0] & 0x7f) | 0x40;
     SerialNumber::from_slice(&bytes)
@@ -351,14 +479,21 @@ fn leaf(grant: &Grant, now: SystemTime, until: SystemTime) -> Result<Certificate
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(grant.uri().try_into()?)];
     if let Grant::Controller(_, names, addresses) = grant {
         for name in names {
-            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+            params
+                .subject_alt_names
+                .push(SanType::DnsName(name.as_str().try_into()?));
         }
-        params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+        params
+            .subject_alt_names
+            .extend(addresses.iter().copied().map(SanType::IpAddress));
     }
     Ok(params)
 }

@@ -28,7 +28,10 @@ impl Grant {
 
 /// The node that a certificate's URI names, when it is a node of this trust domain.
 pub fn node_of(uri: &str, domain: &TrustDomain) -> Option<NodeName> {
-    let node = uri.strip_prefix("spiffe://")?.strip_prefix(domain.as_str())?.strip_prefix("/warren/node/")?;
+    let node = uri
+        .strip_prefix("spiffe://")?
+        .strip_prefix(domain.as_str())?
+        .strip_prefix("/warren/node/")?;
     is_node_name(node).then(|| NodeName::from(node))
 }
 
@@ -49,8 +52,17 @@ mod tests {
         assert_eq!(node_of(&uri, &domain), Some("n1".into()));
         assert!(uri.parse::<Identity>().is_err());
         assert_eq!(node_of(&uri, &"other".into()), None);
-        assert_eq!(node_of("spiffe://cluster.local/warren/node/a/b", &domain), None);
-        assert_eq!(node_of("spiffe://cluster.local.evil/warren/node/a", &domain), None);
-        assert_eq!(node_of("spiffe://cluster.local/warren/node/", &domain), None);
+        assert_eq!(
+            node_of("spiffe://cluster.local/warren/node/a/b", &domain),
+            None
+        );
+        assert_eq!(
+            node_of("spiffe://cluster.local.evil/warren/node/a", &domain),
+            None
+        );
+        assert_eq!(
+            node_of("spiffe://cluster.local/warren/node/", &domain),
+            None
+        );
     }
 }

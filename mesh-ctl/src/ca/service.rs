@@ -3,7 +3,11 @@
 //! Invariants: the caller's node comes from its certificate or its token, never from the request; a refused
 //! request says why to the caller and in the log; each node's rate is bounded.
 
-use std::{collections::HashMap, sync::{Arc, Mutex}, time::{Duration, Instant, SystemTime}};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
+};
 
 use mesh_api::auth::{
     IstioCertificateRequest, IstioCertificateResponse,
@@ -37,7 +41,10 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { leaf_ttl: Duration::from_secs(24 * 3600), per_minute: 600 }
+        Self {
+            leaf_ttl: Duration::from_secs(24 * 3600),
+            per_minute: 600,
+        }
     }
 }
 
@@ -60,37 +67,73 @@ enum Proof {
 
 impl CertificateService {
     /// A service that signs with `authority` what `hosted` confirms.
-    pub fn new(authority: Arc<Authority>, hosted: Arc<dyn Hosted>, join: JoinKey, policy: Policy, metrics: Arc<Metrics>) -> Self {
-        Self { authority, hosted, join, policy, metrics, spent: Mutex::default() }
+    pub fn new(
+        authority: Arc<Authority>,
+        hosted: Arc<dyn Hosted>,
+        join: JoinKey,
+        policy: Policy,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            authority,
+            hosted,
+            join,
+            policy,
+            metrics,
+            spent: Mutex::default(),
+        }
     }
 
-    fn caller(&self, request: &Request<IstioCertificateRequest>) -> Result<(NodeName, Proof), Status> {
+    fn caller(
+        &self,
+        request: &Request<IstioCertificateRequest>,
+    ) -> Result<(NodeName, Proof), Status> {
         match request.extensions().get::<Peer>().map(|p| &p.name) {
             Some(PeerName::Node(node)) => return Ok((node.clone(), Proof::Certificate)),
-            Some(PeerName::Other(name)) => return Err(Status::permission_denied(format!("only nodes ask for certificates; this is {name}"))),
+            Some(PeerName::Other(name)) => {
+                return Err(Status::permission_denied(format!(
+                    "only nodes ask for certificates; this is {name}"
+                )));
+            }
             Some(PeerName::Nobody) | None => {}
         }
-        let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
+        let header = request
+            .metadata()
+            .get("authorization")
+            .and_then(|v| v.to_str().ok());
         let token = header.and_then(|h| h.strip_prefix("Bearer ")).ok_or_else(|| {
             Status::unauthenticated("no node certificate and no `authorization: Bearer` join token; make one with `mesh-ctl token create --node NAME`")
         })?;
-        let node = self.join.verify(token.trim(), SystemTime::now()).map_err(|e| Status::unauthenticated(e.to_string()))?;
+        let node = self
+            .join
+            .verify(token.trim(), SystemTime::now())
+            .map_err(|e| Status::unauthenticated(e.to_string()))?;
         Ok((node, Proof::Token))
     }
 
     fn decide(&self, node: &NodeName, proof: Proof, wanted: Option<&str>) -> Result<Grant, Status> {
         let domain = self.authority.domain();
         let own = Grant::Node(domain.clone(), node.clone());
-        let Some(wanted) = wanted.filter(|w| *w != own.uri()) else { return Ok(own) };
+        let Some(wanted) = wanted.filter(|w| *w != own.uri()) else {
+            return Ok(own);
+        };
         if proof == Proof::Token {
-            return Err(Status::permission_denied("a join token is good for the node's own identity only; ask again with the node certificate"));
+            return Err(Status::permission_denied(
+                "a join token is good for the node's own identity only; ask again with the node certificate",
+            ));
         }
-        let identity: Identity = wanted.parse().map_err(|e| Status::invalid_argument(format!("ImpersonatedIdentity: {e}")))?;
+        let identity: Identity = wanted
+            .parse()
+            .map_err(|e| Status::invalid_argument(format!("ImpersonatedIdentity: {e}")))?;
         if identity.trust_domain != *domain {
-            return Err(Status::permission_denied(format!("{identity} is not of trust domain {domain}")));
+            return Err(Status::permission_denied(format!(
+                "{identity} is not of trust domain {domain}"
+            )));
         }
         if !self.hosted.hosts(node, &identity) {
-            return Err(Status::permission_denied(format!("no pod of {identity} runs on node {node}")));
+            return Err(Status::permission_denied(format!(
+                "no pod of {identity} runs on node {node}"
+            )));
         }
         Ok(Grant::Workload(identity))
     }
@@ -101,19 +144,31 @@ impl CertificateService {
         let (_, count) = spent.entry(node.clone()).or_insert((now, 0));
         *count += 1;
         match *count > self.policy.per_minute {
-            true => Err(Status::resource_exhausted(format!("node {node} asked for more than {} certificates within a minute", self.policy.per_minute))),
+            true => Err(Status::resource_exhausted(format!(
+                "node {node} asked for more than {} certificates within a minute",
+                self.policy.per_minute
+            ))),
             false => Ok(()),
         }
     }
 
-    fn answer(&self, request: &Request<IstioCertificateRequest>) -> Result<(Grant, Vec<String>), Status> {
+    fn answer(
+        &self,
+        request: &Request<IstioCertificateRequest>,
+    ) -> Result<(Grant, Vec<String>), Status> {
         let (node, proof) = self.caller(request)?;
         self.spend(&node, Instant::now())?;
         let body = request.get_ref();
         let grant = self.decide(&node, proof, impersonated(body))?;
-        let asked = u64::try_from(body.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);
+        let asked = u64::try_from(body.validity_duration)
+            .ok()
+            .filter(|s| *s > 0)
+            .map(Duration::from_secs);
         let ttl = asked.map_or(self.policy.leaf_ttl, |a| a.min(self.policy.leaf_ttl));
-        let chain = self.authority.sign(&body.csr, &grant, &node, SystemTime::now(), ttl).map_err(status)?;
+        let chain = self
+            .authority
+            .sign(&body.csr, &grant, &node, SystemTime::now(), ttl)
+            .map_err(status)?;
         tracing::info!(target: "ca", node = %node, identity = %grant.uri(), by = ?proof, ttl_seconds = ttl.as_secs(), "signed");
         Ok((grant, chain))
     }
@@ -126,7 +181,8 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let answer = self.answer(&request);
-        self.metrics.certificate(answer.as_ref().err().map(Status::code));
+        self.metrics
+            .certificate(answer.as_ref().err().map(Status::code));
         match answer {
             Ok((_, cert_chain)) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
             Err(status) => {
@@ -139,7 +195,14 @@ impl IstioCertificateService for CertificateService {
 }
 
 fn impersonated(request: &IstioCertificateRequest) -> Option<&str> {
-    match request.metadata.as_ref()?.fields.get("ImpersonatedIdentity")?.kind.as_ref()? {
+    match request
+        .metadata
+        .as_ref()?
+        .fields
+        .get("ImpersonatedIdentity")?
+        .kind
+        .as_ref()?
+    {
         Kind::StringValue(text) => Some(text),
         // Anything but text is no identity; it is refused as one that does not parse.
         _ => Some("(not text)"),
@@ -150,7 +213,11 @@ fn status(error: CaError) -> Status {
     match error {
         CaError::Request(_) => Status::invalid_argument(error.to_string()),
         CaError::Expired => Status::failed_precondition(error.to_string()),
-        CaError::State { .. } | CaError::Given(_) | CaError::Order(_) | CaError::InUse(_) | CaError::Sign(_) => Status::internal(error.to_string()),
+        CaError::State { .. }
+        | CaError::Given(_)
+        | CaError::Order(_)
+        | CaError::InUse(_)
+        | CaError::Sign(_) => Status::internal(error.to_string()),
     }
 }
 

@@ -50,16 +50,35 @@ pub enum Command {
 
 /// Runs the command.
 pub fn run(command: Command) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (state, asked, leaf_ttl) = match command {
         Command::Show { state } => (state, Asked::Show, Duration::ZERO),
-        Command::Rotate { step, state, ca_cert, ca_key, force, leaf_ttl } => {
-            anyhow::ensure!(ca_cert.is_none() || step == Step::Prepare, "--ca-cert and --ca-key belong to step prepare");
-            let given = ca_cert.zip(ca_key).map(|(cert, key)| given(&cert, &key)).transpose()?;
+        Command::Rotate {
+            step,
+            state,
+            ca_cert,
+            ca_key,
+            force,
+            leaf_ttl,
+        } => {
+            anyhow::ensure!(
+                ca_cert.is_none() || step == Step::Prepare,
+                "--ca-cert and --ca-key belong to step prepare"
+            );
+            let given = ca_cert
+                .zip(ca_key)
+                .map(|(cert, key)| given(&cert, &key))
+                .transpose()?;
             (state, Asked::Rotate { step, force, given }, leaf_ttl)
         }
     };
-    anyhow::ensure!(state.join("ca.json").exists(), "{} is not the state directory of a controller", state.display());
+    anyhow::ensure!(
+        state.join("ca.json").exists(),
+        "{} is not the state directory of a controller",
+        state.display()
+    );
     let answer = match runtime.block_on(admin::ask(&state, &asked))? {
         Some(answer) => answer,
         None => alone(&state, asked, leaf_ttl)?,
@@ -73,17 +92,33 @@ fn alone(state: &Path, asked: Asked, leaf_ttl: Duration) -> anyhow::Result<Value
     let _lock = lock(state)?;
     // The domain only matters when a root is made: it stands in its name.
     let authority = Arc::new(Authority::open(state, None, "cluster.local".into())?);
-    Admin { authority, leaf_ttl, publish: None }.answer(asked)
+    Admin {
+        authority,
+        leaf_ttl,
+        publish: None,
+    }
+    .answer(asked)
 }
 
 fn given(cert: &Path, key: &Path) -> anyhow::Result<GivenText> {
-    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
-    Ok(GivenText { chain: read(cert)?, key: read(key)? })
+    let read = |path: &Path| {
+        fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+    };
+    Ok(GivenText {
+        chain: read(cert)?,
+        key: read(key)?,
+    })
 }
 
 fn show(answer: &Value) {
     println!("{}", answer["phase"].as_str().unwrap_or_default());
-    for (i, root) in answer["roots"].as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
+    for (i, root) in answer["roots"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .enumerate()
+    {
         let signs = if i == 0 { "signs" } else { "trusted" };
         match describe(root) {
             Ok(text) => println!("{signs:8} {text}"),
@@ -95,5 +130,10 @@ fn show(answer: &Value) {
 fn describe(pem: &str) -> anyhow::Result<String> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes())?;
     let cert = pem.parse_x509()?;
-    Ok(format!("{}, valid until {}, serial {}", cert.subject(), cert.validity().not_after, cert.raw_serial_as_string()))
+    Ok(format!(
+        "{}, valid until {}, serial {}",
+        cert.subject(),
+        cert.validity().not_after,
+        cert.raw_serial_as_string()
+    ))
 }

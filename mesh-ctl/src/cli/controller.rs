@@ -29,13 +29,23 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "WARREN_CTL_STATE")]
     state: PathBuf,
     /// Where nodes subscribe and ask for certificates.
-    #[arg(long, value_name = "ADDRESS:PORT", env = "WARREN_CTL_LISTEN", default_value = "0.0.0.0:15012")]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "WARREN_CTL_LISTEN",
+        default_value = "0.0.0.0:15012"
+    )]
     listen: SocketAddr,
     /// Metrics and health [default: port 15014 beside --listen].
     #[arg(long, value_name = "ADDRESS:PORT", env = "WARREN_CTL_MONITOR")]
     monitor: Option<SocketAddr>,
     /// A name or address under which nodes reach this controller; can be given several times.
-    #[arg(long = "listen-name", value_name = "NAME", env = "WARREN_CTL_LISTEN_NAME", value_delimiter = ',')]
+    #[arg(
+        long = "listen-name",
+        value_name = "NAME",
+        env = "WARREN_CTL_LISTEN_NAME",
+        value_delimiter = ','
+    )]
     listen_names: Vec<String>,
     /// The trust domain of the identities that are signed.
     #[arg(long, value_name = "NAME", env = "WARREN_CTL_TRUST_DOMAIN", default_value = "cluster.local", value_parser = trust_domain)]
@@ -44,13 +54,28 @@ pub struct Args {
     #[arg(long, value_name = "TIME", env = "WARREN_CTL_LEAF_TTL", default_value = "24h", value_parser = super::duration)]
     leaf_ttl: Duration,
     /// The first start's CA certificate, followed by those up to its root; without it one is made.
-    #[arg(long, value_name = "FILE", requires = "ca_key", env = "WARREN_CTL_CA_CERT")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "ca_key",
+        env = "WARREN_CTL_CA_CERT"
+    )]
     ca_cert: Option<PathBuf>,
     /// Its key.
-    #[arg(long, value_name = "FILE", requires = "ca_cert", env = "WARREN_CTL_CA_KEY")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "ca_cert",
+        env = "WARREN_CTL_CA_KEY"
+    )]
     ca_key: Option<PathBuf>,
     /// What to log, for example `info` or `mesh_ctl=debug`.
-    #[arg(long, value_name = "FILTER", env = "WARREN_LOG", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "WARREN_LOG",
+        default_value = "info"
+    )]
     log: String,
     /// How to log.
     #[arg(long, env = "WARREN_LOG_FORMAT", value_enum, default_value = "text")]
@@ -65,16 +90,36 @@ enum Format {
 
 /// Runs the controller until it is told to stop.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Args { manifests, state, listen, monitor, listen_names, trust_domain, leaf_ttl, ca_cert, ca_key, log, log_format } = args;
+    let Args {
+        manifests,
+        state,
+        listen,
+        monitor,
+        listen_names,
+        trust_domain,
+        leaf_ttl,
+        ca_cert,
+        ca_key,
+        log,
+        log_format,
+    } = args;
     let filter = EnvFilter::try_new(&log).with_context(|| format!("--log {log:?}"))?;
-    let output = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let output = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match log_format {
         Format::Text => output.init(),
         Format::Json => output.json().flatten_event(true).init(),
     }
-    let read = |path: PathBuf| fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()));
+    let read = |path: PathBuf| {
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
     let given = match ca_cert.zip(ca_key) {
-        Some((cert, key)) => Some(Given { chain: read(cert)?, key: read(key)? }),
+        Some((cert, key)) => Some(Given {
+            chain: read(cert)?,
+            key: read(key)?,
+        }),
         None => None,
     };
     let options = app::Options {
@@ -87,12 +132,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         leaf_ttl,
         given,
     };
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(app::run(options))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(app::run(options))
 }
 
 fn names(listen: IpAddr, told: Vec<String>, ttl: Duration) -> Names {
     let mut dns: Vec<String> = NAMES.map(str::to_owned).to_vec();
-    let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
+    let mut addresses = vec![
+        IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+    ];
     if !listen.is_unspecified() {
         addresses.push(listen);
     }
@@ -105,10 +156,16 @@ fn names(listen: IpAddr, told: Vec<String>, ttl: Duration) -> Names {
     dns.dedup();
     addresses.sort_unstable();
     addresses.dedup();
-    Names { dns, addresses, ttl }
+    Names {
+        dns,
+        addresses,
+        ttl,
+    }
 }
 
 fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     let identity: Result<Identity, _> = format!("spiffe://{text}/ns/a/sa/b").parse();
-    identity.map(|i| i.trust_domain).map_err(|_| "a trust domain has letters, digits, '.', '-' and '_' only".to_owned())
+    identity
+        .map(|i| i.trust_domain)
+        .map_err(|_| "a trust domain has letters, digits, '.', '-' and '_' only".to_owned())
 }

@@ -12,7 +12,12 @@ use clap::{Parser, Subcommand};
 
 /// The controller and command line of Warren, a service mesh without sidecars.
 #[derive(Parser)]
-#[command(name = "mesh-ctl", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "mesh-ctl",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -71,11 +76,19 @@ fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60,
         "h" => 3600,
         "d" => 86_400,
-        other => return Err(format!("{other:?} is no unit of time; there are s, m, h and d")),
+        other => {
+            return Err(format!(
+                "{other:?} is no unit of time; there are s, m, h and d"
+            ));
+        }
     };
-    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no time; write for example 90s, 15m, 24h"))?;
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("{text:?} is no time; write for example 90s, 15m, 24h"))?;
     match number.checked_mul(unit) {
-        Some(seconds) if (1..=10 * 365 * 86_400).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        Some(seconds) if (1..=10 * 365 * 86_400).contains(&seconds) => {
+            Ok(Duration::from_secs(seconds))
+        }
         _ => Err(format!("{text:?} is not between one second and ten years")),
     }
 }
@@ -93,7 +106,9 @@ mod tests {
 
     #[test]
     fn times_have_units() {
-        let check = |text: &str, expect: Option<u64>| assert_eq!(duration(text).ok().map(|d| d.as_secs()), expect, "{text}");
+        let check = |text: &str, expect: Option<u64>| {
+            assert_eq!(duration(text).ok().map(|d| d.as_secs()), expect, "{text}")
+        };
         check("5", Some(5));
         check("90s", Some(90));
         check("15m", Some(900));

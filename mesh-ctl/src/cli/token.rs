@@ -1,6 +1,9 @@
 //! `mesh-ctl token`: join tokens for nodes outside Kubernetes.
 
-use std::{path::PathBuf, time::{Duration, SystemTime}};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use clap::Subcommand;
 use mesh_model::name::NodeName;
@@ -27,7 +30,10 @@ pub enum Command {
 /// Runs the command.
 pub fn run(command: Command) -> anyhow::Result<()> {
     let Command::Create { node, ttl, state } = command;
-    println!("{}", JoinKey::open(&state)?.issue(&node, SystemTime::now() + ttl));
+    println!(
+        "{}",
+        JoinKey::open(&state)?.issue(&node, SystemTime::now() + ttl)
+    );
     Ok(())
 }
 

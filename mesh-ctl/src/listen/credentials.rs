@@ -48,20 +48,32 @@ impl Credentials {
     /// A new key and certificate for the controller under these names.
     pub fn issue(authority: &Authority, names: &Names, now: SystemTime) -> anyhow::Result<Self> {
         let key = KeyPair::generate()?;
-        let grant = Grant::Controller(authority.domain().clone(), names.dns.clone(), names.addresses.clone());
+        let grant = Grant::Controller(
+            authority.domain().clone(),
+            names.dns.clone(),
+            names.addresses.clone(),
+        );
         let signed = authority.sign_key(&key, &grant, now, names.ttl)?;
         let trusted = authority.watch().borrow().roots().len();
-        let der = |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).context("reading the certificate just signed");
+        let der = |pem: &String| {
+            CertificateDer::from_pem_slice(pem.as_bytes())
+                .context("reading the certificate just signed")
+        };
         // The roots come last in what is signed; peers have them.
-        let chain = signed.iter().take(signed.len() - trusted).map(der).collect::<Result<Vec<_>, _>>()?;
+        let chain = signed
+            .iter()
+            .take(signed.len() - trusted)
+            .map(der)
+            .collect::<Result<Vec<_>, _>>()?;
         let mut roots = RootCertStore::empty();
         for root in &signed[signed.len() - trusted..] {
             roots.add(der(root)?)?;
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .allow_unauthenticated()
+                .build()?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -71,16 +83,26 @@ impl Credentials {
         // A resumed session would outlive a root that is no longer trusted.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), not_after: now + names.ttl })
+        Ok(Self {
+            config: Arc::new(config),
+            not_after: now + names.ttl,
+        })
     }
 }
 
 /// Renews the certificate at half its life and whenever the roots change. Never ends.
-pub async fn keep_fresh(authority: Arc<Authority>, names: Names, first: SystemTime, config: Arc<ArcSwap<ServerConfig>>) {
+pub async fn keep_fresh(
+    authority: Arc<Authority>,
+    names: Names,
+    first: SystemTime,
+    config: Arc<ArcSwap<ServerConfig>>,
+) {
     let mut trust = authority.watch();
     let mut not_after = first;
     loop {
-        let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
         tokio::select! {
             () = sleep((left / 2).max(AT_LEAST)) => {}
             changed = trust.changed() => if changed.is_err() { return },
@@ -91,7 +113,10 @@ pub async fn keep_fresh(authority: Arc<Authority>, names: Names, first: SystemTi
                 not_after = new.not_after;
                 info!("renewed the controller's certificate");
             }
-            Err(e) => error!(error = format!("{e:#}"), "the controller's certificate could not be renewed; the old one stays in use"),
+            Err(e) => error!(
+                error = format!("{e:#}"),
+                "the controller's certificate could not be renewed; the old one stays in use"
+            ),
         }
     }
 }

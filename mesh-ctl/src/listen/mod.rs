@@ -42,14 +42,20 @@ pub fn accept(
     tokio::spawn(async move {
         let half_open = Arc::new(Semaphore::new(HALF_OPEN));
         loop {
-            let Ok(permit) = half_open.clone().acquire_owned().await else { return };
+            let Ok(permit) = half_open.clone().acquire_owned().await else {
+                return;
+            };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = done.closed() => return,
             };
             match accepted {
                 Ok((socket, _)) => {
-                    let (acceptor, done, trust_domain) = (TlsAcceptor::from(config.load_full()), done.clone(), trust_domain.clone());
+                    let (acceptor, done, trust_domain) = (
+                        TlsAcceptor::from(config.load_full()),
+                        done.clone(),
+                        trust_domain.clone(),
+                    );
                     tokio::spawn(async move {
                         // The permit is held until the connection is handed over: a full backlog stops accepting.
                         if let Some(conn) = handshake(acceptor, socket, &trust_domain).await {
@@ -68,7 +74,11 @@ pub fn accept(
     ReceiverStream::new(incoming)
 }
 
-async fn handshake(acceptor: TlsAcceptor, socket: TcpStream, trust_domain: &TrustDomain) -> Option<Conn> {
+async fn handshake(
+    acceptor: TlsAcceptor,
+    socket: TcpStream,
+    trust_domain: &TrustDomain,
+) -> Option<Conn> {
     let peer = socket.peer_addr().ok()?;
     socket.set_nodelay(true).ok()?;
     match timeout(HANDSHAKE, acceptor.accept(socket)).await {

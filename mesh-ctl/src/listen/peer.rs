@@ -48,10 +48,22 @@ pub struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(tls: TlsStream<TcpStream>, address: SocketAddr, trust_domain: &TrustDomain) -> Self {
-        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    pub(super) fn new(
+        tls: TlsStream<TcpStream>,
+        address: SocketAddr,
+        trust_domain: &TrustDomain,
+    ) -> Self {
+        let leaf = tls
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first());
         let peer = match leaf {
-            None => Peer { address, name: PeerName::Nobody, not_after: None },
+            None => Peer {
+                address,
+                name: PeerName::Nobody,
+                not_after: None,
+            },
             Some(der) => proven(der, address, trust_domain),
         };
         Self { tls, peer }
@@ -60,14 +72,30 @@ impl Conn {
 
 /// Reads the one URI of a certificate that the handshake has verified.
 pub(super) fn proven(der: &[u8], address: SocketAddr, trust_domain: &TrustDomain) -> Peer {
-    let other = |text: &str| Peer { address, name: PeerName::Other(text.to_owned()), not_after: None };
-    let Ok((_, cert)) = X509Certificate::from_der(der) else { return other("a certificate that cannot be read") };
+    let other = |text: &str| Peer {
+        address,
+        name: PeerName::Other(text.to_owned()),
+        not_after: None,
+    };
+    let Ok((_, cert)) = X509Certificate::from_der(der) else {
+        return other("a certificate that cannot be read");
+    };
     let names = cert.subject_alternative_name().ok().flatten();
-    let names = names.map(|ext| &ext.value.general_names[..]).unwrap_or_default();
-    let [GeneralName::URI(uri)] = names else { return other("a certificate without exactly one name, a URI") };
-    let Some(node) = node_of(uri, trust_domain) else { return other(uri) };
+    let names = names
+        .map(|ext| &ext.value.general_names[..])
+        .unwrap_or_default();
+    let [GeneralName::URI(uri)] = names else {
+        return other("a certificate without exactly one name, a URI");
+    };
+    let Some(node) = node_of(uri, trust_domain) else {
+        return other(uri);
+    };
     let seconds = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
-    Peer { address, name: PeerName::Node(node), not_after: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)) }
+    Peer {
+        address,
+        name: PeerName::Node(node),
+        not_after: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
+    }
 }
 
 impl Connected for Conn {
@@ -79,13 +107,21 @@ impl Connected for Conn {
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tls).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Conn {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tls).poll_write(cx, buf)
     }
 

@@ -12,7 +12,10 @@ use std::{
 };
 
 use http_body_util::Full;
-use hyper::{Method, Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_api::resource::Kind;
 use prometheus_client::{
@@ -70,12 +73,36 @@ impl Default for Metrics {
             push_seconds: Histogram::new(buckets),
         };
         let r = &mut metrics.registry;
-        r.register("subscribers", "Nodes that are connected", metrics.subscribers.clone());
-        r.register("resources", "Resources that are published", metrics.resources.clone());
-        r.register("resources_sent", "Resources that were sent", metrics.sent.clone());
-        r.register("resources_refused", "Resources that a node did not understand", metrics.refused.clone());
-        r.register("certificates", "Requests for certificates by outcome", metrics.certificates.clone());
-        r.register("push_seconds", "Time from publication to a subscriber's stream", metrics.push_seconds.clone());
+        r.register(
+            "subscribers",
+            "Nodes that are connected",
+            metrics.subscribers.clone(),
+        );
+        r.register(
+            "resources",
+            "Resources that are published",
+            metrics.resources.clone(),
+        );
+        r.register(
+            "resources_sent",
+            "Resources that were sent",
+            metrics.sent.clone(),
+        );
+        r.register(
+            "resources_refused",
+            "Resources that a node did not understand",
+            metrics.refused.clone(),
+        );
+        r.register(
+            "certificates",
+            "Requests for certificates by outcome",
+            metrics.certificates.clone(),
+        );
+        r.register(
+            "push_seconds",
+            "Time from publication to a subscriber's stream",
+            metrics.push_seconds.clone(),
+        );
         metrics
     }
 }
@@ -88,17 +115,23 @@ impl Metrics {
 
     /// Counts what is published.
     pub fn published(&self, kind: Kind, resources: usize) {
-        self.resources.get_or_create(&label(kind)).set(i64::try_from(resources).unwrap_or(i64::MAX));
+        self.resources
+            .get_or_create(&label(kind))
+            .set(i64::try_from(resources).unwrap_or(i64::MAX));
     }
 
     /// Counts what was sent.
     pub fn sent(&self, kind: Kind, resources: usize) {
-        self.sent.get_or_create(&label(kind)).inc_by(resources as u64);
+        self.sent
+            .get_or_create(&label(kind))
+            .inc_by(resources as u64);
     }
 
     /// Counts what was not understood.
     pub fn refused(&self, kind: Kind, resources: usize) {
-        self.refused.get_or_create(&label(kind)).inc_by(resources as u64);
+        self.refused
+            .get_or_create(&label(kind))
+            .inc_by(resources as u64);
     }
 
     /// Counts a request for a certificate; `None` when it was granted.
@@ -116,14 +149,18 @@ impl Metrics {
 }
 
 fn label(kind: Kind) -> KindLabel {
-    KindLabel { kind: kind.to_string() }
+    KindLabel {
+        kind: kind.to_string(),
+    }
 }
 
 /// Answers until the listener is gone. Never ends by itself.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
     let slots = Arc::new(Semaphore::new(AT_ONCE));
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((socket, _)) => {
                 let metrics = metrics.clone();
@@ -146,25 +183,48 @@ async fn answer(socket: TcpStream, metrics: Arc<Metrics>) {
         async move { Ok::<_, Infallible>(response) }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(5)).max_buf_size(16 * 1024);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(5))
+        .max_buf_size(16 * 1024);
     // A client that breaks off is of no interest.
-    let _ = timeout(CONNECTION, http.serve_connection(TokioIo::new(socket), service)).await;
+    let _ = timeout(
+        CONNECTION,
+        http.serve_connection(TokioIo::new(socket), service),
+    )
+    .await;
 }
 
 fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => (StatusCode::OK, metrics.text()),
         (&Method::GET, "/livez") => (StatusCode::OK, "ok\n".to_owned()),
-        (&Method::GET, "/readyz") if metrics.ready.load(Ordering::Relaxed) => (StatusCode::OK, "ok\n".to_owned()),
-        (&Method::GET, "/readyz") => (StatusCode::SERVICE_UNAVAILABLE, "the configuration has not been read yet\n".to_owned()),
-        (&Method::GET, _) => (StatusCode::NOT_FOUND, "there are /metrics, /readyz and /livez\n".to_owned()),
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "this port only answers GET\n".to_owned()),
+        (&Method::GET, "/readyz") if metrics.ready.load(Ordering::Relaxed) => {
+            (StatusCode::OK, "ok\n".to_owned())
+        }
+        (&Method::GET, "/readyz") => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the configuration has not been read yet\n".to_owned(),
+        ),
+        (&Method::GET, _) => (
+            StatusCode::NOT_FOUND,
+            "there are /metrics, /readyz and /livez\n".to_owned(),
+        ),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this port only answers GET\n".to_owned(),
+        ),
     };
-    let kind = if text.starts_with('#') { "application/openmetrics-text; version=1.0.0; charset=utf-8" } else { "text/plain" };
+    let kind = if text.starts_with('#') {
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    } else {
+        "text/plain"
+    };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     let value = hyper::header::HeaderValue::from_static(kind);
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, value);
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, value);
     response
 }
 
@@ -176,7 +236,11 @@ mod tests {
     fn only_reading_is_answered() {
         let metrics = Metrics::default();
         let status = |method: &str, path: &str| {
-            let request = Request::builder().method(method).uri(path).body(()).expect("is one");
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .body(())
+                .expect("is one");
             respond(&request, &metrics).status().as_u16()
         };
         assert_eq!(status("GET", "/livez"), 200);
@@ -188,7 +252,13 @@ mod tests {
         metrics.sent(Kind::Address, 3);
         metrics.certificate(None);
         let text = metrics.text();
-        assert!(text.contains("warren_ctl_resources_sent_total{kind=\"Address\"} 3"), "{text}");
-        assert!(text.contains("warren_ctl_certificates_total{code=\"Ok\"} 1"), "{text}");
+        assert!(
+            text.contains("warren_ctl_resources_sent_total{kind=\"Address\"} 3"),
+            "{text}"
+        );
+        assert!(
+            text.contains("warren_ctl_certificates_total{code=\"Ok\"} 1"),
+            "{text}"
+        );
     }
 }

@@ -29,7 +29,9 @@ pub(super) fn view(ours: &View) -> View {
                     }
                 }
             }
-            Err(error) => error!(%error, "a resource of our own cannot be read; foreign data planes do without it"),
+            Err(error) => {
+                error!(%error, "a resource of our own cannot be read; foreign data planes do without it")
+            }
         }
     }
     let mut updates = Vec::new();
@@ -39,19 +41,32 @@ pub(super) fn view(ours: &View) -> View {
     View::default().apply(updates.into_iter().filter(|u| u.key().0 != Kind::Companion))
 }
 
-fn projected(change: Change, root: &Namespace, extras: &HashMap<WorkloadUid, WorkloadExtra>) -> Vec<Update> {
+fn projected(
+    change: Change,
+    root: &Namespace,
+    extras: &HashMap<WorkloadUid, WorkloadExtra>,
+) -> Vec<Update> {
     match change {
         Change::Workload(mut workload) => {
-            let policy = extras.get(&workload.uid).and_then(|extra| convert::foreign::mtls_policy(root, extra));
-            let Some(policy) = policy else { return convert::encode(&Change::Workload(workload)) };
-            workload.policies = workload.policies.iter().cloned().chain([policy.name.clone()]).collect();
+            let policy = extras
+                .get(&workload.uid)
+                .and_then(|extra| convert::foreign::mtls_policy(root, extra));
+            let Some(policy) = policy else {
+                return convert::encode(&Change::Workload(workload));
+            };
+            workload.policies = workload
+                .policies
+                .iter()
+                .cloned()
+                .chain([policy.name.clone()])
+                .collect();
             let mut updates = convert::encode(&Change::Policy(policy));
             updates.extend(convert::encode(&Change::Workload(workload)));
             updates
         }
-        Change::Policy(policy) => {
-            convert::foreign::policy(&policy).map(|p| convert::encode(&Change::Policy(p))).unwrap_or_default()
-        }
+        Change::Policy(policy) => convert::foreign::policy(&policy)
+            .map(|p| convert::encode(&Change::Policy(p)))
+            .unwrap_or_default(),
         other => convert::encode(&other),
     }
 }

@@ -75,9 +75,19 @@ struct Inner {
 }
 
 /// A publisher: its handle, the service that nodes call, and the task that publishes.
-pub fn publisher(metrics: Arc<Metrics>) -> (Handle, DiscoveryService, impl Future<Output = ()> + Send + 'static) {
-    let empty =
-        Published { view: View::default(), foreign: Arc::default(), whole: false, at: Instant::now() };
+pub fn publisher(
+    metrics: Arc<Metrics>,
+) -> (
+    Handle,
+    DiscoveryService,
+    impl Future<Output = ()> + Send + 'static,
+) {
+    let empty = Published {
+        view: View::default(),
+        foreign: Arc::default(),
+        whole: false,
+        at: Instant::now(),
+    };
     let inner = Arc::new(Inner {
         objects: Mutex::default(),
         staged: watch::Sender::new(empty.clone()),
@@ -129,7 +139,9 @@ impl Handle {
 
     /// What nodes have refused of the present state.
     pub fn refusals(&self) -> Vec<Refusal> {
-        self.inner.refusals.current(&self.inner.published.borrow().view)
+        self.inner
+            .refusals
+            .current(&self.inner.published.borrow().view)
     }
 
     /// Wakes when `refusals` may have changed.
@@ -148,7 +160,12 @@ impl Handle {
                 return false;
             }
             let foreign = Arc::default();
-            *staged = Published { view, foreign, whole: staged.whole || whole, at: Instant::now() };
+            *staged = Published {
+                view,
+                foreign,
+                whole: staged.whole || whole,
+                at: Instant::now(),
+            };
             true
         });
     }
@@ -156,10 +173,18 @@ impl Handle {
     /// Keeps a subscriber in the list until the value is dropped.
     fn enter(&self, node: &NodeName, ours: bool) -> Entry {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let subscriber = Subscriber { node: node.to_string(), ours, unanswered: 0, current: false };
+        let subscriber = Subscriber {
+            node: node.to_string(),
+            ours,
+            unanswered: 0,
+            current: false,
+        };
         locked(&self.inner.subscribers).insert(id, subscriber);
         self.inner.metrics.subscribers.inc();
-        Entry { handle: self.clone(), id }
+        Entry {
+            handle: self.clone(),
+            id,
+        }
     }
 }
 

@@ -32,23 +32,31 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// Which resource, and who refuses it.
+type Refused = (Kind, Arc<str>, NodeName);
+
 /// Refusals of the present state.
 #[derive(Debug)]
 pub struct Refusals {
-    all: Mutex<BTreeMap<(Kind, Arc<str>, NodeName), (Version, String)>>,
+    all: Mutex<BTreeMap<Refused, (Version, String)>>,
     count: watch::Sender<u64>,
 }
 
 impl Default for Refusals {
     fn default() -> Self {
-        Self { all: Mutex::default(), count: watch::Sender::new(0) }
+        Self {
+            all: Mutex::default(),
+            count: watch::Sender::new(0),
+        }
     }
 }
 
 impl Refusals {
     pub(super) fn add(&self, view: &View, kind: Kind, node: &NodeName, rejections: Vec<Rejection>) {
         let mut all = locked(&self.all);
-        all.retain(|(kind, name, _), (version, _)| view.get(*kind, name).is_some_and(|r| r.version == *version));
+        all.retain(|(kind, name, _), (version, _)| {
+            view.get(*kind, name).is_some_and(|r| r.version == *version)
+        });
         for rejection in rejections {
             // One that is gone by now is of no interest.
             if let Some(resource) = view.get(kind, &rejection.name)
@@ -64,7 +72,9 @@ impl Refusals {
 
     pub(super) fn current(&self, view: &View) -> Vec<Refusal> {
         let all = locked(&self.all);
-        let still = all.iter().filter(|((kind, name, _), (version, _))| view.get(*kind, name).is_some_and(|r| r.version == *version));
+        let still = all.iter().filter(|((kind, name, _), (version, _))| {
+            view.get(*kind, name).is_some_and(|r| r.version == *version)
+        });
         still
             .map(|((kind, name, node), (_, message))| Refusal {
                 kind: *kind,

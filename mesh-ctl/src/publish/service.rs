@@ -12,7 +12,8 @@ use futures_util::Stream;
 use mesh_api::{
     delta::{self, Event, MARK, Server, View},
     discovery::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, aggregated_discovery_service_server::AggregatedDiscoveryService,
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
+        aggregated_discovery_service_server::AggregatedDiscoveryService,
     },
     resource::Kind,
 };
@@ -60,12 +61,28 @@ impl AggregatedDiscoveryService for DiscoveryService {
         let peer = peer.ok_or_else(|| Status::internal("a connection without a peer"))?;
         let node = match peer.name {
             PeerName::Node(node) => node,
-            PeerName::Nobody => return Err(Status::unauthenticated("subscribing needs a node certificate; ask the CA for one first")),
-            PeerName::Other(name) => return Err(Status::permission_denied(format!("only nodes subscribe; this is {name}"))),
+            PeerName::Nobody => {
+                return Err(Status::unauthenticated(
+                    "subscribing needs a node certificate; ask the CA for one first",
+                ));
+            }
+            PeerName::Other(name) => {
+                return Err(Status::permission_denied(format!(
+                    "only nodes subscribe; this is {name}"
+                )));
+            }
         };
         let (out, responses) = mpsc::channel(QUEUE);
-        let stream = Subscription { handle: self.handle.clone(), node, requests: request.into_inner(), out: out.clone() };
-        let life = peer.not_after.and_then(|t| t.duration_since(SystemTime::now()).ok()).unwrap_or_default();
+        let stream = Subscription {
+            handle: self.handle.clone(),
+            node,
+            requests: request.into_inner(),
+            out: out.clone(),
+        };
+        let life = peer
+            .not_after
+            .and_then(|t| t.duration_since(SystemTime::now()).ok())
+            .unwrap_or_default();
         tokio::spawn(async move {
             let node = stream.node.clone();
             let end = tokio::select! {
@@ -102,14 +119,19 @@ impl Subscription {
         let ours = first.node.as_ref().is_some_and(is_ours);
         info!(node = %self.node, ours, "a node subscribes");
         let entry = self.handle.enter(&self.node, ours);
-        let mut server = Server::new(delta::Peer { node: Some(self.node.as_str().into()), ours });
+        let mut server = Server::new(delta::Peer {
+            node: Some(self.node.as_str().into()),
+            ours,
+        });
         self.received(&mut server, first, &published)?;
         let mut pending = None;
         loop {
             let current = published.borrow_and_update().clone();
             // Before the first whole state there is nothing that may be believed.
             if pending.is_none() && current.whole {
-                pending = server.next(view(&current, ours)).map_err(|v| Status::invalid_argument(v.to_string()))?;
+                pending = server
+                    .next(view(&current, ours))
+                    .map_err(|v| Status::invalid_argument(v.to_string()))?;
                 entry.update(server.unanswered(), server.is_at(view(&current, ours)));
             }
             tokio::select! {
@@ -137,15 +159,25 @@ impl Subscription {
         request: DeltaDiscoveryRequest,
         published: &watch::Receiver<Published>,
     ) -> Result<(), Status> {
-        match server.receive(request).map_err(|v| Status::invalid_argument(v.to_string()))? {
+        match server
+            .receive(request)
+            .map_err(|v| Status::invalid_argument(v.to_string()))?
+        {
             Some(Event::Refused(kind, rejections)) => {
                 for r in &rejections {
                     warn!(node = %self.node, %kind, name = %r.name, reason = r.message, "a node refused a resource");
                 }
                 self.handle.inner.metrics.refused(kind, rejections.len());
-                self.handle.inner.refusals.add(&published.borrow().view, kind, &self.node, rejections);
+                self.handle.inner.refusals.add(
+                    &published.borrow().view,
+                    kind,
+                    &self.node,
+                    rejections,
+                );
             }
-            Some(Event::UnknownType(url)) => debug!(node = %self.node, url, "a type that is not served was asked for"),
+            Some(Event::UnknownType(url)) => {
+                debug!(node = %self.node, url, "a type that is not served was asked for")
+            }
             Some(Event::Acked(_)) | None => {}
         }
         Ok(())
@@ -156,15 +188,27 @@ impl Subscription {
         if let Some(kind) = Kind::from_url(&response.type_url) {
             metrics.sent(kind, response.resources.len());
         }
-        metrics.push_seconds.observe(current.at.elapsed().as_secs_f64());
+        metrics
+            .push_seconds
+            .observe(current.at.elapsed().as_secs_f64());
     }
 }
 
 fn view(published: &Published, ours: bool) -> &View {
-    if ours { &published.view } else { published.foreign.get_or_init(|| foreign::view(&published.view)) }
+    if ours {
+        &published.view
+    } else {
+        published
+            .foreign
+            .get_or_init(|| foreign::view(&published.view))
+    }
 }
 
 fn is_ours(node: &Node) -> bool {
-    let value = node.metadata.as_ref().and_then(|m| m.fields.get(MARK.0)).and_then(|v| v.kind.as_ref());
+    let value = node
+        .metadata
+        .as_ref()
+        .and_then(|m| m.fields.get(MARK.0))
+        .and_then(|v| v.kind.as_ref());
     matches!(value, Some(ValueKind::StringValue(text)) if text == MARK.1)
 }

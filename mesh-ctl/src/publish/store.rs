@@ -40,7 +40,12 @@ impl Objects {
                 seen.insert(key);
             }
         }
-        let gone: Vec<Key> = self.objects.keys().filter(|k| !seen.contains(*k)).cloned().collect();
+        let gone: Vec<Key> = self
+            .objects
+            .keys()
+            .filter(|k| !seen.contains(*k))
+            .cloned()
+            .collect();
         for key in gone {
             self.objects.remove(&key);
             updates.push(Update::Remove(key.0, key.1));
@@ -82,9 +87,17 @@ impl Objects {
         self.publish(vec![convert::encode_roots(roots)])
     }
 
-    fn set(&mut self, key: Key, change: Change, before: &HashMap<WorkloadUid, NodeName>, updates: &mut Vec<Update>) {
+    fn set(
+        &mut self,
+        key: Key,
+        change: Change,
+        before: &HashMap<WorkloadUid, NodeName>,
+        updates: &mut Vec<Update>,
+    ) {
         let scope = |nodes: &HashMap<WorkloadUid, NodeName>, change: &Change| match change {
-            Change::WorkloadExtra(uid, extra) if !needed_elsewhere(extra) => nodes.get(uid).cloned(),
+            Change::WorkloadExtra(uid, extra) if !needed_elsewhere(extra) => {
+                nodes.get(uid).cloned()
+            }
             _ => None,
         };
         let now = scope(&self.nodes, &change);
@@ -94,7 +107,9 @@ impl Objects {
         {
             return;
         }
-        let node: Option<Arc<str>> = now.filter(|n| !n.as_str().is_empty()).map(|n| n.as_str().into());
+        let node: Option<Arc<str>> = now
+            .filter(|n| !n.as_str().is_empty())
+            .map(|n| n.as_str().into());
         for mut update in convert::encode(&change) {
             if let Update::Set(resource) = &mut update {
                 resource.node.clone_from(&node);
@@ -123,7 +138,11 @@ impl Objects {
 
 /// A client elsewhere looks at a companion only to see that its workload takes no mutual TLS.
 fn needed_elsewhere(extra: &WorkloadExtra) -> bool {
-    extra.mtls == MtlsMode::Disable || extra.mtls_ports.iter().any(|(_, m)| *m == MtlsMode::Disable)
+    extra.mtls == MtlsMode::Disable
+        || extra
+            .mtls_ports
+            .iter()
+            .any(|(_, m)| *m == MtlsMode::Disable)
 }
 
 fn place(change: &Change) -> Option<(WorkloadUid, NodeName)> {

@@ -3,7 +3,11 @@
 //! `warren1.<payload>.<mac>`, both base64url without padding; the payload is JSON with the node, the expiry and
 //! the audience; the mac is HMAC-SHA256 (RFC 2104) with the controller's join key.
 
-use std::{io, path::Path, time::{Duration, SystemTime, UNIX_EPOCH}};
+use std::{
+    io,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
@@ -24,7 +28,9 @@ pub struct JoinKey([u8; 32]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not of the right form.
-    #[error("this is not a join token (expected warren1.<payload>.<mac>); make one with `mesh-ctl token create`")]
+    #[error(
+        "this is not a join token (expected warren1.<payload>.<mac>); make one with `mesh-ctl token create`"
+    )]
     Malformed,
     /// Not made with this controller's key, or changed.
     #[error("the join token was not made by this controller, or was changed")]
@@ -49,10 +55,15 @@ impl JoinKey {
     pub fn open(dir: &Path) -> io::Result<Self> {
         let path = dir.join("join.key");
         match std::fs::read(&path) {
-            Ok(bytes) => bytes.try_into().map(Self).map_err(|_| io::Error::other(format!("{} is not a join key of 32 bytes", path.display()))),
+            Ok(bytes) => bytes.try_into().map(Self).map_err(|_| {
+                io::Error::other(format!("{} is not a join key of 32 bytes", path.display()))
+            }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let mut key = [0; 32];
-                rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut key).map_err(|_| io::Error::other("no randomness"))?;
+                rustls::crypto::aws_lc_rs::default_provider()
+                    .secure_random
+                    .fill(&mut key)
+                    .map_err(|_| io::Error::other("no randomness"))?;
                 write_private(&path, &key)?;
                 Ok(Self(key))
             }
@@ -62,9 +73,17 @@ impl JoinKey {
 
     /// A token for `node` that is good until `expires`.
     pub fn issue(&self, node: &NodeName, expires: SystemTime) -> String {
-        let exp = expires.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-        let payload = Payload { node: node.to_string(), exp, aud: AUDIENCE.into() };
-        let payload = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&payload).expect("a payload of plain fields serializes"));
+        let exp = expires
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO)
+            .as_secs();
+        let payload = Payload {
+            node: node.to_string(),
+            exp,
+            aud: AUDIENCE.into(),
+        };
+        let payload = URL_SAFE_NO_PAD
+            .encode(serde_json::to_vec(&payload).expect("a payload of plain fields serializes"));
         let mac = URL_SAFE_NO_PAD.encode(self.mac(&payload).finalize().into_bytes());
         format!("{PREFIX}.{payload}.{mac}")
     }
@@ -72,24 +91,35 @@ impl JoinKey {
     /// The node that a token proves. The mac is compared in constant time, before anything is parsed.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<NodeName, TokenError> {
         let mut parts = token.splitn(3, '.');
-        let (Some(PREFIX), Some(payload), Some(mac)) = (parts.next(), parts.next(), parts.next()) else {
+        let (Some(PREFIX), Some(payload), Some(mac)) = (parts.next(), parts.next(), parts.next())
+        else {
             return Err(TokenError::Malformed);
         };
-        let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| TokenError::Malformed)?;
-        self.mac(payload).verify_slice(&mac).map_err(|_| TokenError::Forged)?;
-        let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| TokenError::Malformed)?;
-        let payload: Payload = serde_json::from_slice(&payload).map_err(|_| TokenError::Malformed)?;
+        let mac = URL_SAFE_NO_PAD
+            .decode(mac)
+            .map_err(|_| TokenError::Malformed)?;
+        self.mac(payload)
+            .verify_slice(&mac)
+            .map_err(|_| TokenError::Forged)?;
+        let payload = URL_SAFE_NO_PAD
+            .decode(payload)
+            .map_err(|_| TokenError::Malformed)?;
+        let payload: Payload =
+            serde_json::from_slice(&payload).map_err(|_| TokenError::Malformed)?;
         if payload.aud != AUDIENCE {
             return Err(TokenError::Audience);
         }
         if now >= UNIX_EPOCH + Duration::from_secs(payload.exp) {
             return Err(TokenError::Expired);
         }
-        is_node_name(&payload.node).then(|| payload.node.as_str().into()).ok_or(TokenError::Malformed)
+        is_node_name(&payload.node)
+            .then(|| payload.node.as_str().into())
+            .ok_or(TokenError::Malformed)
     }
 
     fn mac(&self, payload: &str) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
         mac.update(payload.as_bytes());
         mac
     }
@@ -106,16 +136,43 @@ mod tests {
         let now = SystemTime::now();
         let token = key.issue(&"n1".into(), now + Duration::from_secs(100));
         assert_eq!(key.verify(&token, now), Ok("n1".into()));
-        assert_eq!(JoinKey::open(dir.path()).expect("kept").verify(&token, now), Ok("n1".into()));
-        assert_eq!(key.verify(&token, now + Duration::from_secs(200)), Err(TokenError::Expired));
+        assert_eq!(
+            JoinKey::open(dir.path()).expect("kept").verify(&token, now),
+            Ok("n1".into())
+        );
+        assert_eq!(
+            key.verify(&token, now + Duration::from_secs(200)),
+            Err(TokenError::Expired)
+        );
         let other = tempfile::tempdir().expect("a directory");
-        assert_eq!(JoinKey::open(other.path()).expect("a key").verify(&token, now), Err(TokenError::Forged));
+        assert_eq!(
+            JoinKey::open(other.path())
+                .expect("a key")
+                .verify(&token, now),
+            Err(TokenError::Forged)
+        );
         let forged = URL_SAFE_NO_PAD.encode(r#"{"node":"n2","exp":99999999999,"aud":"warren-ca"}"#);
         let mac = token.rsplit('.').next().expect("a mac");
-        assert_eq!(key.verify(&format!("warren1.{forged}.{mac}"), now), Err(TokenError::Forged));
-        for junk in ["", "warren1", "warren1.a", "warren2.a.b", "warren1.a.b", "warren1.!.!"] {
+        assert_eq!(
+            key.verify(&format!("warren1.{forged}.{mac}"), now),
+            Err(TokenError::Forged)
+        );
+        for junk in [
+            "",
+            "warren1",
+            "warren1.a",
+            "warren2.a.b",
+            "warren1.a.b",
+            "warren1.!.!",
+        ] {
             assert!(key.verify(junk, now).is_err(), "{junk}");
         }
-        assert_eq!(key.verify(&key.issue(&"../etc".into(), now + Duration::from_secs(9)), now), Err(TokenError::Malformed));
+        assert_eq!(
+            key.verify(
+                &key.issue(&"../etc".into(), now + Duration::from_secs(9)),
+                now
+            ),
+            Err(TokenError::Malformed)
+        );
     }
 }

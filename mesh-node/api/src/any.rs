@@ -16,6 +16,9 @@ pub struct Any {
 impl Any {
     /// Wraps a message.
     pub fn pack(type_url: &str, message: &impl prost::Message) -> Self {
-        Self { type_url: type_url.to_owned(), value: message.encode_to_vec().into() }
+        Self {
+            type_url: type_url.to_owned(),
+            value: message.encode_to_vec().into(),
+        }
     }
 }

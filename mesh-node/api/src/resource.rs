@@ -61,7 +61,9 @@ impl Version {
     /// The version of this content.
     pub fn of(body: &[u8]) -> Self {
         let hash = Sha256::digest(body);
-        Self(u64::from_be_bytes(hash[..8].try_into().expect("SHA-256 has 32 bytes")))
+        Self(u64::from_be_bytes(
+            hash[..8].try_into().expect("SHA-256 has 32 bytes"),
+        ))
     }
 
     /// The version as a number, for digests.
@@ -111,7 +113,14 @@ impl Resource {
     /// A resource for everybody, known by its name only.
     pub fn new(kind: Kind, name: impl Into<Arc<str>>, body: impl Into<Bytes>) -> Self {
         let body = body.into();
-        Self { kind, name: name.into(), version: Version::of(&body), body, aliases: Box::default(), node: None }
+        Self {
+            kind,
+            name: name.into(),
+            version: Version::of(&body),
+            body,
+            aliases: Box::default(),
+            node: None,
+        }
     }
 }
 

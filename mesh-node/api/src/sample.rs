@@ -12,8 +12,9 @@ use fastrand::Rng;
 use ipnet::IpNet;
 use mesh_model::{
     mesh::{
-        Action, AppProtocol, Change, Enrolment, GatewayAddress, GatewayDestination, MeshConfig, MtlsMode, Policy,
-        PolicyScope, SameNode, Service, ServiceExtra, ServicePort, Validity, Workload, WorkloadExtra,
+        Action, AppProtocol, Change, Enrolment, GatewayAddress, GatewayDestination, MeshConfig,
+        MtlsMode, Policy, PolicyScope, SameNode, Service, ServiceExtra, ServicePort, Validity,
+        Workload, WorkloadExtra,
         policy::{Clause, Match, Rule, ServiceAccountMatch, StringMatch},
         service::{Balancing, Mode, Scope},
         workload::{Canonical, Locality, Membership, TunnelProtocol},
@@ -40,7 +41,11 @@ fn opt<T>(r: &mut Rng, one: impl FnOnce(&mut Rng) -> T) -> Option<T> {
 }
 
 pub(crate) fn ip(r: &mut Rng) -> IpAddr {
-    if r.bool() { Ipv4Addr::from(r.u32(..)).into() } else { Ipv6Addr::from(r.u128(..)).to_canonical() }
+    if r.bool() {
+        Ipv4Addr::from(r.u32(..)).into()
+    } else {
+        Ipv6Addr::from(r.u128(..)).to_canonical()
+    }
 }
 
 fn net(r: &mut Rng) -> IpNet {
@@ -50,15 +55,24 @@ fn net(r: &mut Rng) -> IpNet {
 }
 
 fn network_address(r: &mut Rng) -> NetworkAddress {
-    NetworkAddress { network: pick(r, &["", "east"]).into(), ip: ip(r) }
+    NetworkAddress {
+        network: pick(r, &["", "east"]).into(),
+        ip: ip(r),
+    }
 }
 
 fn service_name(r: &mut Rng) -> ServiceName {
-    ServiceName { namespace: word(r).as_str().into(), hostname: format!("{}.svc.{}", word(r), word(r)).as_str().into() }
+    ServiceName {
+        namespace: word(r).as_str().into(),
+        hostname: format!("{}.svc.{}", word(r), word(r)).as_str().into(),
+    }
 }
 
 fn policy_name(r: &mut Rng) -> PolicyName {
-    PolicyName { namespace: word(r).as_str().into(), name: word(r).into() }
+    PolicyName {
+        namespace: word(r).as_str().into(),
+        name: word(r).into(),
+    }
 }
 
 fn gateway(r: &mut Rng) -> GatewayAddress {
@@ -67,11 +81,16 @@ fn gateway(r: &mut Rng) -> GatewayAddress {
     } else {
         GatewayDestination::Address(network_address(r))
     };
-    GatewayAddress { destination, hbone_port: r.u16(1..) }
+    GatewayAddress {
+        destination,
+        hbone_port: r.u16(1..),
+    }
 }
 
 pub(crate) fn uid(namespace: &str, name: &str) -> WorkloadUid {
-    format!("Kubernetes//Pod/{namespace}/{name}").as_str().into()
+    format!("Kubernetes//Pod/{namespace}/{name}")
+        .as_str()
+        .into()
 }
 
 pub(crate) fn workload(r: &mut Rng) -> Workload {
@@ -79,10 +98,16 @@ pub(crate) fn workload(r: &mut Rng) -> Workload {
     let mut addresses = list(r, 3, ip).into_vec();
     addresses.sort();
     addresses.dedup();
-    let mut services = list(r, 3, |r| Membership { service: service_name(r), ports: list(r, 3, |r| (r.u16(1..), r.u16(1..))) }).into_vec();
+    let mut services = list(r, 3, |r| Membership {
+        service: service_name(r),
+        ports: list(r, 3, |r| (r.u16(1..), r.u16(1..))),
+    })
+    .into_vec();
     services.sort_by_key(|m| m.service.to_string());
     services.dedup_by_key(|m| m.service.to_string());
-    let identity: Identity = format!("spiffe://{}.local/ns/{namespace}/sa/{}", word(r), word(r)).parse().expect("is one");
+    let identity: Identity = format!("spiffe://{}.local/ns/{namespace}/sa/{}", word(r), word(r))
+        .parse()
+        .expect("is one");
     Workload {
         uid: uid(&namespace, &name),
         name: name.into(),
@@ -96,7 +121,11 @@ pub(crate) fn workload(r: &mut Rng) -> Workload {
         protocol: pick(r, &[TunnelProtocol::None, TunnelProtocol::Hbone]),
         host_network: r.bool(),
         healthy: r.bool(),
-        locality: Locality { region: pick(r, &["", "r"]).into(), zone: pick(r, &["", "z"]).into(), subzone: pick(r, &["", "s"]).into() },
+        locality: Locality {
+            region: pick(r, &["", "r"]).into(),
+            zone: pick(r, &["", "z"]).into(),
+            subzone: pick(r, &["", "s"]).into(),
+        },
         canonical: Canonical {
             name: word(r).into(),
             revision: word(r).into(),
@@ -113,7 +142,14 @@ pub(crate) fn workload(r: &mut Rng) -> Workload {
 pub(crate) fn workload_extra(r: &mut Rng) -> WorkloadExtra {
     let modes = [MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disable];
     WorkloadExtra {
-        enrolment: pick(r, &[Enrolment::Enrolled, Enrolment::Out, Enrolment::Refused("gVisor".into())]),
+        enrolment: pick(
+            r,
+            &[
+                Enrolment::Enrolled,
+                Enrolment::Out,
+                Enrolment::Refused("gVisor".into()),
+            ],
+        ),
         mtls: pick(r, &modes),
         mtls_ports: list(r, 3, |r| (r.u16(..), pick(r, &modes))),
         probe_ports: list(r, 3, |r| r.u16(..)),
@@ -125,20 +161,45 @@ pub(crate) fn workload_extra(r: &mut Rng) -> WorkloadExtra {
 }
 
 pub(crate) fn service(r: &mut Rng) -> Service {
-    let protocols =
-        [AppProtocol::Unknown, AppProtocol::Http11, AppProtocol::Http2, AppProtocol::Grpc, AppProtocol::Tcp, AppProtocol::Tls];
-    let scopes = [Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node, Scope::Cluster, Scope::Network];
+    let protocols = [
+        AppProtocol::Unknown,
+        AppProtocol::Http11,
+        AppProtocol::Http2,
+        AppProtocol::Grpc,
+        AppProtocol::Tcp,
+        AppProtocol::Tls,
+    ];
+    let scopes = [
+        Scope::Region,
+        Scope::Zone,
+        Scope::Subzone,
+        Scope::Node,
+        Scope::Cluster,
+        Scope::Network,
+    ];
     Service {
         name: service_name(r),
         short: word(r).into(),
         vips: list(r, 3, network_address),
         ranges: list(r, 2, |r| (pick(r, &["", "east"]).into(), net(r))),
-        ports: list(r, 3, |r| ServicePort { port: r.u16(1..), target_port: r.u16(..), protocol: pick(r, &protocols) }),
+        ports: list(r, 3, |r| ServicePort {
+            port: r.u16(1..),
+            target_port: r.u16(..),
+            protocol: pick(r, &protocols),
+        }),
         subject_alt_names: list(r, 2, |r| word(r).into()),
         waypoint: opt(r, gateway),
         balancing: Balancing {
             preference: list(r, 3, |r| pick(r, &scopes)),
-            mode: pick(r, &[Mode::Unspecified, Mode::Strict, Mode::Failover, Mode::Passthrough]),
+            mode: pick(
+                r,
+                &[
+                    Mode::Unspecified,
+                    Mode::Strict,
+                    Mode::Failover,
+                    Mode::Passthrough,
+                ],
+            ),
             allow_unhealthy: r.bool(),
         },
     }
@@ -146,7 +207,9 @@ pub(crate) fn service(r: &mut Rng) -> Service {
 
 pub(crate) fn service_extra(r: &mut Rng) -> ServiceExtra {
     ServiceExtra {
-        affinity: opt(r, |r| Duration::new(r.u64(0..86_400), r.u32(0..1_000_000_000))),
+        affinity: opt(r, |r| {
+            Duration::new(r.u64(0..86_400), r.u32(0..1_000_000_000))
+        }),
         headless: r.bool(),
         external_name: opt(r, |r| word(r).into()),
         features: list(r, 2, |r| word(r).into()),
@@ -155,11 +218,22 @@ pub(crate) fn service_extra(r: &mut Rng) -> ServiceExtra {
 
 fn string_match(r: &mut Rng) -> StringMatch {
     let text: Arc<str> = word(r).into();
-    pick(r, &[StringMatch::Exact(text.clone()), StringMatch::Prefix(text.clone()), StringMatch::Suffix(text), StringMatch::Presence])
+    pick(
+        r,
+        &[
+            StringMatch::Exact(text.clone()),
+            StringMatch::Prefix(text.clone()),
+            StringMatch::Suffix(text),
+            StringMatch::Presence,
+        ],
+    )
 }
 
 fn account(r: &mut Rng) -> ServiceAccountMatch {
-    ServiceAccountMatch { namespace: word(r).as_str().into(), service_account: word(r).as_str().into() }
+    ServiceAccountMatch {
+        namespace: word(r).as_str().into(),
+        service_account: word(r).as_str().into(),
+    }
 }
 
 pub(crate) fn one_match(r: &mut Rng) -> Match {
@@ -181,14 +255,32 @@ pub(crate) fn one_match(r: &mut Rng) -> Match {
 }
 
 pub(crate) fn policy(r: &mut Rng) -> Policy {
-    let clause = |r: &mut Rng| Clause { matches: list(r, 3, one_match) };
+    let clause = |r: &mut Rng| Clause {
+        matches: list(r, 3, one_match),
+    };
     Policy {
         name: policy_name(r),
-        scope: pick(r, &[PolicyScope::Global, PolicyScope::Namespace, PolicyScope::Selector]),
+        scope: pick(
+            r,
+            &[
+                PolicyScope::Global,
+                PolicyScope::Namespace,
+                PolicyScope::Selector,
+            ],
+        ),
         action: pick(r, &[Action::Allow, Action::Deny, Action::Audit]),
-        rules: list(r, 3, |r| Rule { clauses: list(r, 3, clause) }),
+        rules: list(r, 3, |r| Rule {
+            clauses: list(r, 3, clause),
+        }),
         dry_run: r.bool(),
-        validity: pick(r, &[Validity::Valid, Validity::Valid, Validity::Invalid("rules[0].from: who".into())]),
+        validity: pick(
+            r,
+            &[
+                Validity::Valid,
+                Validity::Valid,
+                Validity::Invalid("rules[0].from: who".into()),
+            ],
+        ),
     }
 }
 

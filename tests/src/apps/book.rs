@@ -1,6 +1,9 @@
 //! The book and rating pair: `book` asks `rating` for a book's stars; `rating` can be told to misbehave.
 
-use std::sync::{Arc, atomic::{AtomicBool, AtomicU64, Ordering::Relaxed}};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
 
 use anyhow::Result;
 use http::{Response, StatusCode};
@@ -14,14 +17,31 @@ pub const PORT: u16 = 8080;
 /// `book`: `/book/{id}` answers the book with its rating; without a rating the answer is 503 with no body.
 pub async fn book(port: u16) -> Result<()> {
     web::serve(port, |req, _| async move {
-        let Some(id) = req.uri().path().strip_prefix("/book/").and_then(|id| id.parse::<u64>().ok()) else {
+        let Some(id) = req
+            .uri()
+            .path()
+            .strip_prefix("/book/")
+            .and_then(|id| id.parse::<u64>().ok())
+        else {
             return web::text(StatusCode::NOT_FOUND, "not found: try /book/1\n");
         };
         let host = web::host("RATING_HOSTNAME", "rating");
-        match web::get(&host, PORT, &format!("/rate/{id}"), web::forwarded(req.headers())).await {
+        match web::get(
+            &host,
+            PORT,
+            &format!("/rate/{id}"),
+            web::forwarded(req.headers()),
+        )
+        .await
+        {
             Ok((status, body)) if status.is_success() => {
-                let rating = serde_json::from_slice::<Value>(&body).map(|v| v["rating"].clone()).unwrap_or(Value::Null);
-                web::json(StatusCode::OK, &json!({"bookId": id, "name": format!("Book {id}"), "rating": rating}))
+                let rating = serde_json::from_slice::<Value>(&body)
+                    .map(|v| v["rating"].clone())
+                    .unwrap_or(Value::Null);
+                web::json(
+                    StatusCode::OK,
+                    &json!({"bookId": id, "name": format!("Book {id}"), "rating": rating}),
+                )
             }
             Ok((status, _)) => {
                 println!("rating answered {status}");
@@ -80,7 +100,9 @@ impl Rating {
         if self.misbehaving.load(Relaxed) {
             return web::text(StatusCode::SERVICE_UNAVAILABLE, "");
         }
-        let rating = self.seed.map_or(1, |seed| 2 + seed.wrapping_add(id.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % 4);
+        let rating = self.seed.map_or(1, |seed| {
+            2 + seed.wrapping_add(id.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % 4
+        });
         web::json(StatusCode::OK, &json!({"rating": rating}))
     }
 }

@@ -2,11 +2,21 @@
 //!
 //! The messages and the dispatch are written by hand: four methods do not need generated code.
 
-use std::{convert::Infallible, pin::Pin, task::{Context, Poll}};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use anyhow::Result;
 use futures_util::{Stream, StreamExt, future::BoxFuture};
-use tonic::{Code, Request, Response, Status, Streaming, body::Body, server::{ClientStreamingService, Grpc, ServerStreamingService, StreamingService, UnaryService}};
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    body::Body,
+    server::{
+        ClientStreamingService, Grpc, ServerStreamingService, StreamingService, UnaryService,
+    },
+};
 use tonic_prost::ProstCodec;
 
 use super::web;
@@ -62,7 +72,12 @@ impl Echo {
 
     fn reply(&self, request: &EchoRequest, index: u32) -> Result<EchoResponse, Status> {
         match request.code {
-            0 => Ok(EchoResponse { text: request.text.clone(), pod: web::pod_name(), version: self.version.clone(), index }),
+            0 => Ok(EchoResponse {
+                text: request.text.clone(),
+                pod: web::pod_name(),
+                version: self.version.clone(),
+                index,
+            }),
             code => Err(Status::new(Code::from_i32(code as i32), "asked for")),
         }
     }
@@ -117,7 +132,10 @@ impl StreamingService<EchoRequest> for Echo {
 
     fn call(&mut self, request: Request<Streaming<EchoRequest>>) -> Self::Future {
         let echo = self.clone();
-        let answers = request.into_inner().enumerate().map(move |(i, next)| echo.reply(&next?, i as u32));
+        let answers = request
+            .into_inner()
+            .enumerate()
+            .map(move |(i, next)| echo.reply(&next?, i as u32));
         Box::pin(async move { Ok(Response::new(Box::pin(answers) as Answers)) })
     }
 }
@@ -161,9 +179,12 @@ pub async fn grpc_echo(port: u16, version: String) -> Result<()> {
     let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tonic::transport::Server::builder()
         .add_service(EchoServer(Echo::new(version)))
-        .serve_with_incoming_shutdown(tokio_stream::wrappers::TcpListenerStream::new(listener), async move {
-            stop.recv().await;
-        })
+        .serve_with_incoming_shutdown(
+            tokio_stream::wrappers::TcpListenerStream::new(listener),
+            async move {
+                stop.recv().await;
+            },
+        )
         .await?;
     Ok(())
 }

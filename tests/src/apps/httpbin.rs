@@ -10,7 +10,10 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
-use tokio_tungstenite::{WebSocketStream, tungstenite::{handshake::derive_accept_key, protocol::Role}};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{handshake::derive_accept_key, protocol::Role},
+};
 
 use super::web::{self, Body};
 
@@ -33,13 +36,29 @@ pub async fn httpbin(port: u16, version: String) -> Result<()> {
 
 async fn route(req: Request<Incoming>, peer: SocketAddr, version: &str) -> Response<Body> {
     let path = req.uri().path().to_owned();
-    let (head, tail) = path.trim_start_matches('/').split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
+    let (head, tail) = path
+        .trim_start_matches('/')
+        .split_once('/')
+        .unwrap_or((path.trim_start_matches('/'), ""));
     match head {
-        "" | "health" | "healthz" => web::text(StatusCode::OK, format!("hello from {} {version}\n", web::pod_name())),
+        "" | "health" | "healthz" => web::text(
+            StatusCode::OK,
+            format!("hello from {} {version}\n", web::pod_name()),
+        ),
         "headers" => web::json(StatusCode::OK, &json!({"headers": headers(req.headers())})),
-        "ip" => web::json(StatusCode::OK, &json!({"origin": peer.ip().to_canonical().to_string(), "port": peer.port()})),
-        "user-agent" => web::json(StatusCode::OK, &json!({"user-agent": headers(req.headers()).get("user-agent")})),
-        "status" => match tail.parse::<u16>().ok().and_then(|s| StatusCode::from_u16(s).ok()) {
+        "ip" => web::json(
+            StatusCode::OK,
+            &json!({"origin": peer.ip().to_canonical().to_string(), "port": peer.port()}),
+        ),
+        "user-agent" => web::json(
+            StatusCode::OK,
+            &json!({"user-agent": headers(req.headers()).get("user-agent")}),
+        ),
+        "status" => match tail
+            .parse::<u16>()
+            .ok()
+            .and_then(|s| StatusCode::from_u16(s).ok())
+        {
             Some(status) => web::text(status, ""),
             None => web::text(StatusCode::BAD_REQUEST, "not a status\n"),
         },
@@ -67,7 +86,11 @@ async fn route(req: Request<Incoming>, peer: SocketAddr, version: &str) -> Respo
 fn headers(map: &HeaderMap) -> Value {
     let mut out = Map::new();
     for name in map.keys() {
-        let values: Vec<_> = map.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).collect();
+        let values: Vec<_> = map
+            .get_all(name)
+            .iter()
+            .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+            .collect();
         out.insert(name.to_string(), json!(values.join(",")));
     }
     Value::Object(out)
@@ -79,11 +102,14 @@ async fn echo(req: Request<Incoming>, peer: SocketAddr, version: &str) -> Respon
         Ok(body) => body.to_bytes(),
         Err(_) => return web::text(StatusCode::PAYLOAD_TOO_LARGE, "more than 16 MiB\n"),
     };
-    web::json(StatusCode::OK, &json!({
-        "method": parts.method.as_str(), "url": parts.uri.to_string(), "headers": headers(&parts.headers),
-        "data": String::from_utf8_lossy(&data), "origin": peer.ip().to_canonical().to_string(),
-        "pod": web::pod_name(), "version": version,
-    }))
+    web::json(
+        StatusCode::OK,
+        &json!({
+            "method": parts.method.as_str(), "url": parts.uri.to_string(), "headers": headers(&parts.headers),
+            "data": String::from_utf8_lossy(&data), "origin": peer.ip().to_canonical().to_string(),
+            "pod": web::pod_name(), "version": version,
+        }),
+    )
 }
 
 /// A body of `n` bytes in chunks, each byte its position modulo 251, so that a reader can check every one.
@@ -95,15 +121,25 @@ fn bytes_of(n: usize) -> Response<Body> {
             (Ok::<_, Infallible>(Frame::data(chunk)), end)
         })
     });
-    let mut answer = Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(chunks)))));
-    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/octet-stream"));
+    let mut answer = Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(
+        chunks,
+    )))));
+    answer.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/octet-stream"),
+    );
     answer
 }
 
 fn lines(n: usize) -> Response<Body> {
-    let lines = futures_util::stream::iter((0..n).map(|i| Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{{\"id\": {i}}}\n"))))));
+    let lines = futures_util::stream::iter(
+        (0..n).map(|i| Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{{\"id\": {i}}}\n"))))),
+    );
     let mut answer = Response::new(BodyExt::boxed(StreamBody::new(lines)));
-    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
     answer
 }
 
@@ -113,7 +149,10 @@ struct SyncStream<T>(std::pin::Pin<Box<dyn futures_util::Stream<Item = T> + Send
 impl<T> futures_util::Stream for SyncStream<T> {
     type Item = T;
 
-    fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<T>> {
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<T>> {
         self.0.as_mut().poll_next(cx)
     }
 }
@@ -124,8 +163,11 @@ fn websocket(mut req: Request<Incoming>) -> Response<Body> {
         return web::text(StatusCode::UPGRADE_REQUIRED, "this path speaks WebSocket\n");
     };
     tokio::spawn(async move {
-        let Ok(upgraded) = hyper::upgrade::on(&mut req).await else { return };
-        let mut ws = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+        let Ok(upgraded) = hyper::upgrade::on(&mut req).await else {
+            return;
+        };
+        let mut ws =
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
         while let Some(Ok(message)) = ws.next().await {
             if (message.is_text() || message.is_binary()) && ws.send(message).await.is_err() {
                 return;
@@ -135,8 +177,14 @@ fn websocket(mut req: Request<Incoming>) -> Response<Body> {
     let mut answer = web::text(StatusCode::SWITCHING_PROTOCOLS, "");
     let headers = answer.headers_mut();
     headers.remove(header::CONTENT_TYPE);
-    headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
-    headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+    headers.insert(
+        header::UPGRADE,
+        header::HeaderValue::from_static("websocket"),
+    );
+    headers.insert(
+        header::CONNECTION,
+        header::HeaderValue::from_static("upgrade"),
+    );
     if let Ok(accept) = derive_accept_key(key.as_bytes()).parse() {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }

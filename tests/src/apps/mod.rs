@@ -14,11 +14,19 @@ pub mod web;
 /// (an unknown image becomes an idle pod). The registry, the tag's patch level and the digest do not matter.
 pub fn program_for_image(image: &str) -> Option<Vec<String>> {
     let path = image.split('@').next().unwrap_or(image);
-    let (name, tag) = match path.rsplit_once('/').map_or(path, |(_, last)| last).split_once(':') {
+    let (name, tag) = match path
+        .rsplit_once('/')
+        .map_or(path, |(_, last)| last)
+        .split_once(':')
+    {
         Some((name, tag)) => (name, tag),
         None => (path.rsplit('/').next().unwrap_or(path), "latest"),
     };
-    let major = if tag.trim_start_matches('v').starts_with('2') { "v2" } else { "v1" };
+    let major = if tag.trim_start_matches('v').starts_with('2') {
+        "v2"
+    } else {
+        "v1"
+    };
     let args: &[&str] = match name {
         "examples-bookinfo-productpage-v1" | "productpage" => &["productpage"],
         "examples-bookinfo-details-v1" | "details" => &["details"],
@@ -45,11 +53,24 @@ mod tests {
     #[test]
     fn images_become_programs() {
         let check = |image: &str, expect: Option<&str>| {
-            assert_eq!(program_for_image(image).map(|a| a.join(" ")).as_deref(), expect, "{image}");
+            assert_eq!(
+                program_for_image(image).map(|a| a.join(" ")).as_deref(),
+                expect,
+                "{image}"
+            );
         };
-        check("docker.io/istio/examples-bookinfo-productpage-v1:1.16.2", Some("productpage"));
-        check("docker.io/istio/examples-bookinfo-reviews-v3:1.20.0", Some("reviews --version v3"));
-        check("example.test:5000/lordofthejars/rating-service:v2.0.0", Some("rating --version v2"));
+        check(
+            "docker.io/istio/examples-bookinfo-productpage-v1:1.16.2",
+            Some("productpage"),
+        );
+        check(
+            "docker.io/istio/examples-bookinfo-reviews-v3:1.20.0",
+            Some("reviews --version v3"),
+        );
+        check(
+            "example.test:5000/lordofthejars/rating-service:v2.0.0",
+            Some("rating --version v2"),
+        );
         check("book-service", Some("book"));
         check("grpc-echo@sha256:00", Some("grpc-echo --version v1"));
         check("busybox:1.36", None);

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::web;
 

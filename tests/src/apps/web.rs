@@ -18,8 +18,19 @@ pub type Body = BoxBody<Bytes, Infallible>;
 
 /// Headers that a service passes on so that traces and user-based routing hold together.
 const FORWARDED: &[&str] = &[
-    "x-request-id", "traceparent", "tracestate", "b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid",
-    "x-b3-sampled", "x-b3-flags", "end-user", "user-agent", "cookie", "authorization",
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+    "end-user",
+    "user-agent",
+    "cookie",
+    "authorization",
 ];
 
 /// A listener on `port` for both address families where the host has both, else for IPv4.
@@ -105,12 +116,21 @@ pub fn forwarded(from: &HeaderMap) -> HeaderMap {
 }
 
 /// One GET over a connection of its own, within ten seconds.
-pub async fn get(host: &str, port: u16, path: &str, headers: HeaderMap) -> Result<(StatusCode, Bytes)> {
+pub async fn get(
+    host: &str,
+    port: u16,
+    path: &str,
+    headers: HeaderMap,
+) -> Result<(StatusCode, Bytes)> {
     let call = async {
-        let stream = TcpStream::connect((host, port)).await.with_context(|| format!("cannot connect to {host}:{port}"))?;
+        let stream = TcpStream::connect((host, port))
+            .await
+            .with_context(|| format!("cannot connect to {host}:{port}"))?;
         let (mut send, conn) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(conn);
-        let mut request = Request::get(path).header(header::HOST, format!("{host}:{port}")).body(Full::<Bytes>::default())?;
+        let mut request = Request::get(path)
+            .header(header::HOST, format!("{host}:{port}"))
+            .body(Full::<Bytes>::default())?;
         request.headers_mut().extend(headers);
         let answer = send.send_request(request).await?;
         let status = answer.status();
@@ -118,15 +138,23 @@ pub async fn get(host: &str, port: u16, path: &str, headers: HeaderMap) -> Resul
         driver.abort();
         Ok((status, body))
     };
-    tokio::time::timeout(Duration::from_secs(10), call).await.with_context(|| format!("{host}:{port} did not answer within 10 s"))?
+    tokio::time::timeout(Duration::from_secs(10), call)
+        .await
+        .with_context(|| format!("{host}:{port} did not answer within 10 s"))?
 }
 
 /// The host name that a service is reached by, from the environment or its usual name.
 pub fn host(variable: &str, usual: &str) -> String {
-    std::env::var(variable).ok().filter(|v| !v.is_empty()).unwrap_or_else(|| usual.to_owned())
+    std::env::var(variable)
+        .ok()
+        .filter(|v| !v.is_empty())
+        .unwrap_or_else(|| usual.to_owned())
 }
 
 /// This pod's name.
 pub fn pod_name() -> String {
-    std::env::var("HOSTNAME").ok().or_else(|| nix::unistd::gethostname().ok()?.into_string().ok()).unwrap_or_else(|| "unknown".into())
+    std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| nix::unistd::gethostname().ok()?.into_string().ok())
+        .unwrap_or_else(|| "unknown".into())
 }

@@ -97,22 +97,66 @@ async fn main() -> Result<()> {
 }
 
 async fn run(cli: &Cli) -> Result<Report> {
-    let (time, warm_up) = (Duration::from_secs_f64(cli.seconds), Duration::from_secs_f64(cli.warm_up));
+    let (time, warm_up) = (
+        Duration::from_secs_f64(cli.seconds),
+        Duration::from_secs_f64(cli.warm_up),
+    );
     Ok(match &cli.what {
-        What::Rtt { to, size, connections } => rtt::run(load::resolve(to).await?, *size, *connections, warm_up, time).await,
-        What::Conns { to, rate: Some(rate), .. } => conns::open(load::resolve(to).await?, *rate, time).await,
-        What::Conns { to, clients, .. } => conns::closed(load::resolve(to).await?, *clients, time).await,
-        What::Streams { to, count, every_ms } => {
-            streams::run(load::resolve(to).await?, *count, Duration::from_millis(*every_ms), time).await
+        What::Rtt {
+            to,
+            size,
+            connections,
+        } => rtt::run(load::resolve(to).await?, *size, *connections, warm_up, time).await,
+        What::Conns {
+            to,
+            rate: Some(rate),
+            ..
+        } => conns::open(load::resolve(to).await?, *rate, time).await,
+        What::Conns { to, clients, .. } => {
+            conns::closed(load::resolve(to).await?, *clients, time).await
         }
-        What::Flood { to, streams, bytes, send, unchecked } => {
-            let way = if *send { flood::Way::Send } else { flood::Way::Receive };
+        What::Streams {
+            to,
+            count,
+            every_ms,
+        } => {
+            streams::run(
+                load::resolve(to).await?,
+                *count,
+                Duration::from_millis(*every_ms),
+                time,
+            )
+            .await
+        }
+        What::Flood {
+            to,
+            streams,
+            bytes,
+            send,
+            unchecked,
+        } => {
+            let way = if *send {
+                flood::Way::Send
+            } else {
+                flood::Way::Receive
+            };
             flood::run(load::resolve(to).await?, way, *streams, *bytes, !unchecked).await
         }
-        What::Http { to, path, connections, rate } => {
+        What::Http {
+            to,
+            path,
+            connections,
+            rate,
+        } => {
             let to_addr = load::resolve(to).await?;
             let load = http::Load {
-                to: to_addr, host: to.clone(), path: path.clone(), connections: *connections, rate: *rate, warm_up, time,
+                to: to_addr,
+                host: to.clone(),
+                path: path.clone(),
+                connections: *connections,
+                rate: *rate,
+                warm_up,
+                time,
             };
             http::run(load).await
         }

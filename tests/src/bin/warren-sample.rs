@@ -91,7 +91,9 @@ async fn main() -> Result<()> {
         App::Book(a) => book::book(a.port.unwrap_or(book::PORT)).await,
         App::Rating(a) => book::rating(a.port.unwrap_or(book::PORT), a.version).await,
         App::Httpbin(a) => httpbin::httpbin(a.port.unwrap_or(httpbin::PORT), a.version).await,
-        App::GrpcEcho(a) => grpc_echo::grpc_echo(a.port.unwrap_or(grpc_echo::PORT), a.version).await,
+        App::GrpcEcho(a) => {
+            grpc_echo::grpc_echo(a.port.unwrap_or(grpc_echo::PORT), a.version).await
+        }
         App::TcpEcho(a) => tcp_echo::tcp_echo(&a.port, a.manner()).await,
     }
 }

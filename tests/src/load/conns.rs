@@ -1,8 +1,16 @@
 //! New connections: connect, one byte there and back, close; closed loop or at a fixed rate.
 
-use std::{io, net::SocketAddr, time::{Duration, Instant}};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream, task::JoinSet};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
 
 use super::Report;
 
@@ -59,7 +67,9 @@ async fn once(to: SocketAddr, start: Instant, report: &mut Report) {
         stream.write_all(b"w").await?;
         let mut back = [0];
         stream.read_exact(&mut back).await?;
-        (back == *b"w").then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "wrong byte"))
+        (back == *b"w")
+            .then_some(())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "wrong byte"))
     };
     match tokio::time::timeout(LIMIT, exchange).await {
         Ok(Ok(())) => report.succeed(start.elapsed(), 1),

@@ -2,7 +2,11 @@
 
 use std::{io, net::SocketAddr, time::Instant};
 
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream, task::JoinSet};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
 
 use super::{Report, check, fill};
 
@@ -82,6 +86,9 @@ async fn send(to: SocketAddr, bytes: u64) -> io::Result<()> {
     if answer.trim() == bytes.to_string() {
         Ok(())
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, format!("the sink counted {:?}", answer.trim())))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the sink counted {:?}", answer.trim()),
+        ))
     }
 }

@@ -3,9 +3,17 @@
 //! The client reads heads and `content-length` bodies only: enough for a measuring server, cheap enough not
 //! to be what is measured.
 
-use std::{io, net::SocketAddr, time::{Duration, Instant}};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream, task::JoinSet};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
 
 use super::Report;
 
@@ -55,8 +63,13 @@ async fn one(load: &Load, begin: Instant, index: usize, report: &mut Report) -> 
     stream.set_nodelay(true)?;
     let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", load.path, load.host);
     let mut buffer = Vec::with_capacity(64 * 1024);
-    let gap = load.rate.map(|r| Duration::from_secs_f64(load.connections as f64 / r));
-    let mut due = begin + gap.map_or(Duration::ZERO, |g| g.mul_f64(index as f64 / load.connections as f64));
+    let gap = load
+        .rate
+        .map(|r| Duration::from_secs_f64(load.connections as f64 / r));
+    let mut due = begin
+        + gap.map_or(Duration::ZERO, |g| {
+            g.mul_f64(index as f64 / load.connections as f64)
+        });
     loop {
         let sent = match gap {
             Some(gap) => {
@@ -85,14 +98,23 @@ async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<u64>
         if stream.read_buf(buffer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n").map(|p| p + 4) else { continue };
+        let Some(end) = buffer
+            .windows(4)
+            .position(|w| w == b"\r\n\r\n")
+            .map(|p| p + 4)
+        else {
+            continue;
+        };
         let head = std::str::from_utf8(&buffer[..end]).map_err(|_| bad("head is not text"))?;
         if !head.starts_with("HTTP/1.1 200") {
             return Err(bad(head.lines().next().unwrap_or_default()));
         }
         let length = head
             .lines()
-            .find_map(|l| l.split_once(':').filter(|(n, _)| n.eq_ignore_ascii_case("content-length")))
+            .find_map(|l| {
+                l.split_once(':')
+                    .filter(|(n, _)| n.eq_ignore_ascii_case("content-length"))
+            })
             .and_then(|(_, v)| v.trim().parse::<usize>().ok())
             .ok_or_else(|| bad("no content-length"))?;
         while buffer.len() < end + length {

@@ -30,8 +30,15 @@ pub struct Report {
 
 impl Default for Report {
     fn default() -> Self {
-        let latency = Histogram::new_with_bounds(100, 120_000_000_000, 3).expect("constant bounds are valid");
-        Self { ok: 0, failed: BTreeMap::new(), bytes: 0, elapsed: Duration::ZERO, latency }
+        let latency =
+            Histogram::new_with_bounds(100, 120_000_000_000, 3).expect("constant bounds are valid");
+        Self {
+            ok: 0,
+            failed: BTreeMap::new(),
+            bytes: 0,
+            elapsed: Duration::ZERO,
+            latency,
+        }
     }
 }
 
@@ -53,7 +60,9 @@ impl Report {
         self.ok += other.ok;
         self.bytes += other.bytes;
         self.elapsed = self.elapsed.max(other.elapsed);
-        self.latency.add(other.latency).expect("all histograms have the same bounds");
+        self.latency
+            .add(other.latency)
+            .expect("all histograms have the same bounds");
         for (what, n) in other.failed {
             *self.failed.entry(what).or_default() += n;
         }
@@ -94,15 +103,25 @@ pub fn fill(block: &mut [u8], at: u64) {
 
 /// Checks a block against the pattern from position `at` on.
 pub fn check(block: &[u8], at: u64) -> io::Result<()> {
-    match block.iter().enumerate().find(|(i, b)| **b != pattern(at + *i as u64)) {
+    match block
+        .iter()
+        .enumerate()
+        .find(|(i, b)| **b != pattern(at + *i as u64))
+    {
         None => Ok(()),
-        Some((i, _)) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("wrong byte near {}", (at + i as u64) >> 20 << 20))),
+        Some((i, _)) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("wrong byte near {}", (at + i as u64) >> 20 << 20),
+        )),
     }
 }
 
 /// Resolves a target once, before anything is measured.
 pub async fn resolve(target: &str) -> io::Result<SocketAddr> {
-    tokio::net::lookup_host(target).await?.next().ok_or_else(|| io::Error::other(format!("{target} has no address")))
+    tokio::net::lookup_host(target)
+        .await?
+        .next()
+        .ok_or_else(|| io::Error::other(format!("{target} has no address")))
 }
 
 #[cfg(test)]
@@ -118,7 +137,14 @@ mod tests {
         b.fail(&io::ErrorKind::ConnectionRefused.into());
         a.merge(b);
         let json = a.to_json();
-        assert_eq!((json["ok"].as_u64(), json["failed"].as_u64(), json["bytes"].as_u64()), (Some(2), Some(1), Some(7)));
+        assert_eq!(
+            (
+                json["ok"].as_u64(),
+                json["failed"].as_u64(),
+                json["bytes"].as_u64()
+            ),
+            (Some(2), Some(1), Some(7))
+        );
         assert_eq!(json["failures"]["connection refused"], 1);
     }
 

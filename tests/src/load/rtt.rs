@@ -1,13 +1,26 @@
 //! Round trips over one kept connection to an echo server.
 
-use std::{io, net::SocketAddr, time::{Duration, Instant}};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::{Report, check, fill};
 
 /// Sends `size` bytes and waits for them, over and over, on `connections` connections at once.
-pub async fn run(to: SocketAddr, size: usize, connections: usize, warm_up: Duration, time: Duration) -> Report {
+pub async fn run(
+    to: SocketAddr,
+    size: usize,
+    connections: usize,
+    warm_up: Duration,
+    time: Duration,
+) -> Report {
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..connections {
         workers.spawn(one(to, size, warm_up, time));
@@ -29,7 +42,13 @@ async fn one(to: SocketAddr, size: usize, warm_up: Duration, time: Duration) -> 
     report
 }
 
-async fn rounds(to: SocketAddr, size: usize, warm_up: Duration, time: Duration, report: &mut Report) -> io::Result<()> {
+async fn rounds(
+    to: SocketAddr,
+    size: usize,
+    warm_up: Duration,
+    time: Duration,
+    report: &mut Report,
+) -> io::Result<()> {
     let mut stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     let (mut out, mut back, mut at) = (vec![0; size], vec![0; size], 0u64);

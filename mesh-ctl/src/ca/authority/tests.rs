@@ -10,7 +10,11 @@ fn csr(san: &str) -> String {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI(san.try_into().expect("a URI"))];
-    params.serialize_request(&key).expect("a request").pem().expect("PEM")
+    params
+        .serialize_request(&key)
+        .expect("a request")
+        .pem()
+        .expect("PEM")
 }
 
 fn open(dir: &Path) -> Authority {
@@ -23,12 +27,28 @@ fn a_certificate_says_what_was_granted_and_not_what_was_asked() {
     let ca = open(dir.path());
     let id = "spiffe://cluster.local/ns/a/sa/b";
     let grant = Grant::Workload(id.parse().expect("an identity"));
-    let chain = ca.sign(&csr("spiffe://cluster.local/ns/kube-system/sa/admin"), &grant, &"n1".into(), SystemTime::now(), TTL).expect("signed");
+    let chain = ca
+        .sign(
+            &csr("spiffe://cluster.local/ns/kube-system/sa/admin"),
+            &grant,
+            &"n1".into(),
+            SystemTime::now(),
+            TTL,
+        )
+        .expect("signed");
     assert_eq!(chain.len(), 2);
     let (_, pem) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).expect("PEM");
     let cert = pem.parse_x509().expect("a certificate");
-    let sans = &cert.subject_alternative_name().expect("parses").expect("a SAN").value.general_names;
-    assert_eq!(sans.iter().map(ToString::to_string).collect::<Vec<_>>(), [format!("URI({id})")]);
+    let sans = &cert
+        .subject_alternative_name()
+        .expect("parses")
+        .expect("a SAN")
+        .value
+        .general_names;
+    assert_eq!(
+        sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [format!("URI({id})")]
+    );
     assert!(!cert.is_ca());
 }
 
@@ -37,15 +57,32 @@ fn requests_that_cannot_be_used_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let ca = open(dir.path());
     let grant = Grant::Node("cluster.local".into(), "n1".into());
-    let check = |csr: &str| matches!(ca.sign(csr, &grant, &"n1".into(), SystemTime::now(), TTL), Err(CaError::Request(_)));
+    let check = |csr: &str| {
+        matches!(
+            ca.sign(csr, &grant, &"n1".into(), SystemTime::now(), TTL),
+            Err(CaError::Request(_))
+        )
+    };
     assert!(check(""));
-    assert!(check("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"));
+    assert!(check(
+        "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"
+    ));
     assert!(check(&"x".repeat(MAX_CSR + 1)));
     let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
-    assert!(check(&CertificateParams::default().serialize_request(&p384).expect("a request").pem().expect("PEM")));
+    assert!(check(
+        &CertificateParams::default()
+            .serialize_request(&p384)
+            .expect("a request")
+            .pem()
+            .expect("PEM")
+    ));
     let mut forged = csr("spiffe://a/ns/b/sa/c");
     let middle = forged.len() - 60;
-    let flipped = if &forged[middle..=middle] == "A" { "B" } else { "A" };
+    let flipped = if &forged[middle..=middle] == "A" {
+        "B"
+    } else {
+        "A"
+    };
     forged.replace_range(middle..=middle, flipped);
     assert!(check(&forged), "a request whose signature does not verify");
 }
@@ -54,13 +91,18 @@ fn requests_that_cannot_be_used_are_refused() {
 fn the_root_is_kept_private_and_rotates_in_order() {
     let dir = tempfile::tempdir().expect("a directory");
     let ca = open(dir.path());
-    let mode = std::fs::metadata(dir.path().join("ca.json")).expect("kept").permissions().mode();
+    let mode = std::fs::metadata(dir.path().join("ca.json"))
+        .expect("kept")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     let first = ca.roots();
     assert_eq!(open(dir.path()).roots(), first, "a restart keeps the root");
     let now = SystemTime::now();
     let step = |step| ca.rotate(step, None, false, now, TTL);
-    assert!(step(Step::Switch).is_err() && step(Step::Finish).is_err() && step(Step::Abort).is_err());
+    assert!(
+        step(Step::Switch).is_err() && step(Step::Finish).is_err() && step(Step::Abort).is_err()
+    );
     step(Step::Prepare).expect("prepared");
     assert_eq!(step(Step::Abort).expect("taken back"), first);
     let both = step(Step::Prepare).expect("prepared");
@@ -68,9 +110,18 @@ fn the_root_is_kept_private_and_rotates_in_order() {
     assert!(step(Step::Prepare).is_err() && step(Step::Finish).is_err());
     let switched = step(Step::Switch).expect("switched");
     assert!(switched.ends_with(&first) && switched.len() == both.len());
-    assert_eq!(std::fs::read_to_string(dir.path().join("ca.pem")).expect("is public"), switched);
-    assert_eq!(open(dir.path()).phase(), Phase::Switched, "a restart keeps the phase");
-    let last = ca.rotate(Step::Finish, None, false, now + TTL, TTL).expect("finished");
+    assert_eq!(
+        std::fs::read_to_string(dir.path().join("ca.pem")).expect("is public"),
+        switched
+    );
+    assert_eq!(
+        open(dir.path()).phase(),
+        Phase::Switched,
+        "a restart keeps the phase"
+    );
+    let last = ca
+        .rotate(Step::Finish, None, false, now + TTL, TTL)
+        .expect("finished");
     assert!(!last.contains(&first) && switched.starts_with(&last));
     assert_eq!(open(dir.path()).roots(), last);
 }
@@ -79,15 +130,30 @@ fn the_root_is_kept_private_and_rotates_in_order() {
 fn the_old_root_goes_only_when_nobody_uses_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let (ca, now) = (open(dir.path()), SystemTime::now());
-    let sign = |node: &str| ca.sign(&csr("spiffe://a/ns/b/sa/c"), &Grant::Node("cluster.local".into(), node.into()), &node.into(), now, TTL);
+    let sign = |node: &str| {
+        ca.sign(
+            &csr("spiffe://a/ns/b/sa/c"),
+            &Grant::Node("cluster.local".into(), node.into()),
+            &node.into(),
+            now,
+            TTL,
+        )
+    };
     let step = |step| ca.rotate(step, None, false, now, TTL);
     let old = sign("n1").expect("signed");
     assert!(sign("n2").is_ok() && old.len() == 2);
     step(Step::Prepare).expect("prepared");
-    assert_eq!(sign("n1").expect("signed").last(), old.last(), "the old root signs until the switch");
+    assert_eq!(
+        sign("n1").expect("signed").last(),
+        old.last(),
+        "the old root signs until the switch"
+    );
     step(Step::Switch).expect("switched");
     let new = sign("n1").expect("signed");
-    assert!(new.len() == 3 && new.last() != old.last() && new[1] == old[1], "the chain tells both roots, its own last");
+    assert!(
+        new.len() == 3 && new.last() != old.last() && new[1] == old[1],
+        "the chain tells both roots, its own last"
+    );
     assert!(matches!(step(Step::Finish), Err(CaError::InUse(who)) if who.contains("n2")));
     sign("n2").expect("signed");
     step(Step::Finish).expect("nobody uses the old root");
@@ -99,10 +165,15 @@ fn after_a_restart_the_old_root_stays_until_the_last_certificate_has_expired() {
     let dir = tempfile::tempdir().expect("a directory");
     let now = SystemTime::now();
     let ca = open(dir.path());
-    ca.rotate(Step::Prepare, None, false, now, TTL).expect("prepared");
-    ca.rotate(Step::Switch, None, false, now, TTL).expect("switched");
+    ca.rotate(Step::Prepare, None, false, now, TTL)
+        .expect("prepared");
+    ca.rotate(Step::Switch, None, false, now, TTL)
+        .expect("switched");
     let ca = open(dir.path());
-    assert!(matches!(ca.rotate(Step::Finish, None, false, now, TTL), Err(CaError::InUse(_))));
+    assert!(matches!(
+        ca.rotate(Step::Finish, None, false, now, TTL),
+        Err(CaError::InUse(_))
+    ));
     assert!(ca.rotate(Step::Finish, None, true, now, TTL).is_ok());
 }
 
@@ -112,13 +183,30 @@ fn a_given_ca_must_fit_its_key_and_leaves_the_old_root_trusted() {
     let first = open(dir.path()).roots();
     let signer = generate(&"cluster.local".into()).expect("a root");
     let other = generate(&"cluster.local".into()).expect("a root");
-    let given = |chain: &str, key: &str| Authority::open(dir.path(), Some(Given { chain: chain.into(), key: key.into() }), "cluster.local".into());
+    let given = |chain: &str, key: &str| {
+        Authority::open(
+            dir.path(),
+            Some(Given {
+                chain: chain.into(),
+                key: key.into(),
+            }),
+            "cluster.local".into(),
+        )
+    };
     assert!(given(&signer.chain[0], &other.key).is_err());
     assert!(given("", &signer.key).is_err());
-    assert!(given(&signer.chain[0], &signer.key).is_err(), "a CA in use was replaced at once");
+    assert!(
+        given(&signer.chain[0], &signer.key).is_err(),
+        "a CA in use was replaced at once"
+    );
     let ca = open(dir.path());
-    let next = || Given { chain: signer.chain[0].clone(), key: signer.key.clone() };
-    let both = ca.rotate(Step::Prepare, Some(next()), false, SystemTime::now(), TTL).expect("prepared");
+    let next = || Given {
+        chain: signer.chain[0].clone(),
+        key: signer.key.clone(),
+    };
+    let both = ca
+        .rotate(Step::Prepare, Some(next()), false, SystemTime::now(), TTL)
+        .expect("prepared");
     assert_eq!(both, format!("{first}{}", signer.chain[0]));
     let fresh = tempfile::tempdir().expect("a directory");
     let ca = Authority::open(fresh.path(), Some(next()), "cluster.local".into()).expect("taken");
@@ -130,8 +218,23 @@ fn no_certificate_outlives_its_signer() {
     let dir = tempfile::tempdir().expect("a directory");
     let ca = open(dir.path());
     let until = expiry(&ca.watch().borrow().active).expect("has one");
-    let sign = |now| ca.sign(&csr("spiffe://a/ns/b/sa/c"), &Grant::Node("cluster.local".into(), "n1".into()), &"n1".into(), now, TTL);
+    let sign = |now| {
+        ca.sign(
+            &csr("spiffe://a/ns/b/sa/c"),
+            &Grant::Node("cluster.local".into(), "n1".into()),
+            &"n1".into(),
+            now,
+            TTL,
+        )
+    };
     let leaf = sign(until - Duration::from_secs(10)).expect("signed");
-    assert!(expiry(&Signer { chain: vec![leaf[0].clone()], key: String::new() }).expect("has one") <= until);
+    assert!(
+        expiry(&Signer {
+            chain: vec![leaf[0].clone()],
+            key: String::new()
+        })
+        .expect("has one")
+            <= until
+    );
     assert!(matches!(sign(until), Err(CaError::Expired)));
 }

@@ -12,20 +12,53 @@ impl Hosted for OnN1 {
 
 fn service(dir: &std::path::Path, per_minute: u32) -> CertificateService {
     let authority = Authority::open(dir, None, "cluster.local".into()).expect("an authority");
-    let policy = Policy { per_minute, ..Policy::default() };
-    CertificateService::new(Arc::new(authority), Arc::new(OnN1), JoinKey::open(dir).expect("a key"), policy, Arc::default())
+    let policy = Policy {
+        per_minute,
+        ..Policy::default()
+    };
+    CertificateService::new(
+        Arc::new(authority),
+        Arc::new(OnN1),
+        JoinKey::open(dir).expect("a key"),
+        policy,
+        Arc::default(),
+    )
 }
 
-fn request(identity: Option<&str>, node: Option<&str>, token: Option<&str>) -> Request<IstioCertificateRequest> {
+fn request(
+    identity: Option<&str>,
+    node: Option<&str>,
+    token: Option<&str>,
+) -> Request<IstioCertificateRequest> {
     let key = rcgen::KeyPair::generate().expect("a key");
-    let csr = rcgen::CertificateParams::default().serialize_request(&key).expect("a request").pem().expect("PEM");
-    let text = |t: &str| prost_types::Value { kind: Some(Kind::StringValue(t.into())) };
-    let metadata = identity.map(|i| prost_types::Struct { fields: [("ImpersonatedIdentity".to_owned(), text(i))].into() });
-    let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: 3600, metadata });
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .expect("a request")
+        .pem()
+        .expect("PEM");
+    let text = |t: &str| prost_types::Value {
+        kind: Some(Kind::StringValue(t.into())),
+    };
+    let metadata = identity.map(|i| prost_types::Struct {
+        fields: [("ImpersonatedIdentity".to_owned(), text(i))].into(),
+    });
+    let mut request = Request::new(IstioCertificateRequest {
+        csr,
+        validity_duration: 3600,
+        metadata,
+    });
     if let Some(node) = node {
-        let name = if node.starts_with("spiffe:") { PeerName::Other(node.into()) } else { PeerName::Node(node.into()) };
+        let name = if node.starts_with("spiffe:") {
+            PeerName::Other(node.into())
+        } else {
+            PeerName::Node(node.into())
+        };
         let address = "127.0.0.1:1".parse().expect("is one");
-        request.extensions_mut().insert(Peer { address, name, not_after: None });
+        request.extensions_mut().insert(Peer {
+            address,
+            name,
+            not_after: None,
+        });
     }
     if let Some(token) = token {
         let value = format!("Bearer {token}").parse().expect("ASCII");
@@ -39,32 +72,101 @@ fn a_node_gets_itself_and_what_it_hosts() {
     let dir = tempfile::tempdir().expect("a directory");
     let service = service(dir.path(), 600);
     let later = SystemTime::now() + Duration::from_secs(60);
-    let token = JoinKey::open(dir.path()).expect("a key").issue(&"n1".into(), later);
+    let token = JoinKey::open(dir.path())
+        .expect("a key")
+        .issue(&"n1".into(), later);
     let check = |identity, node, token, expect: Result<&str, tonic::Code>| {
         let got = service.answer(&request(identity, node, token));
-        assert_eq!(got.as_ref().map(|(g, _)| g.uri()).map_err(Status::code), expect.map(str::to_owned), "{identity:?} {node:?}: {got:?}");
+        assert_eq!(
+            got.as_ref().map(|(g, _)| g.uri()).map_err(Status::code),
+            expect.map(str::to_owned),
+            "{identity:?} {node:?}: {got:?}"
+        );
     };
-    let (web, other) = ("spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/bank/sa/web");
-    check(None, None, Some(&token), Ok("spiffe://cluster.local/warren/node/n1"));
-    check(None, Some("n2"), None, Ok("spiffe://cluster.local/warren/node/n2"));
+    let (web, other) = (
+        "spiffe://cluster.local/ns/shop/sa/web",
+        "spiffe://cluster.local/ns/bank/sa/web",
+    );
+    check(
+        None,
+        None,
+        Some(&token),
+        Ok("spiffe://cluster.local/warren/node/n1"),
+    );
+    check(
+        None,
+        Some("n2"),
+        None,
+        Ok("spiffe://cluster.local/warren/node/n2"),
+    );
     check(Some(web), Some("n1"), None, Ok(web));
-    check(Some(web), Some("n2"), None, Err(tonic::Code::PermissionDenied));
-    check(Some(other), Some("n1"), None, Err(tonic::Code::PermissionDenied));
-    check(Some(web), None, Some(&token), Err(tonic::Code::PermissionDenied));
-    check(Some("spiffe://evil/ns/shop/sa/web"), Some("n1"), None, Err(tonic::Code::PermissionDenied));
-    check(Some("spiffe://cluster.local/warren/node/n2"), Some("n1"), None, Err(tonic::Code::InvalidArgument));
-    check(Some("spiffe://cluster.local/warren/controller"), Some("n1"), None, Err(tonic::Code::InvalidArgument));
-    check(Some("junk"), Some("n1"), None, Err(tonic::Code::InvalidArgument));
+    check(
+        Some(web),
+        Some("n2"),
+        None,
+        Err(tonic::Code::PermissionDenied),
+    );
+    check(
+        Some(other),
+        Some("n1"),
+        None,
+        Err(tonic::Code::PermissionDenied),
+    );
+    check(
+        Some(web),
+        None,
+        Some(&token),
+        Err(tonic::Code::PermissionDenied),
+    );
+    check(
+        Some("spiffe://evil/ns/shop/sa/web"),
+        Some("n1"),
+        None,
+        Err(tonic::Code::PermissionDenied),
+    );
+    check(
+        Some("spiffe://cluster.local/warren/node/n2"),
+        Some("n1"),
+        None,
+        Err(tonic::Code::InvalidArgument),
+    );
+    check(
+        Some("spiffe://cluster.local/warren/controller"),
+        Some("n1"),
+        None,
+        Err(tonic::Code::InvalidArgument),
+    );
+    check(
+        Some("junk"),
+        Some("n1"),
+        None,
+        Err(tonic::Code::InvalidArgument),
+    );
     check(None, None, None, Err(tonic::Code::Unauthenticated));
-    check(None, Some(web), Some(&token), Err(tonic::Code::PermissionDenied));
-    check(None, None, Some("warren1.e30.AAAA"), Err(tonic::Code::Unauthenticated));
+    check(
+        None,
+        Some(web),
+        Some(&token),
+        Err(tonic::Code::PermissionDenied),
+    );
+    check(
+        None,
+        None,
+        Some("warren1.e30.AAAA"),
+        Err(tonic::Code::Unauthenticated),
+    );
 }
 
 #[test]
 fn a_node_that_asks_too_often_is_refused_and_others_are_not() {
     let dir = tempfile::tempdir().expect("a directory");
     let service = service(dir.path(), 2);
-    let ask = |node| service.answer(&request(None, Some(node), None)).map(drop).map_err(|s| s.code());
+    let ask = |node| {
+        service
+            .answer(&request(None, Some(node), None))
+            .map(drop)
+            .map_err(|s| s.code())
+    };
     assert_eq!((ask("n1"), ask("n1")), (Ok(()), Ok(())));
     assert_eq!(ask("n1"), Err(tonic::Code::ResourceExhausted));
     assert_eq!(ask("n2"), Ok(()));

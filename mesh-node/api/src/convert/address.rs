@@ -12,8 +12,8 @@ use mesh_model::{
 };
 
 use super::field::{
-    Bad, Problem, all, gateway, gateway_wire, hostname, ip, ip_bytes, known, label, namespace, net, network_address,
-    policy_name, port, real_port, service_name, strings, texts,
+    Bad, Problem, all, gateway, gateway_wire, hostname, ip, ip_bytes, known, label, namespace, net,
+    network_address, policy_name, port, real_port, service_name, strings, texts,
 };
 use crate::workload::{self as wire, load_balancing};
 
@@ -41,19 +41,37 @@ pub(super) fn encode_workload(w: &Workload) -> wire::Workload {
         workload_name: w.canonical.workload_name.to_string(),
         native_tunnel: false,
         authorization_policies: w.policies.iter().map(ToString::to_string).collect(),
-        status: if w.healthy { wire::WorkloadStatus::Healthy } else { wire::WorkloadStatus::Unhealthy }.into(),
+        status: if w.healthy {
+            wire::WorkloadStatus::Healthy
+        } else {
+            wire::WorkloadStatus::Unhealthy
+        }
+        .into(),
         cluster_id: w.cluster.to_string(),
         network_gateway: None,
         uid: w.uid.to_string(),
-        hostname: w.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
-        services: w.services.iter().map(|m| (m.service.to_string(), port_list(m))).collect(),
+        hostname: w
+            .hostname
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        services: w
+            .services
+            .iter()
+            .map(|m| (m.service.to_string(), port_list(m)))
+            .collect(),
         application_tunnel: None,
         locality: (w.locality != Locality::default()).then(|| wire::Locality {
             region: w.locality.region.to_string(),
             zone: w.locality.zone.to_string(),
             subzone: w.locality.subzone.to_string(),
         }),
-        network_mode: if w.host_network { wire::NetworkMode::HostNetwork } else { wire::NetworkMode::Standard }.into(),
+        network_mode: if w.host_network {
+            wire::NetworkMode::HostNetwork
+        } else {
+            wire::NetworkMode::Standard
+        }
+        .into(),
         extensions: Vec::new(),
         capacity: (w.capacity != 1).then_some(w.capacity),
     }
@@ -65,7 +83,9 @@ fn port_list(m: &Membership) -> wire::PortList {
         target_port: target.into(),
         app_protocol: wire::AppProtocol::Unknown.into(),
     };
-    wire::PortList { ports: m.ports.iter().map(port).collect() }
+    wire::PortList {
+        ports: m.ports.iter().map(port).collect(),
+    }
 }
 
 /// Owners of other kinds are shown as pods, as Istio does.
@@ -83,14 +103,32 @@ pub(super) fn decode_workload(name: &str, w: wire::Workload) -> Result<Workload,
         return Err(Bad::new("uid", Problem::NameMismatch(w.uid)));
     }
     if w.network_gateway.is_some() {
-        return Err(Bad::new("network_gateway", Problem::Extension("network gateways".into())));
+        return Err(Bad::new(
+            "network_gateway",
+            Problem::Extension("network gateways".into()),
+        ));
     }
     let uid = WorkloadUid::from(uid_text("uid", &w.uid)?);
     let namespace = namespace("namespace", &w.namespace)?;
-    let trust_domain = if w.trust_domain.is_empty() { DEFAULT_TRUST_DOMAIN } else { w.trust_domain.as_str() };
-    let identity: Identity = format!("spiffe://{trust_domain}/ns/{namespace}/sa/{}", w.service_account)
-        .parse()
-        .map_err(|_| Bad::new("service_account", Problem::Name(format!("{trust_domain}, {namespace}, {}", w.service_account))))?;
+    let trust_domain = if w.trust_domain.is_empty() {
+        DEFAULT_TRUST_DOMAIN
+    } else {
+        w.trust_domain.as_str()
+    };
+    let identity: Identity = format!(
+        "spiffe://{trust_domain}/ns/{namespace}/sa/{}",
+        w.service_account
+    )
+    .parse()
+    .map_err(|_| {
+        Bad::new(
+            "service_account",
+            Problem::Name(format!(
+                "{trust_domain}, {namespace}, {}",
+                w.service_account
+            )),
+        )
+    })?;
     let mut addresses = Vec::with_capacity(w.addresses.len());
     for address in all("addresses", &w.addresses, |a| ip("", a))? {
         if !addresses.contains(&address) {
@@ -105,12 +143,18 @@ pub(super) fn decode_workload(name: &str, w: wire::Workload) -> Result<Workload,
         identity,
         network: NetworkId::from(w.network.as_str()),
         addresses: addresses.into(),
-        hostname: if w.hostname.is_empty() { None } else { Some(hostname("hostname", &w.hostname)?) },
+        hostname: if w.hostname.is_empty() {
+            None
+        } else {
+            Some(hostname("hostname", &w.hostname)?)
+        },
         node: NodeName::from(w.node.as_str()),
         cluster: ClusterId::from(w.cluster_id.as_str()),
         protocol: tunnel_protocol(w.tunnel_protocol)?,
-        host_network: known::<wire::NetworkMode>("network_mode", w.network_mode)? == wire::NetworkMode::HostNetwork,
-        healthy: known::<wire::WorkloadStatus>("status", w.status)? == wire::WorkloadStatus::Healthy,
+        host_network: known::<wire::NetworkMode>("network_mode", w.network_mode)?
+            == wire::NetworkMode::HostNetwork,
+        healthy: known::<wire::WorkloadStatus>("status", w.status)?
+            == wire::WorkloadStatus::Healthy,
         locality: Locality {
             region: locality.region.into(),
             zone: locality.zone.into(),
@@ -120,11 +164,20 @@ pub(super) fn decode_workload(name: &str, w: wire::Workload) -> Result<Workload,
             name: w.canonical_name.into(),
             revision: w.canonical_revision.into(),
             workload_name: w.workload_name.into(),
-            workload_type: known::<wire::WorkloadType>("workload_type", w.workload_type)?.as_str_name().to_ascii_lowercase().into(),
+            workload_type: known::<wire::WorkloadType>("workload_type", w.workload_type)?
+                .as_str_name()
+                .to_ascii_lowercase()
+                .into(),
         },
         services: memberships(w.services)?,
-        policies: all("authorization_policies", &w.authorization_policies, |p| policy_name("", p))?,
-        waypoint: w.waypoint.map(gateway).transpose().map_err(|b| b.within("waypoint"))?,
+        policies: all("authorization_policies", &w.authorization_policies, |p| {
+            policy_name("", p)
+        })?,
+        waypoint: w
+            .waypoint
+            .map(gateway)
+            .transpose()
+            .map_err(|b| b.within("waypoint"))?,
         capacity: w.capacity.unwrap_or(1),
     })
 }
@@ -132,7 +185,11 @@ pub(super) fn decode_workload(name: &str, w: wire::Workload) -> Result<Workload,
 /// A workload's unique name has at least four slashes, which keeps it apart from a service's name and from an alias.
 pub(super) fn uid_text<'a>(field: &str, text: &'a str) -> Result<&'a str, Bad> {
     let ok = text.len() <= 1024 && is_uid(text) && text.bytes().all(|b| b.is_ascii_graphic());
-    if ok { Ok(text) } else { Err(Bad::new(field, Problem::Name(text.to_owned()))) }
+    if ok {
+        Ok(text)
+    } else {
+        Err(Bad::new(field, Problem::Name(text.to_owned())))
+    }
 }
 
 /// Whether the name of an `Address` is a workload's.
@@ -144,11 +201,15 @@ fn tunnel_protocol(number: i32) -> Result<TunnelProtocol, Bad> {
     match known("tunnel_protocol", number)? {
         wire::TunnelProtocol::None => Ok(TunnelProtocol::None),
         wire::TunnelProtocol::Hbone => Ok(TunnelProtocol::Hbone),
-        wire::TunnelProtocol::LegacyIstioMtls => Err(Bad::new("tunnel_protocol", Problem::UnknownValue(number))),
+        wire::TunnelProtocol::LegacyIstioMtls => {
+            Err(Bad::new("tunnel_protocol", Problem::UnknownValue(number)))
+        }
     }
 }
 
-fn memberships(services: std::collections::BTreeMap<String, wire::PortList>) -> Result<Box<[Membership]>, Bad> {
+fn memberships(
+    services: std::collections::BTreeMap<String, wire::PortList>,
+) -> Result<Box<[Membership]>, Bad> {
     services
         .into_iter()
         .map(|(name, list)| {
@@ -156,7 +217,10 @@ fn memberships(services: std::collections::BTreeMap<String, wire::PortList>) -> 
                 Ok(Membership {
                     service: service_name("", &name)?,
                     ports: all("ports", list.ports, |p| {
-                        Ok((real_port("service_port", p.service_port)?, port("target_port", p.target_port)?))
+                        Ok((
+                            real_port("service_port", p.service_port)?,
+                            port("target_port", p.target_port)?,
+                        ))
                     })?,
                 })
             };
@@ -175,7 +239,12 @@ pub(super) fn encode_service(s: &Service) -> wire::Service {
         name: s.short.to_string(),
         namespace: s.name.namespace.to_string(),
         hostname: s.name.hostname.to_string(),
-        addresses: s.vips.iter().map(network_address).chain(s.ranges.iter().map(range)).collect(),
+        addresses: s
+            .vips
+            .iter()
+            .map(network_address)
+            .chain(s.ranges.iter().map(range))
+            .collect(),
         ports: s.ports.iter().map(port_wire).collect(),
         subject_alt_names: strings(&s.subject_alt_names),
         waypoint: s.waypoint.as_ref().map(gateway_wire),
@@ -205,7 +274,11 @@ fn port_wire(p: &ServicePort) -> wire::Port {
         AppProtocol::Tcp => wire::AppProtocol::Tcp,
         AppProtocol::Tls => wire::AppProtocol::Tls,
     };
-    wire::Port { service_port: p.port.into(), target_port: p.target_port.into(), app_protocol: app_protocol.into() }
+    wire::Port {
+        service_port: p.port.into(),
+        target_port: p.target_port.into(),
+        app_protocol: app_protocol.into(),
+    }
 }
 
 fn service_port(p: wire::Port) -> Result<ServicePort, Bad> {
@@ -224,16 +297,25 @@ fn service_port(p: wire::Port) -> Result<ServicePort, Bad> {
 }
 
 pub(super) fn decode_service(name: &str, s: wire::Service) -> Result<Service, Bad> {
-    let owner = ServiceName { namespace: namespace("namespace", &s.namespace)?, hostname: hostname("hostname", &s.hostname)? };
+    let owner = ServiceName {
+        namespace: namespace("namespace", &s.namespace)?,
+        hostname: hostname("hostname", &s.hostname)?,
+    };
     if owner.to_string() != name {
-        return Err(Bad::new("hostname", Problem::NameMismatch(owner.to_string())));
+        return Err(Bad::new(
+            "hostname",
+            Problem::NameMismatch(owner.to_string()),
+        ));
     }
     let (mut vips, mut ranges) = (Vec::new(), Vec::new());
     for (i, a) in s.addresses.into_iter().enumerate() {
         let at = |b: Bad| b.within(format_args!("addresses[{i}]"));
         let network = NetworkId::from(a.network.as_str());
         match a.length {
-            None => vips.push(NetworkAddress { network, ip: ip("address", &a.address).map_err(at)? }),
+            None => vips.push(NetworkAddress {
+                network,
+                ip: ip("address", &a.address).map_err(at)?,
+            }),
             Some(length) => ranges.push((network, net(&a.address, length).map_err(at)?)),
         }
     }
@@ -247,8 +329,17 @@ pub(super) fn decode_service(name: &str, s: wire::Service) -> Result<Service, Ba
         ranges: ranges.into(),
         ports: all("ports", s.ports, service_port)?,
         subject_alt_names: texts(s.subject_alt_names),
-        waypoint: s.waypoint.map(gateway).transpose().map_err(|b| b.within("waypoint"))?,
-        balancing: s.load_balancing.map(balancing).transpose().map_err(|b| b.within("load_balancing"))?.unwrap_or_default(),
+        waypoint: s
+            .waypoint
+            .map(gateway)
+            .transpose()
+            .map_err(|b| b.within("waypoint"))?,
+        balancing: s
+            .load_balancing
+            .map(balancing)
+            .transpose()
+            .map_err(|b| b.within("load_balancing"))?
+            .unwrap_or_default(),
     })
 }
 
@@ -270,8 +361,11 @@ fn balancing_wire(b: &Balancing) -> wire::LoadBalancing {
         Mode::Failover => load_balancing::Mode::Failover,
         Mode::Passthrough => load_balancing::Mode::Passthrough,
     };
-    let health =
-        if b.allow_unhealthy { load_balancing::HealthPolicy::AllowAll } else { load_balancing::HealthPolicy::OnlyHealthy };
+    let health = if b.allow_unhealthy {
+        load_balancing::HealthPolicy::AllowAll
+    } else {
+        load_balancing::HealthPolicy::OnlyHealthy
+    };
     wire::LoadBalancing {
         routing_preference: b.preference.iter().map(scope).collect(),
         mode: mode.into(),

@@ -9,7 +9,9 @@ use mesh_model::{
     name::{ServiceName, TrustDomain, WorkloadUid},
 };
 
-use super::field::{Bad, Problem, all, hostname, known, label, namespace, port, service_name, strings, texts};
+use super::field::{
+    Bad, Problem, all, hostname, known, label, namespace, port, service_name, strings, texts,
+};
 use crate::warren::{self as wire, companion::Content};
 
 pub(super) const MESH: &str = "mesh";
@@ -51,7 +53,9 @@ pub(super) fn decode(name: &str, content: Option<Content>) -> Result<Said, Bad> 
     let content = content.ok_or_else(|| Bad::new("content", Problem::Missing))?;
     match (owner(name)?, content) {
         (Owner::Workload(uid), Content::Workload(w)) => Ok(Said::Workload(uid, workload(w)?)),
-        (Owner::Service(service), Content::Service(s)) => Ok(Said::Service(service, self::service(s)?)),
+        (Owner::Service(service), Content::Service(s)) => {
+            Ok(Said::Service(service, self::service(s)?))
+        }
         (Owner::Mesh, Content::Mesh(m)) => Ok(Said::Mesh(mesh(m)?)),
         (Owner::Roots, Content::Roots(r)) => Ok(Said::Roots(r.pem)),
         (Owner::Workload(_) | Owner::Service(_) | Owner::Mesh | Owner::Roots, _) => {
@@ -66,7 +70,10 @@ pub(super) fn encode_workload(x: &WorkloadExtra) -> Content {
         Enrolment::Out => (wire::Enrolment::Out, String::new()),
         Enrolment::Refused(why) => (wire::Enrolment::Refused, why.to_string()),
     };
-    let port = |&(port, mode): &(u16, MtlsMode)| wire::PortMtls { port: port.into(), mtls: mode_wire(mode).into() };
+    let port = |&(port, mode): &(u16, MtlsMode)| wire::PortMtls {
+        port: port.into(),
+        mtls: mode_wire(mode).into(),
+    };
     Content::Workload(wire::Workload {
         enrolment: enrolment.into(),
         refusal,
@@ -100,7 +107,11 @@ fn workload(w: wire::Workload) -> Result<WorkloadExtra, Bad> {
         }
     };
     let mtls = mode(w.mtls);
-    let ports: Vec<_> = w.mtls_ports.iter().map(|p| (p.port, mode(p.mtls))).collect();
+    let ports: Vec<_> = w
+        .mtls_ports
+        .iter()
+        .map(|p| (p.port, mode(p.mtls)))
+        .collect();
     Ok(WorkloadExtra {
         enrolment: match known("enrolment", w.enrolment)? {
             wire::Enrolment::Unspecified => return Err(Bad::new("enrolment", Problem::Missing)),
@@ -132,7 +143,8 @@ pub(super) fn encode_service(x: &ServiceExtra) -> Content {
 
 fn service(s: wire::Service) -> Result<ServiceExtra, Bad> {
     let affinity = s.affinity.map(|d| {
-        std::time::Duration::try_from(d).map_err(|e| Bad::new("affinity", Problem::Malformed(e.to_string())))
+        std::time::Duration::try_from(d)
+            .map_err(|e| Bad::new("affinity", Problem::Malformed(e.to_string())))
     });
     Ok(ServiceExtra {
         affinity: affinity.transpose()?,

@@ -63,12 +63,19 @@ pub(super) struct Bad {
 
 impl Bad {
     pub fn new(field: impl Into<String>, problem: Problem) -> Self {
-        Self { field: field.into(), problem }
+        Self {
+            field: field.into(),
+            problem,
+        }
     }
 
     /// The same problem, seen from one level further out.
     pub fn within(mut self, outer: impl std::fmt::Display) -> Self {
-        self.field = if self.field.is_empty() { outer.to_string() } else { format!("{outer}.{}", self.field) };
+        self.field = if self.field.is_empty() {
+            outer.to_string()
+        } else {
+            format!("{outer}.{}", self.field)
+        };
         self
     }
 }
@@ -79,7 +86,11 @@ pub(super) fn all<A, B>(
     items: impl IntoIterator<Item = A>,
     convert: impl Fn(A) -> Result<B, Bad>,
 ) -> Result<Box<[B]>, Bad> {
-    items.into_iter().enumerate().map(|(i, item)| convert(item).map_err(|b| b.within(format_args!("{field}[{i}]")))).collect()
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(i, item)| convert(item).map_err(|b| b.within(format_args!("{field}[{i}]"))))
+        .collect()
 }
 
 pub(super) fn ip(field: &str, bytes: &[u8]) -> Result<IpAddr, Bad> {
@@ -131,8 +142,14 @@ pub(super) fn known<E: TryFrom<i32>>(field: &str, number: i32) -> Result<E, Bad>
 
 /// A name without slashes, spaces or control characters.
 pub(super) fn label<'a>(field: &str, text: &'a str) -> Result<&'a str, Bad> {
-    let ok = !text.is_empty() && text.len() <= 253 && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
-    if ok { Ok(text) } else { Err(Bad::new(field, Problem::Name(text.to_owned()))) }
+    let ok = !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    if ok {
+        Ok(text)
+    } else {
+        Err(Bad::new(field, Problem::Name(text.to_owned())))
+    }
 }
 
 pub(super) fn namespace(field: &str, text: &str) -> Result<Namespace, Bad> {
@@ -151,14 +168,24 @@ pub(super) fn hostname(field: &str, text: &str) -> Result<Hostname, Bad> {
 
 /// `namespace/hostname`.
 pub(super) fn service_name(field: &str, text: &str) -> Result<ServiceName, Bad> {
-    let (ns, host) = text.split_once('/').ok_or_else(|| Bad::new(field, Problem::Name(text.to_owned())))?;
-    Ok(ServiceName { namespace: namespace(field, ns)?, hostname: hostname(field, host)? })
+    let (ns, host) = text
+        .split_once('/')
+        .ok_or_else(|| Bad::new(field, Problem::Name(text.to_owned())))?;
+    Ok(ServiceName {
+        namespace: namespace(field, ns)?,
+        hostname: hostname(field, host)?,
+    })
 }
 
 /// `namespace/name`.
 pub(super) fn policy_name(field: &str, text: &str) -> Result<PolicyName, Bad> {
-    let (ns, name) = text.split_once('/').ok_or_else(|| Bad::new(field, Problem::Name(text.to_owned())))?;
-    Ok(PolicyName { namespace: namespace(field, ns)?, name: label(field, name)?.into() })
+    let (ns, name) = text
+        .split_once('/')
+        .ok_or_else(|| Bad::new(field, Problem::Name(text.to_owned())))?;
+    Ok(PolicyName {
+        namespace: namespace(field, ns)?,
+        name: label(field, name)?.into(),
+    })
 }
 
 pub(super) fn texts(list: Vec<String>) -> Box<[Arc<str>]> {
@@ -170,7 +197,11 @@ pub(super) fn strings(list: &[Arc<str>]) -> Vec<String> {
 }
 
 pub(super) fn network_address(address: &NetworkAddress) -> wire::NetworkAddress {
-    wire::NetworkAddress { network: address.network.to_string(), address: ip_bytes(address.ip), length: None }
+    wire::NetworkAddress {
+        network: address.network.to_string(),
+        address: ip_bytes(address.ip),
+        length: None,
+    }
 }
 
 pub(super) fn gateway_wire(gateway: &GatewayAddress) -> wire::GatewayAddress {
@@ -182,12 +213,18 @@ pub(super) fn gateway_wire(gateway: &GatewayAddress) -> wire::GatewayAddress {
         }),
         GatewayDestination::Address(address) => Destination::Address(network_address(address)),
     };
-    wire::GatewayAddress { destination: Some(destination), hbone_mtls_port: gateway.hbone_port.into() }
+    wire::GatewayAddress {
+        destination: Some(destination),
+        hbone_mtls_port: gateway.hbone_port.into(),
+    }
 }
 
 pub(super) fn gateway(wire: wire::GatewayAddress) -> Result<GatewayAddress, Bad> {
     use wire::gateway_address::Destination;
-    let destination = match wire.destination.ok_or_else(|| Bad::new("destination", Problem::Missing))? {
+    let destination = match wire
+        .destination
+        .ok_or_else(|| Bad::new("destination", Problem::Missing))?
+    {
         Destination::Hostname(name) => GatewayDestination::Hostname(ServiceName {
             namespace: namespace("hostname.namespace", &name.namespace)?,
             hostname: hostname("hostname.hostname", &name.hostname)?,
@@ -197,5 +234,8 @@ pub(super) fn gateway(wire: wire::GatewayAddress) -> Result<GatewayAddress, Bad>
             ip: ip("address.address", &a.address)?,
         }),
     };
-    Ok(GatewayAddress { destination, hbone_port: real_port("hbone_mtls_port", wire.hbone_mtls_port)? })
+    Ok(GatewayAddress {
+        destination,
+        hbone_port: real_port("hbone_mtls_port", wire.hbone_mtls_port)?,
+    })
 }

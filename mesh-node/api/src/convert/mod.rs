@@ -14,10 +14,7 @@ mod tests;
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use mesh_model::{
-    mesh::Change,
-    name::WorkloadUid,
-};
+use mesh_model::{mesh::Change, name::WorkloadUid};
 use prost::Message;
 
 pub use field::Problem;
@@ -50,7 +47,11 @@ struct Path<'a>(&'a str);
 
 impl fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() { Ok(()) } else { write!(f, "{}: ", self.0) }
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "{}: ", self.0)
+        }
     }
 }
 
@@ -72,40 +73,59 @@ pub fn encode(change: &Change) -> Vec<Update> {
         Change::Workload(w) => {
             let content = workload::address::Type::Workload(address::encode_workload(w));
             let mut resource = address_resource(w.uid.as_str(), content);
-            resource.aliases = w.addresses.iter().map(|ip| alias(w.network.as_str(), ip)).collect();
+            resource.aliases = w
+                .addresses
+                .iter()
+                .map(|ip| alias(w.network.as_str(), ip))
+                .collect();
             Update::Set(resource)
         }
-        Change::WorkloadExtra(uid, extra) => {
-            Update::Set(companion_resource(workload_companion(uid), companion::encode_workload(extra)))
-        }
+        Change::WorkloadExtra(uid, extra) => Update::Set(companion_resource(
+            workload_companion(uid),
+            companion::encode_workload(extra),
+        )),
         Change::RemoveWorkload(uid) => {
             return vec![
                 Update::Remove(Kind::Address, uid.as_str().into()),
                 Update::Remove(Kind::Companion, workload_companion(uid)),
             ];
         }
-        Change::RemoveWorkloadExtra(uid) => Update::Remove(Kind::Companion, workload_companion(uid)),
+        Change::RemoveWorkloadExtra(uid) => {
+            Update::Remove(Kind::Companion, workload_companion(uid))
+        }
         Change::Service(s) => {
             let content = workload::address::Type::Service(address::encode_service(s));
             let mut resource = address_resource(&s.name.to_string(), content);
-            resource.aliases = s.vips.iter().map(|a| alias(a.network.as_str(), &a.ip)).collect();
+            resource.aliases = s
+                .vips
+                .iter()
+                .map(|a| alias(a.network.as_str(), &a.ip))
+                .collect();
             Update::Set(resource)
         }
-        Change::ServiceExtra(name, extra) => {
-            Update::Set(companion_resource(service_companion(name), companion::encode_service(extra)))
-        }
+        Change::ServiceExtra(name, extra) => Update::Set(companion_resource(
+            service_companion(name),
+            companion::encode_service(extra),
+        )),
         Change::RemoveService(name) => {
             return vec![
                 Update::Remove(Kind::Address, name.to_string().into()),
                 Update::Remove(Kind::Companion, service_companion(name)),
             ];
         }
-        Change::RemoveServiceExtra(name) => Update::Remove(Kind::Companion, service_companion(name)),
-        Change::Policy(p) => {
-            Update::Set(Resource::new(Kind::Authorization, p.name.to_string(), policy::encode(p).encode_to_vec()))
+        Change::RemoveServiceExtra(name) => {
+            Update::Remove(Kind::Companion, service_companion(name))
         }
+        Change::Policy(p) => Update::Set(Resource::new(
+            Kind::Authorization,
+            p.name.to_string(),
+            policy::encode(p).encode_to_vec(),
+        )),
         Change::RemovePolicy(name) => Update::Remove(Kind::Authorization, name.to_string().into()),
-        Change::Config(config) => Update::Set(companion_resource(companion::MESH.into(), companion::encode_mesh(config))),
+        Change::Config(config) => Update::Set(companion_resource(
+            companion::MESH.into(),
+            companion::encode_mesh(config),
+        )),
         Change::Complete => return Vec::new(),
     }]
 }
@@ -142,7 +162,11 @@ fn decode_inner(type_url: &str, name: &str, body: Bytes) -> Result<Decoded, Bad>
     if kind == Kind::Authorization {
         let (policy, bad) = policy::decode(name, if too_large.is_some() { &[] } else { &body })?;
         let error = too_large.or(bad).map(|b| b.of(type_url, name));
-        return Ok(Decoded { changes: vec![Change::Policy(policy)], error, ..Decoded::default() });
+        return Ok(Decoded {
+            changes: vec![Change::Policy(policy)],
+            error,
+            ..Decoded::default()
+        });
     }
     if let Some(bad) = too_large {
         return Err(bad);
@@ -151,12 +175,19 @@ fn decode_inner(type_url: &str, name: &str, body: Bytes) -> Result<Decoded, Bad>
     let mut roots = None;
     let change = if kind == Kind::Address {
         match workload::Address::decode(body).map_err(malformed)?.r#type {
-            Some(workload::address::Type::Workload(w)) => Some(Change::Workload(address::decode_workload(name, w)?)),
-            Some(workload::address::Type::Service(s)) => Some(Change::Service(address::decode_service(name, s)?)),
+            Some(workload::address::Type::Workload(w)) => {
+                Some(Change::Workload(address::decode_workload(name, w)?))
+            }
+            Some(workload::address::Type::Service(s)) => {
+                Some(Change::Service(address::decode_service(name, s)?))
+            }
             None => return Err(Bad::new("type", Problem::Missing)),
         }
     } else {
-        match companion::decode(name, warren::Companion::decode(body).map_err(malformed)?.content)? {
+        match companion::decode(
+            name,
+            warren::Companion::decode(body).map_err(malformed)?.content,
+        )? {
             Said::Workload(uid, extra) => Some(Change::WorkloadExtra(uid, extra)),
             Said::Service(service, extra) => Some(Change::ServiceExtra(service, extra)),
             Said::Mesh(config) => Some(Change::Config(config)),
@@ -166,15 +197,23 @@ fn decode_inner(type_url: &str, name: &str, body: Bytes) -> Result<Decoded, Bad>
             }
         }
     };
-    Ok(Decoded { changes: change.into_iter().collect(), roots, error: None })
+    Ok(Decoded {
+        changes: change.into_iter().collect(),
+        roots,
+        error: None,
+    })
 }
 
 /// The change that the removal of a resource stands for; none for names that stand for nothing in the model.
 pub fn removed(kind: Kind, name: &str) -> Option<Change> {
     match kind {
         Kind::Authorization => field::policy_name("", name).ok().map(Change::RemovePolicy),
-        Kind::Address if address::is_uid(name) => Some(Change::RemoveWorkload(WorkloadUid::from(name))),
-        Kind::Address => field::service_name("", name).ok().map(Change::RemoveService),
+        Kind::Address if address::is_uid(name) => {
+            Some(Change::RemoveWorkload(WorkloadUid::from(name)))
+        }
+        Kind::Address => field::service_name("", name)
+            .ok()
+            .map(Change::RemoveService),
         Kind::Companion => match companion::owner(name).ok()? {
             Owner::Workload(uid) => Some(Change::RemoveWorkloadExtra(uid)),
             Owner::Service(service) => Some(Change::RemoveServiceExtra(service)),
@@ -186,16 +225,35 @@ pub fn removed(kind: Kind, name: &str) -> Option<Change> {
 
 impl Bad {
     fn of(self, type_url: &str, name: &str) -> ConvertError {
-        ConvertError { type_url: type_url.to_owned(), name: name.to_owned(), field: self.field, problem: self.problem }
+        ConvertError {
+            type_url: type_url.to_owned(),
+            name: name.to_owned(),
+            field: self.field,
+            problem: self.problem,
+        }
     }
 }
 
 fn address_resource(name: &str, content: workload::address::Type) -> Resource {
-    Resource::new(Kind::Address, name, workload::Address { r#type: Some(content) }.encode_to_vec())
+    Resource::new(
+        Kind::Address,
+        name,
+        workload::Address {
+            r#type: Some(content),
+        }
+        .encode_to_vec(),
+    )
 }
 
 fn companion_resource(name: Arc<str>, content: warren::companion::Content) -> Resource {
-    Resource::new(Kind::Companion, name, warren::Companion { content: Some(content) }.encode_to_vec())
+    Resource::new(
+        Kind::Companion,
+        name,
+        warren::Companion {
+            content: Some(content),
+        }
+        .encode_to_vec(),
+    )
 }
 
 fn workload_companion(uid: &WorkloadUid) -> Arc<str> {

@@ -31,7 +31,13 @@ pub(super) fn encode(p: &Policy) -> wire::Authorization {
         extensions.push(extension(AUDIT, "Audit", &warren::Audit {}));
     }
     if let Validity::Invalid(reason) = &p.validity {
-        extensions.push(extension(INVALID, "Invalid", &warren::Invalid { reason: reason.to_string() }));
+        extensions.push(extension(
+            INVALID,
+            "Invalid",
+            &warren::Invalid {
+                reason: reason.to_string(),
+            },
+        ));
     }
     wire::Authorization {
         name: p.name.name.to_string(),
@@ -56,12 +62,19 @@ pub(super) fn encode(p: &Policy) -> wire::Authorization {
 
 fn extension(name: &str, message: &str, content: &impl Message) -> wire::Extension {
     let config = Any::pack(&format!("type.googleapis.com/warren.v1.{message}"), content);
-    wire::Extension { name: name.to_owned(), config: Some(config) }
+    wire::Extension {
+        name: name.to_owned(),
+        config: Some(config),
+    }
 }
 
 fn rule_wire(rule: &Rule) -> wire::Rule {
-    let clause = |c: &Clause| wire::Clause { matches: c.matches.iter().map(match_wire).collect() };
-    wire::Rule { clauses: rule.clauses.iter().map(clause).collect() }
+    let clause = |c: &Clause| wire::Clause {
+        matches: c.matches.iter().map(match_wire).collect(),
+    };
+    wire::Rule {
+        clauses: rule.clauses.iter().map(clause).collect(),
+    }
 }
 
 fn match_wire(m: &Match) -> wire::Match {
@@ -82,7 +95,11 @@ fn match_wire(m: &Match) -> wire::Match {
         not_destination_ports: ports(&m.not_destination_ports),
         service_accounts: accounts(&m.service_accounts),
         not_service_accounts: accounts(&m.not_service_accounts),
-        extensions: if m.beyond_l4 { vec![extension(BEYOND_L4, "BeyondL4", &warren::BeyondL4 {})] } else { Vec::new() },
+        extensions: if m.beyond_l4 {
+            vec![extension(BEYOND_L4, "BeyondL4", &warren::BeyondL4 {})]
+        } else {
+            Vec::new()
+        },
     }
 }
 
@@ -94,15 +111,23 @@ fn string_wire(m: &StringMatch) -> wire::StringMatch {
         StringMatch::Suffix(t) => MatchType::Suffix(t.to_string()),
         StringMatch::Presence => MatchType::Presence(()),
     };
-    wire::StringMatch { match_type: Some(kind) }
+    wire::StringMatch {
+        match_type: Some(kind),
+    }
 }
 
 fn net_wire(net: &IpNet) -> wire::Address {
-    wire::Address { address: ip_bytes(net.addr()), length: net.prefix_len().into() }
+    wire::Address {
+        address: ip_bytes(net.addr()),
+        length: net.prefix_len().into(),
+    }
 }
 
 fn account_wire(m: &ServiceAccountMatch) -> wire::ServiceAccountMatch {
-    wire::ServiceAccountMatch { namespace: m.namespace.to_string(), service_account: m.service_account.to_string() }
+    wire::ServiceAccountMatch {
+        namespace: m.namespace.to_string(),
+        service_account: m.service_account.to_string(),
+    }
 }
 
 /// The policy, and what was not understood of it. Fails only when the resource's name is not a policy's name.
@@ -112,7 +137,10 @@ pub(super) fn decode(resource: &str, body: &[u8]) -> Result<(Policy, Option<Bad>
         Ok(wire) => wire,
         Err(e) => {
             let bad = Bad::new("", Problem::Malformed(e.to_string()));
-            return Ok((invalid(name, PolicyScope::Namespace, Action::Deny, false, &bad), Some(bad)));
+            return Ok((
+                invalid(name, PolicyScope::Namespace, Action::Deny, false, &bad),
+                Some(bad),
+            ));
         }
     };
     // Without a known scope the namespace is what the policy is known to govern.
@@ -125,7 +153,11 @@ pub(super) fn decode(resource: &str, body: &[u8]) -> Result<(Policy, Option<Bad>
     let dry_run = wire.dry_run;
     let audit = wire.extensions.iter().any(|e| e.name == AUDIT);
     // prost leaves out fields it does not know; in a policy that would widen it.
-    let whole = if wire.encoded_len() == body.len() { Ok(()) } else { Err(Bad::new("", Problem::UnknownFields)) };
+    let whole = if wire.encoded_len() == body.len() {
+        Ok(())
+    } else {
+        Err(Bad::new("", Problem::UnknownFields))
+    };
     match whole.and_then(|()| understood(&name, wire, scope)) {
         Ok(policy) => Ok((policy, None)),
         Err(bad) => {
@@ -135,13 +167,34 @@ pub(super) fn decode(resource: &str, body: &[u8]) -> Result<(Policy, Option<Bad>
     }
 }
 
-fn invalid(name: PolicyName, scope: PolicyScope, action: Action, dry_run: bool, bad: &Bad) -> Policy {
-    let field = if bad.field.is_empty() { String::new() } else { format!("{}: ", bad.field) };
+fn invalid(
+    name: PolicyName,
+    scope: PolicyScope,
+    action: Action,
+    dry_run: bool,
+    bad: &Bad,
+) -> Policy {
+    let field = if bad.field.is_empty() {
+        String::new()
+    } else {
+        format!("{}: ", bad.field)
+    };
     let reason: Arc<str> = format!("{field}{}", bad.problem).into();
-    Policy { name, scope, action, rules: Box::default(), dry_run, validity: Validity::Invalid(reason) }
+    Policy {
+        name,
+        scope,
+        action,
+        rules: Box::default(),
+        dry_run,
+        validity: Validity::Invalid(reason),
+    }
 }
 
-fn understood(name: &PolicyName, wire: wire::Authorization, scope: Result<PolicyScope, Bad>) -> Result<Policy, Bad> {
+fn understood(
+    name: &PolicyName,
+    wire: wire::Authorization,
+    scope: Result<PolicyScope, Bad>,
+) -> Result<Policy, Bad> {
     let own = format!("{}/{}", wire.namespace, wire.name);
     if own != name.to_string() {
         return Err(Bad::new("name", Problem::NameMismatch(own)));
@@ -154,20 +207,45 @@ fn understood(name: &PolicyName, wire: wire::Authorization, scope: Result<Policy
     for (i, e) in wire.extensions.iter().enumerate() {
         match e.name.as_str() {
             AUDIT => action = Action::Audit,
-            INVALID => validity = Validity::Invalid(invalid_reason(e).map_err(|b| b.within(format_args!("extensions[{i}]")))?),
-            other => return Err(Bad::new(format!("extensions[{i}]"), Problem::Extension(other.to_owned()))),
+            INVALID => {
+                validity = Validity::Invalid(
+                    invalid_reason(e).map_err(|b| b.within(format_args!("extensions[{i}]")))?,
+                )
+            }
+            other => {
+                return Err(Bad::new(
+                    format!("extensions[{i}]"),
+                    Problem::Extension(other.to_owned()),
+                ));
+            }
         }
     }
-    let values = wire.rules.iter().flat_map(|r| &r.clauses).flat_map(|c| &c.matches).map(values).sum::<usize>();
+    let values = wire
+        .rules
+        .iter()
+        .flat_map(|r| &r.clauses)
+        .flat_map(|c| &c.matches)
+        .map(values)
+        .sum::<usize>();
     if values > MAX_VALUES {
         return Err(Bad::new("rules", Problem::TooMany(MAX_VALUES)));
     }
     let rules = all("rules", wire.rules, rule)?;
-    Ok(Policy { name: name.clone(), scope: scope?, action, rules, dry_run: wire.dry_run, validity })
+    Ok(Policy {
+        name: name.clone(),
+        scope: scope?,
+        action,
+        rules,
+        dry_run: wire.dry_run,
+        validity,
+    })
 }
 
 fn invalid_reason(e: &wire::Extension) -> Result<Arc<str>, Bad> {
-    let config = e.config.as_ref().ok_or_else(|| Bad::new("config", Problem::Missing))?;
+    let config = e
+        .config
+        .as_ref()
+        .ok_or_else(|| Bad::new("config", Problem::Missing))?;
     let content = warren::Invalid::decode(config.value.clone())
         .map_err(|e| Bad::new("config", Problem::Malformed(e.to_string())))?;
     Ok(content.reason.into())
@@ -189,8 +267,14 @@ fn values(m: &wire::Match) -> usize {
 }
 
 fn rule(rule: wire::Rule) -> Result<Rule, Bad> {
-    let clause = |c: wire::Clause| Ok(Clause { matches: all("matches", c.matches, one_match)? });
-    Ok(Rule { clauses: all("clauses", rule.clauses, clause)? })
+    let clause = |c: wire::Clause| {
+        Ok(Clause {
+            matches: all("matches", c.matches, one_match)?,
+        })
+    };
+    Ok(Rule {
+        clauses: all("clauses", rule.clauses, clause)?,
+    })
 }
 
 fn one_match(m: wire::Match) -> Result<Match, Bad> {
@@ -198,7 +282,12 @@ fn one_match(m: wire::Match) -> Result<Match, Bad> {
     for (i, e) in m.extensions.iter().enumerate() {
         match e.name.as_str() {
             BEYOND_L4 => beyond_l4 = true,
-            other => return Err(Bad::new(format!("extensions[{i}]"), Problem::Extension(other.to_owned()))),
+            other => {
+                return Err(Bad::new(
+                    format!("extensions[{i}]"),
+                    Problem::Extension(other.to_owned()),
+                ));
+            }
         }
     }
     Ok(Match {
@@ -207,11 +296,19 @@ fn one_match(m: wire::Match) -> Result<Match, Bad> {
         principals: all("principals", m.principals, string)?,
         not_principals: all("not_principals", m.not_principals, string)?,
         source_ips: all("source_ips", m.source_ips, |a| net(&a.address, a.length))?,
-        not_source_ips: all("not_source_ips", m.not_source_ips, |a| net(&a.address, a.length))?,
-        destination_ips: all("destination_ips", m.destination_ips, |a| net(&a.address, a.length))?,
-        not_destination_ips: all("not_destination_ips", m.not_destination_ips, |a| net(&a.address, a.length))?,
+        not_source_ips: all("not_source_ips", m.not_source_ips, |a| {
+            net(&a.address, a.length)
+        })?,
+        destination_ips: all("destination_ips", m.destination_ips, |a| {
+            net(&a.address, a.length)
+        })?,
+        not_destination_ips: all("not_destination_ips", m.not_destination_ips, |a| {
+            net(&a.address, a.length)
+        })?,
         destination_ports: all("destination_ports", m.destination_ports, |p| port("", p))?,
-        not_destination_ports: all("not_destination_ports", m.not_destination_ports, |p| port("", p))?,
+        not_destination_ports: all("not_destination_ports", m.not_destination_ports, |p| {
+            port("", p)
+        })?,
         service_accounts: all("service_accounts", m.service_accounts, account)?,
         not_service_accounts: all("not_service_accounts", m.not_service_accounts, account)?,
         beyond_l4,
@@ -220,12 +317,17 @@ fn one_match(m: wire::Match) -> Result<Match, Bad> {
 
 fn string(m: wire::StringMatch) -> Result<StringMatch, Bad> {
     use wire::string_match::MatchType;
-    Ok(match m.match_type.ok_or_else(|| Bad::new("match_type", Problem::Missing))? {
-        MatchType::Exact(t) => StringMatch::Exact(t.into()),
-        MatchType::Prefix(t) => StringMatch::Prefix(t.into()),
-        MatchType::Suffix(t) => StringMatch::Suffix(t.into()),
-        MatchType::Presence(()) => StringMatch::Presence,
-    })
+    Ok(
+        match m
+            .match_type
+            .ok_or_else(|| Bad::new("match_type", Problem::Missing))?
+        {
+            MatchType::Exact(t) => StringMatch::Exact(t.into()),
+            MatchType::Prefix(t) => StringMatch::Prefix(t.into()),
+            MatchType::Suffix(t) => StringMatch::Suffix(t.into()),
+            MatchType::Presence(()) => StringMatch::Presence,
+        },
+    )
 }
 
 fn account(m: wire::ServiceAccountMatch) -> Result<ServiceAccountMatch, Bad> {

@@ -31,7 +31,11 @@ fn every_value_comes_back_as_it_was() {
         let resource = set(&change);
         let back = read(&resource).unwrap_or_else(|e| panic!("round {i}: {e}: {change:?}"));
         assert_eq!(format!("{back:?}"), format!("{:?}", [&change]), "round {i}");
-        assert_eq!(set(&change), resource, "round {i}: the encoding is not stable");
+        assert_eq!(
+            set(&change),
+            resource,
+            "round {i}: the encoding is not stable"
+        );
         assert_eq!(resource.version, Version::of(&resource.body));
     }
 }
@@ -55,9 +59,24 @@ fn removals_come_back_as_removals_of_the_same_object() {
             .collect();
         assert_eq!(format!("{got:?}"), format!("{expect:?}"));
     };
-    check(Change::RemoveWorkload(w.uid.clone()), &[Change::RemoveWorkload(w.uid.clone()), Change::RemoveWorkloadExtra(w.uid)]);
-    check(Change::RemoveService(s.name.clone()), &[Change::RemoveService(s.name.clone()), Change::RemoveServiceExtra(s.name)]);
-    check(Change::RemovePolicy(p.name.clone()), &[Change::RemovePolicy(p.name)]);
+    check(
+        Change::RemoveWorkload(w.uid.clone()),
+        &[
+            Change::RemoveWorkload(w.uid.clone()),
+            Change::RemoveWorkloadExtra(w.uid),
+        ],
+    );
+    check(
+        Change::RemoveService(s.name.clone()),
+        &[
+            Change::RemoveService(s.name.clone()),
+            Change::RemoveServiceExtra(s.name),
+        ],
+    );
+    check(
+        Change::RemovePolicy(p.name.clone()),
+        &[Change::RemovePolicy(p.name)],
+    );
     assert!(removed(Kind::Companion, "mesh").is_none());
     assert!(removed(Kind::Authorization, "no-slash").is_none());
 }
@@ -69,24 +88,70 @@ fn bad_workload(spoil: impl FnOnce(&mut workload::Workload), field: &str, proble
     w.addresses = [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])].into();
     let mut message = address::encode_workload(&w);
     spoil(&mut message);
-    let body = workload::Address { r#type: Some(workload::address::Type::Workload(message)) }.encode_to_vec();
+    let body = workload::Address {
+        r#type: Some(workload::address::Type::Workload(message)),
+    }
+    .encode_to_vec();
     let error = decode(Kind::Address.url(), w.uid.as_str(), &body).expect_err("is bad");
-    assert_eq!((error.field.as_str(), &error.problem), (field, &problem), "{error}");
-    assert!(error.to_string().contains(w.uid.as_str()), "{error} does not name the workload");
+    assert_eq!(
+        (error.field.as_str(), &error.problem),
+        (field, &problem),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains(w.uid.as_str()),
+        "{error} does not name the workload"
+    );
 }
 
 #[test]
 fn one_bad_field_of_a_workload_is_named() {
-    bad_workload(|w| w.addresses.push(vec![1, 2, 3]), "addresses[2]", Problem::AddressLength(3));
-    bad_workload(|w| w.addresses.insert(0, vec![]), "addresses[0]", Problem::AddressLength(0));
-    bad_workload(|w| w.tunnel_protocol = 9, "tunnel_protocol", Problem::UnknownValue(9));
-    bad_workload(|w| w.tunnel_protocol = 2, "tunnel_protocol", Problem::UnknownValue(2));
+    bad_workload(
+        |w| w.addresses.push(vec![1, 2, 3]),
+        "addresses[2]",
+        Problem::AddressLength(3),
+    );
+    bad_workload(
+        |w| w.addresses.insert(0, vec![]),
+        "addresses[0]",
+        Problem::AddressLength(0),
+    );
+    bad_workload(
+        |w| w.tunnel_protocol = 9,
+        "tunnel_protocol",
+        Problem::UnknownValue(9),
+    );
+    bad_workload(
+        |w| w.tunnel_protocol = 2,
+        "tunnel_protocol",
+        Problem::UnknownValue(2),
+    );
     bad_workload(|w| w.status = 4, "status", Problem::UnknownValue(4));
-    bad_workload(|w| w.network_mode = 4, "network_mode", Problem::UnknownValue(4));
-    bad_workload(|w| w.workload_type = 44, "workload_type", Problem::UnknownValue(44));
-    bad_workload(|w| w.uid = "a/b/c/d/e".into(), "uid", Problem::NameMismatch("a/b/c/d/e".into()));
-    bad_workload(|w| w.namespace.clear(), "namespace", Problem::Name(String::new()));
-    bad_workload(|w| w.hostname = "Upper.case".into(), "hostname", Problem::Name("Upper.case".into()));
+    bad_workload(
+        |w| w.network_mode = 4,
+        "network_mode",
+        Problem::UnknownValue(4),
+    );
+    bad_workload(
+        |w| w.workload_type = 44,
+        "workload_type",
+        Problem::UnknownValue(44),
+    );
+    bad_workload(
+        |w| w.uid = "a/b/c/d/e".into(),
+        "uid",
+        Problem::NameMismatch("a/b/c/d/e".into()),
+    );
+    bad_workload(
+        |w| w.namespace.clear(),
+        "namespace",
+        Problem::Name(String::new()),
+    );
+    bad_workload(
+        |w| w.hostname = "Upper.case".into(),
+        "hostname",
+        Problem::Name("Upper.case".into()),
+    );
     bad_workload(
         |w| w.authorization_policies = vec!["ns/good".into(), "bad".into()],
         "authorization_policies[1]",
@@ -94,13 +159,27 @@ fn one_bad_field_of_a_workload_is_named() {
     );
     bad_workload(
         |w| {
-            let port = |p| workload::Port { service_port: p, target_port: 80, app_protocol: 0 };
-            w.services = [("ns/host".to_owned(), workload::PortList { ports: vec![port(80), port(65_536)] })].into();
+            let port = |p| workload::Port {
+                service_port: p,
+                target_port: 80,
+                app_protocol: 0,
+            };
+            w.services = [(
+                "ns/host".to_owned(),
+                workload::PortList {
+                    ports: vec![port(80), port(65_536)],
+                },
+            )]
+            .into();
         },
         "services[ns/host].ports[1].service_port",
         Problem::Port(65_536),
     );
-    bad_workload(|w| w.waypoint = Some(workload::GatewayAddress::default()), "waypoint.destination", Problem::Missing);
+    bad_workload(
+        |w| w.waypoint = Some(workload::GatewayAddress::default()),
+        "waypoint.destination",
+        Problem::Missing,
+    );
 }
 
 #[test]
@@ -108,7 +187,8 @@ fn an_identity_that_is_none_is_refused() {
     let mut w = address::encode_workload(&sample::workload(&mut Rng::with_seed(1)));
     for account in ["", "../x", "a/b", "a\0"] {
         w.service_account = account.into();
-        let error = address::decode_workload(&w.uid.clone(), w.clone()).expect_err("is no identity");
+        let error =
+            address::decode_workload(&w.uid.clone(), w.clone()).expect_err("is no identity");
         assert_eq!(error.field, "service_account", "{account:?}");
     }
 }
@@ -120,12 +200,31 @@ fn mapped_addresses_are_unwrapped_and_duplicates_dropped() {
     let mut message = address::encode_workload(&w);
     message.addresses = vec![v4.octets().to_vec(), v4.to_ipv6_mapped().octets().to_vec()];
     w.addresses = [IpAddr::V4(v4)].into();
-    assert_eq!(address::decode_workload(w.uid.as_str(), message).expect("is good"), w);
+    assert_eq!(
+        address::decode_workload(w.uid.as_str(), message).expect("is good"),
+        w
+    );
     let mapped = Ipv6Addr::from(v4.to_ipv6_mapped()).octets();
-    assert_eq!(field::net(&mapped, 120).expect("is good").to_string(), "10.0.0.1/24");
-    assert_eq!(field::net(&mapped, 95).expect("is good").to_string(), "::ffff:10.0.0.1/95");
-    assert_eq!(field::net(&[10, 0, 0, 1], 33).expect_err("too long").problem, Problem::PrefixLength(33));
-    assert_eq!(field::net(&[10, 0, 0, 1], 256).expect_err("too long").problem, Problem::PrefixLength(256));
+    assert_eq!(
+        field::net(&mapped, 120).expect("is good").to_string(),
+        "10.0.0.1/24"
+    );
+    assert_eq!(
+        field::net(&mapped, 95).expect("is good").to_string(),
+        "::ffff:10.0.0.1/95"
+    );
+    assert_eq!(
+        field::net(&[10, 0, 0, 1], 33)
+            .expect_err("too long")
+            .problem,
+        Problem::PrefixLength(33)
+    );
+    assert_eq!(
+        field::net(&[10, 0, 0, 1], 256)
+            .expect_err("too long")
+            .problem,
+        Problem::PrefixLength(256)
+    );
 }
 
 #[track_caller]
@@ -141,15 +240,63 @@ fn bad_service(spoil: impl FnOnce(&mut workload::Service), field: &str) {
 
 #[test]
 fn one_bad_field_of_a_service_is_named() {
-    let good = || workload::NetworkAddress { network: String::new(), address: vec![10, 0, 0, 1], length: None };
-    bad_service(|s| s.addresses = vec![good(), workload::NetworkAddress { address: vec![1], ..good() }], "addresses[1].address");
-    bad_service(|s| s.addresses = vec![good(), workload::NetworkAddress { length: Some(40), ..good() }], "addresses[1].length");
-    let port = |p, a| workload::Port { service_port: p, target_port: 1, app_protocol: a };
-    bad_service(|s| s.ports = vec![port(80, 0), port(0, 0)], "ports[1].service_port");
-    bad_service(|s| s.ports = vec![port(80, 0), port(81, 77)], "ports[1].app_protocol");
-    let preference = |p: Vec<i32>| Some(workload::LoadBalancing { routing_preference: p, mode: 0, health_policy: 0 });
-    bad_service(|s| s.load_balancing = preference(vec![1, 0]), "load_balancing.routing_preference[1]");
-    bad_service(|s| s.load_balancing = preference(vec![1, 99]), "load_balancing.routing_preference[1]");
+    let good = || workload::NetworkAddress {
+        network: String::new(),
+        address: vec![10, 0, 0, 1],
+        length: None,
+    };
+    bad_service(
+        |s| {
+            s.addresses = vec![
+                good(),
+                workload::NetworkAddress {
+                    address: vec![1],
+                    ..good()
+                },
+            ]
+        },
+        "addresses[1].address",
+    );
+    bad_service(
+        |s| {
+            s.addresses = vec![
+                good(),
+                workload::NetworkAddress {
+                    length: Some(40),
+                    ..good()
+                },
+            ]
+        },
+        "addresses[1].length",
+    );
+    let port = |p, a| workload::Port {
+        service_port: p,
+        target_port: 1,
+        app_protocol: a,
+    };
+    bad_service(
+        |s| s.ports = vec![port(80, 0), port(0, 0)],
+        "ports[1].service_port",
+    );
+    bad_service(
+        |s| s.ports = vec![port(80, 0), port(81, 77)],
+        "ports[1].app_protocol",
+    );
+    let preference = |p: Vec<i32>| {
+        Some(workload::LoadBalancing {
+            routing_preference: p,
+            mode: 0,
+            health_policy: 0,
+        })
+    };
+    bad_service(
+        |s| s.load_balancing = preference(vec![1, 0]),
+        "load_balancing.routing_preference[1]",
+    );
+    bad_service(
+        |s| s.load_balancing = preference(vec![1, 99]),
+        "load_balancing.routing_preference[1]",
+    );
     bad_service(|s| s.hostname = "other.svc".into(), "hostname");
 }
 
@@ -158,7 +305,9 @@ fn one_bad_field_of_a_service_is_named() {
 fn bad_policy(spoil: impl FnOnce(&mut security::Authorization), field: &str) -> Policy {
     let mut rng = Rng::with_seed(11);
     let good = security::Match {
-        principals: vec![security::StringMatch { match_type: Some(security::string_match::MatchType::Exact("a".into())) }],
+        principals: vec![security::StringMatch {
+            match_type: Some(security::string_match::MatchType::Exact("a".into())),
+        }],
         ..Default::default()
     };
     let mut message = policy::encode(&Policy {
@@ -167,17 +316,28 @@ fn bad_policy(spoil: impl FnOnce(&mut security::Authorization), field: &str) -> 
         validity: Validity::Valid,
         ..sample::policy(&mut rng)
     });
-    message.rules = vec![security::Rule { clauses: vec![security::Clause { matches: vec![good.clone(), good] }] }];
+    message.rules = vec![security::Rule {
+        clauses: vec![security::Clause {
+            matches: vec![good.clone(), good],
+        }],
+    }];
     spoil(&mut message);
     let name = "shop/allow-web";
     (message.namespace, message.name) = ("shop".into(), "allow-web".into());
-    let decoded = decode_resource(Kind::Authorization.url(), name, message.encode_to_vec().into());
+    let decoded = decode_resource(
+        Kind::Authorization.url(),
+        name,
+        message.encode_to_vec().into(),
+    );
     let error = decoded.error.expect("is reported");
     assert_eq!(error.field, field, "{error}");
     match &decoded.changes[..] {
         [Change::Policy(p)] => {
             assert_eq!(p.name.to_string(), name);
-            assert!(matches!(p.validity, Validity::Invalid(_)), "{p:?} is not invalid");
+            assert!(
+                matches!(p.validity, Validity::Invalid(_)),
+                "{p:?} is not invalid"
+            );
             p.clone()
         }
         other => panic!("a policy was dropped: {other:?}"),
@@ -186,28 +346,110 @@ fn bad_policy(spoil: impl FnOnce(&mut security::Authorization), field: &str) -> 
 
 #[test]
 fn a_policy_with_one_bad_element_denies() {
-    let second = |m: &mut security::Authorization| std::mem::take(&mut m.rules[0].clauses[0].matches[1]);
-    let put = |m: &mut security::Authorization, x: security::Match| m.rules[0].clauses[0].matches[1] = x;
+    let second =
+        |m: &mut security::Authorization| std::mem::take(&mut m.rules[0].clauses[0].matches[1]);
+    let put =
+        |m: &mut security::Authorization, x: security::Match| m.rules[0].clauses[0].matches[1] = x;
     let at = "rules[0].clauses[0].matches[1]";
     let p = bad_policy(
         |m| {
             let x = second(m);
-            put(m, security::Match { principals: vec![security::StringMatch { match_type: None }], ..x });
+            put(
+                m,
+                security::Match {
+                    principals: vec![security::StringMatch { match_type: None }],
+                    ..x
+                },
+            );
         },
         &format!("{at}.principals[0].match_type"),
     );
     assert_eq!(p.scope, PolicyScope::Selector);
-    let short = || vec![security::Address { address: vec![1, 2, 3], length: 8 }];
-    bad_policy(|m| { let x = second(m); put(m, security::Match { not_source_ips: short(), ..x }) }, &format!("{at}.not_source_ips[0].address"));
-    bad_policy(|m| { let x = second(m); put(m, security::Match { destination_ips: short(), ..x }) }, &format!("{at}.destination_ips[0].address"));
-    bad_policy(|m| { let x = second(m); put(m, security::Match { destination_ports: vec![1, 70_000], ..x }) }, &format!("{at}.destination_ports[1]"));
-    let extension = || security::Extension { name: "istio.io/new".into(), config: None };
-    bad_policy(|m| { let x = second(m); put(m, security::Match { extensions: vec![extension()], ..x }) }, &format!("{at}.extensions[0]"));
-    let nobody = || security::ServiceAccountMatch { namespace: "a".into(), service_account: String::new() };
-    bad_policy(|m| { let x = second(m); put(m, security::Match { service_accounts: vec![nobody()], ..x }) }, &format!("{at}.service_accounts[0].service_account"));
+    let short = || {
+        vec![security::Address {
+            address: vec![1, 2, 3],
+            length: 8,
+        }]
+    };
+    bad_policy(
+        |m| {
+            let x = second(m);
+            put(
+                m,
+                security::Match {
+                    not_source_ips: short(),
+                    ..x
+                },
+            )
+        },
+        &format!("{at}.not_source_ips[0].address"),
+    );
+    bad_policy(
+        |m| {
+            let x = second(m);
+            put(
+                m,
+                security::Match {
+                    destination_ips: short(),
+                    ..x
+                },
+            )
+        },
+        &format!("{at}.destination_ips[0].address"),
+    );
+    bad_policy(
+        |m| {
+            let x = second(m);
+            put(
+                m,
+                security::Match {
+                    destination_ports: vec![1, 70_000],
+                    ..x
+                },
+            )
+        },
+        &format!("{at}.destination_ports[1]"),
+    );
+    let extension = || security::Extension {
+        name: "istio.io/new".into(),
+        config: None,
+    };
+    bad_policy(
+        |m| {
+            let x = second(m);
+            put(
+                m,
+                security::Match {
+                    extensions: vec![extension()],
+                    ..x
+                },
+            )
+        },
+        &format!("{at}.extensions[0]"),
+    );
+    let nobody = || security::ServiceAccountMatch {
+        namespace: "a".into(),
+        service_account: String::new(),
+    };
+    bad_policy(
+        |m| {
+            let x = second(m);
+            put(
+                m,
+                security::Match {
+                    service_accounts: vec![nobody()],
+                    ..x
+                },
+            )
+        },
+        &format!("{at}.service_accounts[0].service_account"),
+    );
     bad_policy(|m| m.extensions.push(extension()), "extensions[0]");
     bad_policy(|m| m.action = 7, "action");
-    assert_eq!(bad_policy(|m| m.scope = 7, "scope").scope, PolicyScope::Namespace);
+    assert_eq!(
+        bad_policy(|m| m.scope = 7, "scope").scope,
+        PolicyScope::Namespace
+    );
 }
 
 #[test]
@@ -215,8 +457,12 @@ fn a_policy_with_a_field_from_the_future_denies() {
     let p = sample::policy(&mut Rng::with_seed(2));
     let mut body = policy::encode(&p).encode_to_vec();
     body.extend([0xfa, 0x01, 0x01, 0x00]); // field 31, one byte
-    let changes = decode(Kind::Authorization.url(), &p.name.to_string(), &body).expect("is a policy");
-    assert!(matches!(&changes[..], [Change::Policy(p)] if matches!(p.validity, Validity::Invalid(_))), "{changes:?}");
+    let changes =
+        decode(Kind::Authorization.url(), &p.name.to_string(), &body).expect("is a policy");
+    assert!(
+        matches!(&changes[..], [Change::Policy(p)] if matches!(p.validity, Validity::Invalid(_))),
+        "{changes:?}"
+    );
 }
 
 #[test]
@@ -233,10 +479,17 @@ fn garbage_is_refused_without_harm() {
             }
         }
         for kind in Kind::ALL {
-            let name = if kind == Kind::Authorization { "shop/deny" } else { "Kubernetes//Pod/shop/web" };
+            let name = if kind == Kind::Authorization {
+                "shop/deny"
+            } else {
+                "Kubernetes//Pod/shop/web"
+            };
             let changes = decode(kind.url(), name, &body).unwrap_or_default();
             if kind == Kind::Authorization {
-                assert!(matches!(&changes[..], [Change::Policy(p)] if p.name.to_string() == name), "{changes:?}");
+                assert!(
+                    matches!(&changes[..], [Change::Policy(p)] if p.name.to_string() == name),
+                    "{changes:?}"
+                );
             }
         }
     }
@@ -248,16 +501,31 @@ fn garbage_is_refused_without_harm() {
 fn deep_nesting_and_giants_are_refused() {
     let mut config = prost_types::Value { kind: None };
     for _ in 0..5_000 {
-        let list = prost_types::ListValue { values: vec![config] };
-        config = prost_types::Value { kind: Some(prost_types::value::Kind::ListValue(list)) };
+        let list = prost_types::ListValue {
+            values: vec![config],
+        };
+        config = prost_types::Value {
+            kind: Some(prost_types::value::Kind::ListValue(list)),
+        };
     }
     let body = config.encode_to_vec();
     std::mem::forget(config); // its destructor would recurse as deep
-    assert!(prost_types::Value::decode(&body[..]).is_err(), "the decoder follows any depth");
+    assert!(
+        prost_types::Value::decode(&body[..]).is_err(),
+        "the decoder follows any depth"
+    );
     let giant = vec![0; MAX_BODY + 1];
-    assert_eq!(decode(Kind::Address.url(), "a/b", &giant).expect_err("too large").problem, Problem::TooLarge(MAX_BODY + 1));
+    assert_eq!(
+        decode(Kind::Address.url(), "a/b", &giant)
+            .expect_err("too large")
+            .problem,
+        Problem::TooLarge(MAX_BODY + 1)
+    );
     let changes = decode(Kind::Authorization.url(), "shop/big", &giant).expect("is a policy");
-    assert!(matches!(&changes[..], [Change::Policy(p)] if matches!(p.validity, Validity::Invalid(_))), "{changes:?}");
+    assert!(
+        matches!(&changes[..], [Change::Policy(p)] if matches!(p.validity, Validity::Invalid(_))),
+        "{changes:?}"
+    );
 }
 
 #[test]
@@ -265,11 +533,23 @@ fn a_companion_of_a_newer_controller_denies_rather_than_opens() {
     let companion = |w: warren::Workload| {
         let content = Some(warren::companion::Content::Workload(w));
         let body = warren::Companion { content }.encode_to_vec();
-        decode(Kind::Companion.url(), "workload/Kubernetes//Pod/shop/web", &body)
+        decode(
+            Kind::Companion.url(),
+            "workload/Kubernetes//Pod/shop/web",
+            &body,
+        )
     };
-    let good = warren::Workload { enrolment: 1, mtls: 2, ..Default::default() };
+    let good = warren::Workload {
+        enrolment: 1,
+        mtls: 2,
+        ..Default::default()
+    };
     assert!(companion(good.clone()).is_ok());
-    let newer = companion(warren::Workload { mtls: 9, ..good.clone() }).expect("is understood as strict");
+    let newer = companion(warren::Workload {
+        mtls: 9,
+        ..good.clone()
+    })
+    .expect("is understood as strict");
     match &newer[..] {
         [Change::WorkloadExtra(_, x)] => {
             assert_eq!(x.mtls, MtlsMode::Strict);
@@ -278,25 +558,63 @@ fn a_companion_of_a_newer_controller_denies_rather_than_opens() {
         other => panic!("{other:?}"),
     }
     let field = |w| companion(w).expect_err("is bad").field;
-    assert_eq!(field(warren::Workload { enrolment: 9, ..good.clone() }), "enrolment");
-    assert_eq!(field(warren::Workload { enrolment: 0, ..good.clone() }), "enrolment");
-    assert_eq!(field(warren::Workload { probe_ports: vec![80, 65_536], ..good.clone() }), "probe_ports[1]");
-    let port = warren::PortMtls { port: 70_000, mtls: 1 };
-    assert_eq!(field(warren::Workload { mtls_ports: vec![port], ..good }), "mtls_ports[0].port");
+    assert_eq!(
+        field(warren::Workload {
+            enrolment: 9,
+            ..good.clone()
+        }),
+        "enrolment"
+    );
+    assert_eq!(
+        field(warren::Workload {
+            enrolment: 0,
+            ..good.clone()
+        }),
+        "enrolment"
+    );
+    assert_eq!(
+        field(warren::Workload {
+            probe_ports: vec![80, 65_536],
+            ..good.clone()
+        }),
+        "probe_ports[1]"
+    );
+    let port = warren::PortMtls {
+        port: 70_000,
+        mtls: 1,
+    };
+    assert_eq!(
+        field(warren::Workload {
+            mtls_ports: vec![port],
+            ..good
+        }),
+        "mtls_ports[0].port"
+    );
 }
 
 #[test]
 fn a_companion_under_a_wrong_name_is_refused() {
     let r = set(&Change::Config(sample::config(&mut Rng::with_seed(1))));
-    for name in ["roots", "service/ns/host", "workload/Kubernetes//Pod/shop/web", "other", "workload/short"] {
-        assert!(decode(Kind::Companion.url(), name, &r.body).is_err(), "{name}");
+    for name in [
+        "roots",
+        "service/ns/host",
+        "workload/Kubernetes//Pod/shop/web",
+        "other",
+        "workload/short",
+    ] {
+        assert!(
+            decode(Kind::Companion.url(), name, &r.body).is_err(),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn roots_are_told_apart_from_changes() {
     let pem = vec!["one".to_owned(), "two".to_owned()];
-    let Update::Set(r) = encode_roots(&pem) else { panic!("roots are set") };
+    let Update::Set(r) = encode_roots(&pem) else {
+        panic!("roots are set")
+    };
     let decoded = decode_resource(r.kind.url(), &r.name, r.body);
     assert_eq!(decoded.roots, Some(pem));
     assert!(decoded.changes.is_empty() && decoded.error.is_none());
@@ -311,16 +629,32 @@ fn a_foreign_peer_sees_something_at_least_as_strict() {
             assert_eq!(p.action, Action::Audit);
             continue;
         };
-        let matches = || out.rules.iter().flat_map(|r| &r.clauses).flat_map(|c| &c.matches);
+        let matches = || {
+            out.rules
+                .iter()
+                .flat_map(|r| &r.clauses)
+                .flat_map(|c| &c.matches)
+        };
         assert!(matches().all(|m| !m.beyond_l4), "{out:?}");
         assert!(policy::encode(&out).extensions.is_empty());
         match (&p.validity, p.action) {
-            (Validity::Invalid(_), _) => assert!(out.action == Action::Deny && matches().any(|m| *m == Default::default())),
+            (Validity::Invalid(_), _) => {
+                assert!(out.action == Action::Deny && matches().any(|m| *m == Default::default()))
+            }
             (Validity::Valid, Action::Deny) => assert_eq!(out.rules.len(), p.rules.len()),
             (Validity::Valid, Action::Allow) => {
-                let emptied = out.rules.iter().any(|r| r.clauses.iter().any(|c| c.matches.is_empty()));
-                let was = p.rules.iter().any(|r| r.clauses.iter().any(|c| c.matches.is_empty()));
-                assert!(!emptied || was, "a clause that could not match now matches everything: {out:?}");
+                let emptied = out
+                    .rules
+                    .iter()
+                    .any(|r| r.clauses.iter().any(|c| c.matches.is_empty()));
+                let was = p
+                    .rules
+                    .iter()
+                    .any(|r| r.clauses.iter().any(|c| c.matches.is_empty()));
+                assert!(
+                    !emptied || was,
+                    "a clause that could not match now matches everything: {out:?}"
+                );
             }
             (Validity::Valid, Action::Audit) => panic!("AUDIT was sent"),
         }
@@ -341,8 +675,18 @@ fn peer_authentication_becomes_a_deny_for_foreign_peers() {
     assert!(check(MtlsMode::Disable, &[(80, MtlsMode::Permissive)], None).is_none());
     let all = check(MtlsMode::Strict, &[], Some("istio_converted_static_strict")).expect("denies");
     assert_eq!(*all.not_principals, [StringMatch::Presence]);
-    let some = check(MtlsMode::Strict, &[(80, MtlsMode::Disable)], Some("warren_strict_except_80")).expect("denies");
+    let some = check(
+        MtlsMode::Strict,
+        &[(80, MtlsMode::Disable)],
+        Some("warren_strict_except_80"),
+    )
+    .expect("denies");
     assert_eq!(*some.not_destination_ports, [80]);
-    let one = check(MtlsMode::Permissive, &[(80, MtlsMode::Strict)], Some("warren_strict_on_80")).expect("denies");
+    let one = check(
+        MtlsMode::Permissive,
+        &[(80, MtlsMode::Strict)],
+        Some("warren_strict_on_80"),
+    )
+    .expect("denies");
     assert_eq!(*one.destination_ports, [80]);
 }

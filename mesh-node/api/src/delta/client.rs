@@ -74,11 +74,28 @@ pub struct Received {
 impl Client {
     /// A subscriber to everything. `id` and `cluster` describe it to people; the server trusts its certificate only.
     pub fn new(id: &str, cluster: &str) -> Self {
-        let mark = Value { kind: Some(ValueKind::StringValue(MARK.1.to_owned())) };
-        let metadata = Struct { fields: [(MARK.0.to_owned(), mark)].into() };
-        let node = Node { id: id.to_owned(), cluster: cluster.to_owned(), metadata: Some(metadata) };
-        let kinds = Kind::ALL.into_iter().map(|k| (k, Held::default())).collect();
-        Self { node, kinds, root: None, announced: false, digests_above: DIGESTS_ABOVE }
+        let mark = Value {
+            kind: Some(ValueKind::StringValue(MARK.1.to_owned())),
+        };
+        let metadata = Struct {
+            fields: [(MARK.0.to_owned(), mark)].into(),
+        };
+        let node = Node {
+            id: id.to_owned(),
+            cluster: cluster.to_owned(),
+            metadata: Some(metadata),
+        };
+        let kinds = Kind::ALL
+            .into_iter()
+            .map(|k| (k, Held::default()))
+            .collect();
+        Self {
+            node,
+            kinds,
+            root: None,
+            announced: false,
+            digests_above: DIGESTS_ABOVE,
+        }
     }
 
     /// Asks for addresses only when they are first needed (`subscribe`), instead of all of them.
@@ -97,7 +114,9 @@ impl Client {
     pub fn seed(&mut self, resource: Resource) -> Result<Vec<Change>, ConvertError> {
         let decoded = convert::decode_resource(resource.kind.url(), &resource.name, resource.body);
         if decoded.error.is_none() {
-            self.held(resource.kind).versions.insert(resource.name, resource.version);
+            self.held(resource.kind)
+                .versions
+                .insert(resource.name, resource.version);
         }
         let Decoded { changes, error, .. } = self.widen(decoded);
         match error {
@@ -119,7 +138,11 @@ impl Client {
     /// Begins a new stream: the first requests to send, in order.
     pub fn connect(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let above = self.digests_above;
-        let mut requests: Vec<_> = self.kinds.iter_mut().map(|(kind, held)| held.first_request(*kind, above)).collect();
+        let mut requests: Vec<_> = self
+            .kinds
+            .iter_mut()
+            .map(|(kind, held)| held.first_request(*kind, above))
+            .collect();
         if let Some(first) = requests.first_mut() {
             first.node = Some(self.node.clone());
         }
@@ -127,9 +150,16 @@ impl Client {
     }
 
     /// Asks for more names on demand; `None` when all of them were asked for already.
-    pub fn subscribe(&mut self, kind: Kind, names: impl IntoIterator<Item = String>) -> Option<DeltaDiscoveryRequest> {
+    pub fn subscribe(
+        &mut self,
+        kind: Kind,
+        names: impl IntoIterator<Item = String>,
+    ) -> Option<DeltaDiscoveryRequest> {
         let wanted = self.held(kind).wanted.as_mut()?;
-        let new: Vec<String> = names.into_iter().filter(|n| wanted.insert(n.clone())).collect();
+        let new: Vec<String> = names
+            .into_iter()
+            .filter(|n| wanted.insert(n.clone()))
+            .collect();
         (!new.is_empty()).then(|| DeltaDiscoveryRequest {
             type_url: kind.url().to_owned(),
             resource_names_subscribe: new,
@@ -138,7 +168,11 @@ impl Client {
     }
 
     /// Gives names up that were asked for on demand.
-    pub fn unsubscribe(&mut self, kind: Kind, names: impl IntoIterator<Item = String>) -> Option<DeltaDiscoveryRequest> {
+    pub fn unsubscribe(
+        &mut self,
+        kind: Kind,
+        names: impl IntoIterator<Item = String>,
+    ) -> Option<DeltaDiscoveryRequest> {
         let held = self.held(kind);
         let wanted = held.wanted.as_mut()?;
         let old: Vec<String> = names.into_iter().filter(|n| wanted.remove(n)).collect();
@@ -154,7 +188,8 @@ impl Client {
 
     /// Takes a response: what it changes and the reply to it.
     pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Result<Received, Violation> {
-        let kind = Kind::from_url(&response.type_url).ok_or_else(|| Violation::UnexpectedType(response.type_url.clone()))?;
+        let kind = Kind::from_url(&response.type_url)
+            .ok_or_else(|| Violation::UnexpectedType(response.type_url.clone()))?;
         let mut out = Received::default();
         let mut marker = false;
         if !response.warren_replaced_shards.is_empty() {
@@ -209,7 +244,8 @@ impl Client {
         } else {
             let version = sent.version.parse().unwrap_or_else(|_| Version::of(&value));
             held.versions.insert(name.clone(), version);
-            out.updates.push(Update::Set(resource(kind, name, version, value)));
+            out.updates
+                .push(Update::Set(resource(kind, name, version, value)));
         }
         out.roots = decoded.roots.or(out.roots.take());
         out.changes.extend(decoded.changes);
@@ -220,8 +256,16 @@ impl Client {
         for change in &mut decoded.changes {
             match change {
                 Change::Config(config) => self.root = Some(config.root_namespace.clone()),
-                Change::Policy(Policy { name, scope, validity: Validity::Invalid(_), .. }) => {
-                    let rules_all = self.root.as_ref().is_none_or(|root| *root == name.namespace);
+                Change::Policy(Policy {
+                    name,
+                    scope,
+                    validity: Validity::Invalid(_),
+                    ..
+                }) => {
+                    let rules_all = self
+                        .root
+                        .as_ref()
+                        .is_none_or(|root| *root == name.namespace);
                     if *scope == PolicyScope::Namespace && rules_all {
                         *scope = PolicyScope::Global;
                     }
@@ -241,17 +285,25 @@ impl Held {
     fn first_request(&mut self, kind: Kind, digests_above: usize) -> DeltaDiscoveryRequest {
         self.complete = false;
         self.gone.clear();
-        let mut request = DeltaDiscoveryRequest { type_url: kind.url().to_owned(), ..Default::default() };
+        let mut request = DeltaDiscoveryRequest {
+            type_url: kind.url().to_owned(),
+            ..Default::default()
+        };
         request.resource_names_subscribe.push(WILDCARD.to_owned());
         if let Some(wanted) = &self.wanted {
             request.resource_names_unsubscribe.push(WILDCARD.to_owned());
-            request.resource_names_subscribe.extend(wanted.iter().cloned());
+            request
+                .resource_names_subscribe
+                .extend(wanted.iter().cloned());
         }
         if self.wanted.is_none() && self.versions.len() > digests_above {
             request.warren_digests = self.digests();
         } else {
-            request.initial_resource_versions =
-                self.versions.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+            request.initial_resource_versions = self
+                .versions
+                .iter()
+                .map(|(n, v)| (n.to_string(), v.to_string()))
+                .collect();
         }
         request
     }
@@ -261,28 +313,50 @@ impl Held {
         for (name, version) in &self.versions {
             shards[shard_of(name)].push((name, *version));
         }
-        shards.into_iter().flat_map(|s| digest(s.into_iter()).to_le_bytes()).collect()
+        shards
+            .into_iter()
+            .flat_map(|s| digest(s.into_iter()).to_le_bytes())
+            .collect()
     }
 
     /// What is held in these shards is gone unless it is named again before the marker.
     fn replace(&mut self, shards: &[u32]) {
         let replaced: HashSet<usize> = shards.iter().map(|s| *s as usize).collect();
-        let names = self.versions.keys().filter(|n| replaced.contains(&shard_of(n)));
+        let names = self
+            .versions
+            .keys()
+            .filter(|n| replaced.contains(&shard_of(n)));
         self.gone.extend(names.cloned());
     }
 }
 
 fn resource(kind: Kind, name: Arc<str>, version: Version, body: Bytes) -> Resource {
-    Resource { version, ..Resource::new(kind, name, body) }
+    Resource {
+        version,
+        ..Resource::new(kind, name, body)
+    }
 }
 
 fn refusal(rejected: &[ConvertError]) -> Option<Status> {
     let first = rejected.first()?;
-    let rejections = rejected.iter().map(|e| warren::Rejection { name: e.name.clone(), message: e.to_string() }).collect();
+    let rejections = rejected
+        .iter()
+        .map(|e| warren::Rejection {
+            name: e.name.clone(),
+            message: e.to_string(),
+        })
+        .collect();
     let message = match rejected.len() {
         1 => first.to_string(),
         n => format!("{n} resources were not understood; the first: {first}"),
     };
-    let detail = Any::pack("type.googleapis.com/warren.v1.Rejections", &warren::Rejections { rejections });
-    Some(Status { code: INVALID_ARGUMENT, message, details: vec![detail] })
+    let detail = Any::pack(
+        "type.googleapis.com/warren.v1.Rejections",
+        &warren::Rejections { rejections },
+    );
+    Some(Status {
+        code: INVALID_ARGUMENT,
+        message,
+        details: vec![detail],
+    })
 }

@@ -132,7 +132,8 @@ impl Server {
             return Ok(Some(Event::UnknownType(request.type_url)));
         };
         let event = self.answered(kind, &request);
-        let asks = !request.resource_names_subscribe.is_empty() || !request.resource_names_unsubscribe.is_empty();
+        let asks = !request.resource_names_subscribe.is_empty()
+            || !request.resource_names_unsubscribe.is_empty();
         if asks || !self.subscriptions.contains_key(&kind) {
             if self.pass.is_none() {
                 self.subscribe(kind, request)?;
@@ -161,8 +162,14 @@ impl Server {
                     return Ok(None);
                 }
             }
-            let mut pass = self.pass.take().unwrap_or_else(|| Pass { target: newest.clone(), kind: 0, at: At::Shard(0) });
-            let Some(kind) = Kind::ALL.get(pass.kind).copied() else { continue };
+            let mut pass = self.pass.take().unwrap_or_else(|| Pass {
+                target: newest.clone(),
+                kind: 0,
+                at: At::Shard(0),
+            });
+            let Some(kind) = Kind::ALL.get(pass.kind).copied() else {
+                continue;
+            };
             let message = self.step(kind, &mut pass);
             self.pass = Some(pass);
             if let Some(message) = message {
@@ -178,7 +185,9 @@ impl Server {
 
     /// Whether the subscriber was sent this view and has answered all of it.
     pub fn is_at(&self, view: &View) -> bool {
-        self.pass.is_none() && self.unanswered.is_empty() && self.subscriptions.values().all(|s| s.is_at(view))
+        self.pass.is_none()
+            && self.unanswered.is_empty()
+            && self.subscriptions.values().all(|s| s.is_at(view))
     }
 
     /// One message of a pass; moves on to the next kind when this one is done.
@@ -187,7 +196,11 @@ impl Server {
             pass.kind += 1;
             pass.at = At::Shard(0);
         };
-        let Some(sub) = self.subscriptions.get_mut(&kind).filter(|s| !s.is_at(&pass.target)) else {
+        let Some(sub) = self
+            .subscriptions
+            .get_mut(&kind)
+            .filter(|s| !s.is_at(&pass.target))
+        else {
             done(pass);
             return None;
         };
@@ -207,7 +220,11 @@ impl Server {
             return None;
         }
         self.nonce += 1;
-        self.unanswered.push_back(Unanswered { nonce: self.nonce, kind, names: batch.names() });
+        self.unanswered.push_back(Unanswered {
+            nonce: self.nonce,
+            kind,
+            names: batch.names(),
+        });
         Some(batch.into_response(kind, self.nonce))
     }
 
@@ -217,30 +234,61 @@ impl Server {
 
     fn answered(&mut self, kind: Kind, request: &DeltaDiscoveryRequest) -> Option<Event> {
         let nonce: u64 = request.response_nonce.parse().ok()?;
-        let at = self.unanswered.iter().position(|u| u.nonce == nonce && u.kind == kind)?;
+        let at = self
+            .unanswered
+            .iter()
+            .position(|u| u.nonce == nonce && u.kind == kind)?;
         let unanswered = self.unanswered.remove(at)?;
-        let Some(error) = &request.error_detail else { return Some(Event::Acked(kind)) };
-        let named = error.details.iter().find(|d| d.type_url.ends_with("/warren.v1.Rejections"));
+        let Some(error) = &request.error_detail else {
+            return Some(Event::Acked(kind));
+        };
+        let named = error
+            .details
+            .iter()
+            .find(|d| d.type_url.ends_with("/warren.v1.Rejections"));
         let named = named.and_then(|d| warren::Rejections::decode(d.value.clone()).ok());
         let rejections = match named {
-            Some(list) => list.rejections.into_iter().map(|r| Rejection { name: r.name.into(), message: r.message }).collect(),
-            None => unanswered.names.into_iter().map(|name| Rejection { name, message: error.message.clone() }).collect(),
+            Some(list) => list
+                .rejections
+                .into_iter()
+                .map(|r| Rejection {
+                    name: r.name.into(),
+                    message: r.message,
+                })
+                .collect(),
+            None => unanswered
+                .names
+                .into_iter()
+                .map(|name| Rejection {
+                    name,
+                    message: error.message.clone(),
+                })
+                .collect(),
         };
         Some(Event::Refused(kind, rejections))
     }
 
     fn subscribe(&mut self, kind: Kind, request: DeltaDiscoveryRequest) -> Result<(), Violation> {
         let first = !self.subscriptions.contains_key(&kind);
-        let sub = self.subscriptions.entry(kind).or_insert_with(|| Subscription::first(&request));
-        let (add, drop) = (request.resource_names_subscribe, request.resource_names_unsubscribe);
+        let sub = self
+            .subscriptions
+            .entry(kind)
+            .or_insert_with(|| Subscription::first(&request));
+        let (add, drop) = (
+            request.resource_names_subscribe,
+            request.resource_names_unsubscribe,
+        );
         // An empty first request asks for everything.
-        let everything = add.iter().any(|n| n == WILDCARD) || (first && add.is_empty() && drop.is_empty());
+        let everything =
+            add.iter().any(|n| n == WILDCARD) || (first && add.is_empty() && drop.is_empty());
         if drop.iter().any(|n| n == WILDCARD) {
             sub.wanted.get_or_insert_default();
         } else if everything {
             sub.widen(kind, &self.peer);
         }
-        let Some(wanted) = &mut sub.wanted else { return Ok(()) };
+        let Some(wanted) = &mut sub.wanted else {
+            return Ok(());
+        };
         for name in drop {
             wanted.remove(name.as_str());
             sub.fresh.remove(name.as_str());
@@ -250,7 +298,11 @@ impl Server {
             wanted.insert(name.clone());
             sub.fresh.insert(name);
         }
-        if wanted.len() > MAX_NAMES { Err(Violation::TooManyNames(MAX_NAMES)) } else { Ok(()) }
+        if wanted.len() > MAX_NAMES {
+            Err(Violation::TooManyNames(MAX_NAMES))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -262,9 +314,19 @@ impl Subscription {
             Base::Digests(digests.chunks_exact(8).map(number).collect())
         } else {
             let versions = &request.initial_resource_versions;
-            Base::Versions(versions.iter().map(|(n, v)| (n.as_str().into(), v.parse().ok())).collect())
+            Base::Versions(
+                versions
+                    .iter()
+                    .map(|(n, v)| (n.as_str().into(), v.parse().ok()))
+                    .collect(),
+            )
         };
-        Self { wanted: Some(BTreeSet::new()), fresh: BTreeSet::new(), base, marked: false }
+        Self {
+            wanted: Some(BTreeSet::new()),
+            fresh: BTreeSet::new(),
+            base,
+            marked: false,
+        }
     }
 
     fn is_at(&self, view: &View) -> bool {
@@ -274,17 +336,24 @@ impl Subscription {
 
     /// From names to everything: of the view that was sent, only what was asked for is held.
     fn widen(&mut self, kind: Kind, peer: &Peer) {
-        let Some(wanted) = self.wanted.take() else { return };
+        let Some(wanted) = self.wanted.take() else {
+            return;
+        };
         self.fresh.clear();
         if let Base::View(view) = &self.base {
-            let held = wanted.iter().flat_map(|n| view.resolve(kind, n)).filter(|r| visible(r, peer));
+            let held = wanted
+                .iter()
+                .flat_map(|n| view.resolve(kind, n))
+                .filter(|r| visible(r, peer));
             self.base = Base::Versions(held.map(|r| (r.name.clone(), Some(r.version))).collect());
         }
     }
 
     /// Adds shards until the message is full; true when the last one is in.
     fn all(&mut self, kind: Kind, pass: &mut Pass, peer: &Peer, batch: &mut Batch) -> bool {
-        let At::Shard(from) = pass.at else { return true };
+        let At::Shard(from) = pass.at else {
+            return true;
+        };
         for i in from..SHARDS {
             if batch.is_full() {
                 pass.at = At::Shard(i);
@@ -299,7 +368,9 @@ impl Subscription {
     fn declared_but_gone(&self, kind: Kind, target: &View, peer: &Peer, batch: &mut Batch) {
         if let Base::Versions(held) = &self.base {
             let there = |name: &Arc<str>| target.get(kind, name).is_some_and(|r| visible(r, peer));
-            batch.removed.extend(held.keys().filter(|n| !there(n)).cloned());
+            batch
+                .removed
+                .extend(held.keys().filter(|n| !there(n)).cloned());
         }
     }
 
@@ -312,17 +383,29 @@ impl Subscription {
                 if Arc::ptr_eq(old, new) {
                     return;
                 }
-                let held = |r: &Resource| old.get(&r.name).is_some_and(|o| visible(o, peer) && o.version == r.version);
+                let held = |r: &Resource| {
+                    old.get(&r.name)
+                        .is_some_and(|o| visible(o, peer) && o.version == r.version)
+                };
                 batch.set.extend(seen.filter(|r| !held(r)).cloned());
                 let there = |r: &Resource| new.get(&r.name).is_some_and(|n| visible(n, peer));
-                batch.removed.extend(old.values().filter(|r| visible(r, peer) && !there(r)).map(|r| r.name.clone()));
+                batch.removed.extend(
+                    old.values()
+                        .filter(|r| visible(r, peer) && !there(r))
+                        .map(|r| r.name.clone()),
+                );
             }
             Base::Versions(held) => {
-                batch.set.extend(seen.filter(|r| held.get(&r.name) != Some(&Some(r.version))).cloned());
+                batch.set.extend(
+                    seen.filter(|r| held.get(&r.name) != Some(&Some(r.version)))
+                        .cloned(),
+                );
             }
             Base::Digests(digests) => {
                 if digest(seen.clone().map(|r| (&*r.name, r.version))) != digests[i] {
-                    batch.replaced.push(i.try_into().expect("there are 256 shards"));
+                    batch
+                        .replaced
+                        .push(i.try_into().expect("there are 256 shards"));
                     batch.set.extend(seen.cloned());
                 }
             }
@@ -352,10 +435,26 @@ impl Subscription {
         true
     }
 
-    fn one(&self, kind: Kind, name: &Arc<str>, fresh: bool, target: &View, peer: &Peer, batch: &mut Batch) {
-        let new: Vec<_> = target.resolve(kind, name).filter(|r| visible(r, peer)).cloned().collect();
+    fn one(
+        &self,
+        kind: Kind,
+        name: &Arc<str>,
+        fresh: bool,
+        target: &View,
+        peer: &Peer,
+        batch: &mut Batch,
+    ) {
+        let new: Vec<_> = target
+            .resolve(kind, name)
+            .filter(|r| visible(r, peer))
+            .cloned()
+            .collect();
         let old: Vec<_> = match &self.base {
-            Base::View(view) => view.resolve(kind, name).filter(|r| visible(r, peer)).cloned().collect(),
+            Base::View(view) => view
+                .resolve(kind, name)
+                .filter(|r| visible(r, peer))
+                .cloned()
+                .collect(),
             Base::Versions(_) | Base::Digests(_) => Vec::new(),
         };
         for r in &old {
@@ -369,7 +468,12 @@ impl Subscription {
         let unchanged = |r: &Resource| match &self.base {
             // What the subscriber declared when it came back is not asked for anew.
             Base::Versions(held) => held.get(&r.name) == Some(&Some(r.version)),
-            Base::View(_) | Base::Digests(_) => !fresh && old.iter().any(|o| o.name == r.name && o.version == r.version),
+            Base::View(_) | Base::Digests(_) => {
+                !fresh
+                    && old
+                        .iter()
+                        .any(|o| o.name == r.name && o.version == r.version)
+            }
         };
         batch.set.extend(new.into_iter().filter(|r| !unchanged(r)));
     }
@@ -390,7 +494,8 @@ struct Batch {
 
 impl Batch {
     fn is_full(&self) -> bool {
-        self.set.len() + self.removed.len() >= MAX_RESOURCES || self.set.iter().map(|r| r.body.len()).sum::<usize>() >= MAX_BYTES
+        self.set.len() + self.removed.len() >= MAX_RESOURCES
+            || self.set.iter().map(|r| r.body.len()).sum::<usize>() >= MAX_BYTES
     }
 
     fn is_empty(&self) -> bool {
@@ -405,7 +510,11 @@ impl Batch {
         let mut resources: Vec<Sent> = self.set.iter().map(|r| sent(r)).collect();
         if self.marker {
             let resource = Any::pack(COMPLETE_TYPE, &warren::Complete {});
-            resources.push(Sent { name: COMPLETE.to_owned(), resource: Some(resource), ..Default::default() });
+            resources.push(Sent {
+                name: COMPLETE.to_owned(),
+                resource: Some(resource),
+                ..Default::default()
+            });
         }
         DeltaDiscoveryResponse {
             system_version_info: String::new(),
@@ -421,7 +530,10 @@ impl Batch {
 fn sent(r: &Resource) -> Sent {
     Sent {
         version: r.version.to_string(),
-        resource: Some(Any { type_url: r.kind.url().to_owned(), value: r.body.clone() }),
+        resource: Some(Any {
+            type_url: r.kind.url().to_owned(),
+            value: r.body.clone(),
+        }),
         name: r.name.to_string(),
         aliases: r.aliases.iter().map(|a| a.to_string()).collect(),
     }

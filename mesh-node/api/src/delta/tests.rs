@@ -54,21 +54,32 @@ impl Pair {
 
     fn deliver_up(&mut self) {
         if let Some(request) = self.up.pop_front()
-            && let Some(Event::Refused(_, rejections)) = self.server.receive(request).expect("is legal")
+            && let Some(Event::Refused(_, rejections)) =
+                self.server.receive(request).expect("is legal")
         {
             self.refused.extend(rejections);
         }
     }
 
     fn produce(&mut self, view: &View) -> bool {
-        let Some(response) = self.server.next(view).expect("is legal") else { return false };
-        self.sent.extend(response.resources.iter().map(|r| r.name.clone()).filter(|n| n != COMPLETE));
+        let Some(response) = self.server.next(view).expect("is legal") else {
+            return false;
+        };
+        self.sent.extend(
+            response
+                .resources
+                .iter()
+                .map(|r| r.name.clone())
+                .filter(|n| n != COMPLETE),
+        );
         self.down.push_back(response);
         true
     }
 
     fn deliver_down(&mut self) {
-        let Some(response) = self.down.pop_front() else { return };
+        let Some(response) = self.down.pop_front() else {
+            return;
+        };
         let received = self.client.receive(response).expect("is legal");
         for update in received.updates {
             match update {
@@ -76,7 +87,11 @@ impl Pair {
                 Update::Remove(kind, name) => self.held.remove(&(kind, name.to_string())),
             };
         }
-        self.completed += received.changes.iter().filter(|c| matches!(c, Change::Complete)).count();
+        self.completed += received
+            .changes
+            .iter()
+            .filter(|c| matches!(c, Change::Complete))
+            .count();
         self.up.push_back(received.reply);
     }
 
@@ -100,13 +115,19 @@ impl Pair {
             .filter(|r| r.node.as_deref().is_none_or(|n| n == NODE))
             .map(|r| ((r.kind, r.name.to_string()), r.body.clone()))
             .collect();
-        assert_eq!(self.held.keys().collect::<Vec<_>>(), expect.keys().collect::<Vec<_>>());
+        assert_eq!(
+            self.held.keys().collect::<Vec<_>>(),
+            expect.keys().collect::<Vec<_>>()
+        );
         assert!(self.held == expect, "contents differ");
     }
 }
 
 fn server() -> Server {
-    Server::new(Peer { node: Some(NODE.into()), ours: true })
+    Server::new(Peer {
+        node: Some(NODE.into()),
+        ours: true,
+    })
 }
 
 fn client() -> Client {
@@ -122,7 +143,10 @@ fn resource(rng: &mut Rng, names: usize) -> Resource {
             w.uid = sample::uid("shop", &format!("w{n}"));
             Change::Workload(w)
         }
-        1 => Change::WorkloadExtra(sample::uid("shop", &format!("w{n}")), sample::workload_extra(rng)),
+        1 => Change::WorkloadExtra(
+            sample::uid("shop", &format!("w{n}")),
+            sample::workload_extra(rng),
+        ),
         _ => {
             let mut p = sample::policy(rng);
             p.name.name = format!("p{n}").into();
@@ -130,7 +154,9 @@ fn resource(rng: &mut Rng, names: usize) -> Resource {
             Change::Policy(p)
         }
     };
-    let Update::Set(mut r) = convert::encode(&change).remove(0) else { panic!("is set") };
+    let Update::Set(mut r) = convert::encode(&change).remove(0) else {
+        panic!("is set")
+    };
     if r.kind == Kind::Companion {
         r.node = Some(["n1", "n2"][rng.usize(0..2)].into());
     }
@@ -141,14 +167,20 @@ fn churn(view: &View, rng: &mut Rng, names: usize) -> View {
     let updates: Vec<_> = (0..rng.usize(1..20))
         .map(|_| {
             let r = resource(rng, names);
-            if rng.u8(0..3) == 0 { Update::Remove(r.kind, r.name) } else { Update::Set(r) }
+            if rng.u8(0..3) == 0 {
+                Update::Remove(r.kind, r.name)
+            } else {
+                Update::Set(r)
+            }
         })
         .collect();
     view.apply(updates)
 }
 
 fn filled(rng: &mut Rng, names: usize) -> View {
-    let all: Vec<_> = (0..names * 6).map(|_| Update::Set(resource(rng, names))).collect();
+    let all: Vec<_> = (0..names * 6)
+        .map(|_| Update::Set(resource(rng, names)))
+        .collect();
     View::default().apply(all)
 }
 
@@ -185,15 +217,35 @@ fn nothing_is_sent_again_when_nothing_changed() {
         pair.holds(&view);
         pair.sent.clear();
         pair.reconnect();
-        assert!(above != 0 || pair.up.iter().map(prost::Message::encoded_len).sum::<usize>() < 8 * 1024, "the request is large");
+        assert!(
+            above != 0
+                || pair
+                    .up
+                    .iter()
+                    .map(prost::Message::encoded_len)
+                    .sum::<usize>()
+                    < 8 * 1024,
+            "the request is large"
+        );
         pair.settle(&view);
-        assert!(pair.client.is_complete() && pair.sent.is_empty(), "{} were sent again", pair.sent.len());
+        assert!(
+            pair.client.is_complete() && pair.sent.is_empty(),
+            "{} were sent again",
+            pair.sent.len()
+        );
         pair.reconnect();
         let r = resource(&mut rng, 3_000);
-        let changed = view.apply([Update::Set(Resource { node: None, ..r.clone() })]);
+        let changed = view.apply([Update::Set(Resource {
+            node: None,
+            ..r.clone()
+        })]);
         pair.settle(&changed);
         pair.holds(&changed);
-        assert!(pair.sent.contains(&r.name.to_string()) && pair.sent.len() < 100, "{} sent", pair.sent.len());
+        assert!(
+            pair.sent.contains(&r.name.to_string()) && pair.sent.len() < 100,
+            "{} sent",
+            pair.sent.len()
+        );
     }
 }
 
@@ -206,7 +258,11 @@ fn nothing_is_removed_before_the_list_is_complete() {
         pair.settle(&view);
         let before = pair.held.len();
         // A controller that restarted and knows only a part says so, and is lost before it has said everything.
-        let part = View::default().apply(view.iter().take(2_500).map(|r| Update::Set(Resource::clone(r))));
+        let part = View::default().apply(
+            view.iter()
+                .take(2_500)
+                .map(|r| Update::Set(Resource::clone(r))),
+        );
         pair.reconnect();
         while !pair.up.is_empty() {
             pair.deliver_up();
@@ -216,7 +272,10 @@ fn nothing_is_removed_before_the_list_is_complete() {
             removals += response.removed_resources.len() + response.warren_replaced_shards.len();
             response.resources.retain(|r| r.name != COMPLETE);
             let reply = pair.client.receive(response).expect("is legal");
-            assert!(reply.updates.iter().all(|u| matches!(u, Update::Set(_))), "removed before the end");
+            assert!(
+                reply.updates.iter().all(|u| matches!(u, Update::Set(_))),
+                "removed before the end"
+            );
             pair.server.receive(reply.reply).expect("is legal");
         }
         assert!(removals > 0, "the test announces no removal");
@@ -239,9 +298,19 @@ fn a_bad_resource_is_refused_alone_and_not_sent_again_until_it_changes() {
     let mut pair = Pair::new(client());
     pair.settle(&view);
     pair.holds(&good);
-    assert_eq!(pair.refused.iter().map(|r| &*r.name).collect::<Vec<_>>(), ["Kubernetes//Pod/shop/bad"]);
-    assert!(pair.refused[0].message.contains("decoded"), "{:?}", pair.refused);
-    assert_eq!(pair.completed, 1, "one bad resource kept the rest from being complete");
+    assert_eq!(
+        pair.refused.iter().map(|r| &*r.name).collect::<Vec<_>>(),
+        ["Kubernetes//Pod/shop/bad"]
+    );
+    assert!(
+        pair.refused[0].message.contains("decoded"),
+        "{:?}",
+        pair.refused
+    );
+    assert_eq!(
+        pair.completed, 1,
+        "one bad resource kept the rest from being complete"
+    );
     pair.sent.clear();
     let more = churn(&view, &mut rng, 20);
     pair.settle(&more);
@@ -257,22 +326,51 @@ fn a_bad_resource_is_refused_alone_and_not_sent_again_until_it_changes() {
 fn a_refusal_without_detail_names_all_of_its_message() {
     let mut rng = Rng::with_seed(2);
     let view = filled(&mut rng, 3);
-    let mut foreign = Server::new(Peer { node: None, ours: false });
-    let ask = |url: &str| DeltaDiscoveryRequest { type_url: url.into(), ..Default::default() };
-    assert!(matches!(foreign.receive(ask(Kind::Companion.url())), Ok(Some(Event::UnknownType(_)))), "companions are ours alone");
-    foreign.receive(ask(Kind::Authorization.url())).expect("is legal");
-    let response = foreign.next(&view).expect("is legal").expect("there are policies");
-    assert!(response.resources.iter().all(|r| r.name != COMPLETE), "a foreign peer got a marker");
+    let mut foreign = Server::new(Peer {
+        node: None,
+        ours: false,
+    });
+    let ask = |url: &str| DeltaDiscoveryRequest {
+        type_url: url.into(),
+        ..Default::default()
+    };
+    assert!(
+        matches!(
+            foreign.receive(ask(Kind::Companion.url())),
+            Ok(Some(Event::UnknownType(_)))
+        ),
+        "companions are ours alone"
+    );
+    foreign
+        .receive(ask(Kind::Authorization.url()))
+        .expect("is legal");
+    let response = foreign
+        .next(&view)
+        .expect("is legal")
+        .expect("there are policies");
+    assert!(
+        response.resources.iter().all(|r| r.name != COMPLETE),
+        "a foreign peer got a marker"
+    );
     let refusal = DeltaDiscoveryRequest {
         response_nonce: response.nonce,
-        error_detail: Some(crate::discovery::Status { code: 13, message: "no".into(), details: vec![] }),
+        error_detail: Some(crate::discovery::Status {
+            code: 13,
+            message: "no".into(),
+            details: vec![],
+        }),
         ..ask(Kind::Authorization.url())
     };
     match foreign.receive(refusal).expect("is legal") {
-        Some(Event::Refused(Kind::Authorization, names)) => assert_eq!(names.len(), response.resources.len()),
+        Some(Event::Refused(Kind::Authorization, names)) => {
+            assert_eq!(names.len(), response.resources.len())
+        }
         other => panic!("{other:?}"),
     }
-    assert!(foreign.next(&view).expect("is legal").is_none(), "a refused resource was sent again");
+    assert!(
+        foreign.next(&view).expect("is legal").is_none(),
+        "a refused resource was sent again"
+    );
 }
 
 #[test]
@@ -289,8 +387,15 @@ fn a_subscriber_that_never_answers_gets_a_bounded_number_of_messages() {
         messages += usize::from(slow.next(&view).expect("is legal").is_some());
     }
     assert!(messages <= 8, "{messages} messages");
-    let ask = || DeltaDiscoveryRequest { type_url: Kind::Address.url().into(), resource_names_subscribe: vec!["a/b".into()], ..Default::default() };
-    assert!((0..100).any(|_| slow.receive(ask()).is_err()), "requests pile up without end");
+    let ask = || DeltaDiscoveryRequest {
+        type_url: Kind::Address.url().into(),
+        resource_names_subscribe: vec!["a/b".into()],
+        ..Default::default()
+    };
+    assert!(
+        (0..100).any(|_| slow.receive(ask()).is_err()),
+        "requests pile up without end"
+    );
 }
 
 #[test]
@@ -305,11 +410,25 @@ fn names_are_answered_on_demand_and_kept_up_to_date() {
     pair.settle(&view);
     assert_eq!(pair.client.held_count(Kind::Address), 0);
     assert!(pair.client.held_count(Kind::Authorization) > 0 && pair.client.is_complete());
-    let ask = pair.client.subscribe(Kind::Address, ["/10.0.0.9".to_owned(), "/10.9.9.9".to_owned()]).expect("is new");
-    assert!(pair.client.subscribe(Kind::Address, ["/10.0.0.9".to_owned()]).is_none(), "asked twice");
+    let ask = pair
+        .client
+        .subscribe(
+            Kind::Address,
+            ["/10.0.0.9".to_owned(), "/10.9.9.9".to_owned()],
+        )
+        .expect("is new");
+    assert!(
+        pair.client
+            .subscribe(Kind::Address, ["/10.0.0.9".to_owned()])
+            .is_none(),
+        "asked twice"
+    );
     pair.up.push_back(ask);
     pair.settle(&view);
-    assert!(pair.held.contains_key(&(Kind::Address, name.clone())), "the alias was not resolved");
+    assert!(
+        pair.held.contains_key(&(Kind::Address, name.clone())),
+        "the alias was not resolved"
+    );
     assert_eq!(pair.client.held_count(Kind::Address), 1);
     pair.sent.clear();
     pair.reconnect();
@@ -327,7 +446,11 @@ fn names_are_answered_on_demand_and_kept_up_to_date() {
     late.network = "".into();
     view = view.apply(convert::encode(&Change::Workload(late.clone())));
     pair.settle(&view);
-    assert!(pair.held.contains_key(&(Kind::Address, late.uid.to_string())), "a name asked for earlier came into being");
+    assert!(
+        pair.held
+            .contains_key(&(Kind::Address, late.uid.to_string())),
+        "a name asked for earlier came into being"
+    );
 }
 
 #[test]
@@ -335,7 +458,13 @@ fn a_pass_never_mixes_two_views() {
     let mut rng = Rng::with_seed(8);
     let w = sample::workload(&mut rng);
     let extra = Change::WorkloadExtra(w.uid.clone(), sample::workload_extra(&mut rng));
-    let both = View::default().apply([convert::encode(&Change::Workload(w.clone())), convert::encode(&extra)].concat());
+    let both = View::default().apply(
+        [
+            convert::encode(&Change::Workload(w.clone())),
+            convert::encode(&extra),
+        ]
+        .concat(),
+    );
     let neither = both.apply(convert::encode(&Change::RemoveWorkload(w.uid.clone())));
     let mut pair = Pair::new(client());
     pair.settle(&both);
@@ -343,7 +472,11 @@ fn a_pass_never_mixes_two_views() {
     assert!(pair.produce(&neither));
     pair.settle(&both);
     pair.holds(&both);
-    let again: Vec<_> = pair.sent.iter().filter(|n| n.ends_with(w.uid.as_str())).collect();
+    let again: Vec<_> = pair
+        .sent
+        .iter()
+        .filter(|n| n.ends_with(w.uid.as_str()))
+        .collect();
     assert_eq!(again.len(), 4, "{again:?}");
 }
 
@@ -353,7 +486,9 @@ fn an_invalid_policy_of_the_root_namespace_governs_the_mesh() {
     let mut config = sample::config(&mut Rng::with_seed(1));
     config.root_namespace = "root".into();
     let mut client = client();
-    let Update::Set(mesh) = convert::encode(&Change::Config(config)).remove(0) else { panic!("is set") };
+    let Update::Set(mesh) = convert::encode(&Change::Config(config)).remove(0) else {
+        panic!("is set")
+    };
     let scope = |client: &mut Client, name: &str| {
         let garbage = Resource::new(Kind::Authorization, name, vec![0xff]);
         match &client.seed(garbage).expect("is a policy")[..] {
@@ -361,7 +496,11 @@ fn an_invalid_policy_of_the_root_namespace_governs_the_mesh() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(scope(&mut client, "shop/p"), PolicyScope::Global, "the root namespace is not known yet");
+    assert_eq!(
+        scope(&mut client, "shop/p"),
+        PolicyScope::Global,
+        "the root namespace is not known yet"
+    );
     client.seed(mesh).expect("is good");
     assert_eq!(scope(&mut client, "shop/p"), PolicyScope::Namespace);
     assert_eq!(scope(&mut client, "root/p"), PolicyScope::Global);

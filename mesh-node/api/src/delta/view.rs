@@ -47,17 +47,28 @@ impl View {
         for update in updates {
             changed |= inner.apply(update);
         }
-        if changed { View { inner: Arc::new(inner) } } else { self.clone() }
+        if changed {
+            View {
+                inner: Arc::new(inner),
+            }
+        } else {
+            self.clone()
+        }
     }
 
     /// The updates that lead from this view to one that has exactly these resources.
     pub fn replaced_by(&self, resources: Vec<Resource>) -> Vec<Update> {
-        let mut wanted: HashMap<(Kind, Arc<str>), Resource> = HashMap::with_capacity(resources.len());
+        let mut wanted: HashMap<(Kind, Arc<str>), Resource> =
+            HashMap::with_capacity(resources.len());
         for r in resources {
             wanted.insert((r.kind, r.name.clone()), r);
         }
-        let gone = self.iter().filter(|r| !wanted.contains_key(&(r.kind, r.name.clone())));
-        let mut updates: Vec<_> = gone.map(|r| Update::Remove(r.kind, r.name.clone())).collect();
+        let gone = self
+            .iter()
+            .filter(|r| !wanted.contains_key(&(r.kind, r.name.clone())));
+        let mut updates: Vec<_> = gone
+            .map(|r| Update::Remove(r.kind, r.name.clone()))
+            .collect();
         updates.extend(wanted.into_values().map(Update::Set));
         updates
     }
@@ -68,15 +79,30 @@ impl View {
     }
 
     /// The resources that a name or an alias stands for; an address can be claimed by several.
-    pub fn resolve<'a>(&'a self, kind: Kind, name: &str) -> impl Iterator<Item = &'a Arc<Resource>> {
+    pub fn resolve<'a>(
+        &'a self,
+        kind: Kind,
+        name: &str,
+    ) -> impl Iterator<Item = &'a Arc<Resource>> {
         let own = self.get(kind, name);
-        let known = if kind == Kind::Address { self.inner.aliases.0[shard_of(name)].get(name) } else { None };
-        own.into_iter().chain(known.into_iter().flatten().filter_map(move |n| self.get(kind, n)))
+        let known = if kind == Kind::Address {
+            self.inner.aliases.0[shard_of(name)].get(name)
+        } else {
+            None
+        };
+        own.into_iter().chain(
+            known
+                .into_iter()
+                .flatten()
+                .filter_map(move |n| self.get(kind, n)),
+        )
     }
 
     /// All resources.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        Kind::ALL.into_iter().flat_map(move |kind| (0..SHARDS).flat_map(move |i| self.shard(kind, i).values()))
+        Kind::ALL
+            .into_iter()
+            .flat_map(move |kind| (0..SHARDS).flat_map(move |i| self.shard(kind, i).values()))
     }
 
     /// How many resources of a kind there are.
@@ -125,9 +151,13 @@ impl Inner {
                 }
                 for alias in &new.aliases {
                     let shard = Arc::make_mut(&mut self.aliases.0[shard_of(alias)]);
-                    shard.entry(alias.clone()).or_default().push(new.name.clone());
+                    shard
+                        .entry(alias.clone())
+                        .or_default()
+                        .push(new.name.clone());
                 }
-                self.shard_mut(new.kind, &new.name).insert(new.name.clone(), Arc::new(new));
+                self.shard_mut(new.kind, &new.name)
+                    .insert(new.name.clone(), Arc::new(new));
             }
             Update::Remove(kind, name) => {
                 let Some(old) = old else { return false };
@@ -173,5 +203,9 @@ pub(super) fn digest<'a>(entries: impl Iterator<Item = (&'a str, Version)>) -> u
         hash.update(name);
         hash.update(version.number().to_le_bytes());
     }
-    u64::from_le_bytes(hash.finalize()[..8].try_into().expect("SHA-256 has 32 bytes"))
+    u64::from_le_bytes(
+        hash.finalize()[..8]
+            .try_into()
+            .expect("SHA-256 has 32 bytes"),
+    )
 }

@@ -137,6 +137,7 @@ pub struct World<K = FakeDatapath> {
     pub dns: Receiver<DnsEvent>,
     client: PacketStream,
     tasks: JoinSet<()>,
+    keep: bool,
 }
 
 impl World {
@@ -199,12 +200,14 @@ impl<K: Kernel + Datapath + 'static> World<K> {
             dns: dns_events,
             client,
             tasks,
+            keep: false,
         }
     }
 
     /// Ends the process: its sockets close, its pins stay.
     pub async fn die(mut self) -> (PathBuf, Arc<K>) {
         self.tasks.shutdown().await;
+        self.keep = true;
         (self.dir.clone(), self.kernel.clone())
     }
 
@@ -306,7 +309,7 @@ impl<K: Kernel + Datapath + 'static> World<K> {
 
 impl<K> Drop for World<K> {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.kernel) <= 1 {
+        if !self.keep {
             let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
