@@ -20,13 +20,13 @@ pub const SKIP: &str = "WARREN_SKIP_ROOT_TESTS";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Tier {
     /// Without root: unit, property, golden and in-process tests.
-    #[default]
     Unit,
     /// In the lab and in the kernel; needs root.
     Lab,
     /// In a real Kubernetes cluster.
     Kube,
-    /// All of them.
+    /// All of them that are built.
+    #[default]
     All,
 }
 
@@ -34,7 +34,7 @@ pub enum Tier {
 #[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Which tests.
-    #[arg(value_enum, default_value = "unit")]
+    #[arg(value_enum, default_value = "all")]
     tier: Tier,
     /// Only tests whose name holds this.
     filter: Option<String>,
