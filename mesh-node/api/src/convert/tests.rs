@@ -204,7 +204,7 @@ fn mapped_addresses_are_unwrapped_and_duplicates_dropped() {
         address::decode_workload(w.uid.as_str(), message).expect("is good"),
         w
     );
-    let mapped = Ipv6Addr::from(v4.to_ipv6_mapped()).octets();
+    let mapped = v4.to_ipv6_mapped().octets();
     assert_eq!(
         field::net(&mapped, 120).expect("is good").to_string(),
         "10.0.0.1/24"
