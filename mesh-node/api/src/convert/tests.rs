@@ -1,6 +1,6 @@
 //! Conversion: exact round trips, and one bad element among good ones in every place.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use fastrand::Rng;
 use mesh_model::{
