@@ -14,8 +14,9 @@ use super::{
     manifest::{Key, Object, render, write_atomically},
     net,
     pod::service_account,
+    record::{PodRecord, rfc3339},
     service::{self, ClusterIps},
-    supervisor::{PodRecord, World, rfc3339},
+    supervisor::World,
 };
 
 /// What was written last.
