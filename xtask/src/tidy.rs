@@ -3,66 +3,17 @@
 //! Invariants: dependency rules hold through any number of crates in between; every finding names the file
 //! or the chain of crates, and all findings are shown at once.
 
+mod crates;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
-use crate::{step, workspace};
-
-/// Which crates of ours a crate may use, itself or through others of ours.
-const MAY_USE: &[(&str, &[&str])] = &[
-    ("mesh-abi", &[]),
-    ("mesh-loader", &["mesh-abi"]),
-    ("mesh-model", &[]),
-    ("mesh-api", &["mesh-model"]),
-    (
-        "mesh-node",
-        &["mesh-abi", "mesh-loader", "mesh-model", "mesh-api"],
-    ),
-    ("mesh-k8s", &[]),
-    ("mesh-translate", &["mesh-k8s", "mesh-model"]),
-    (
-        "mesh-ctl",
-        &["mesh-api", "mesh-k8s", "mesh-model", "mesh-translate"],
-    ),
-    ("xtask", &[]),
-];
-
-/// Which crates of others a crate must not use, through any number of crates in between.
-const NEVER: &[(&str, &[&str])] = &[
-    ("mesh-abi", &["tokio", "aya", "serde"]),
-    (
-        "mesh-model",
-        &[
-            "tokio", "prost", "kube", "aya", "hyper", "tonic", "libc", "nix", "mio",
-        ],
-    ),
-    (
-        "mesh-translate",
-        &[
-            "tokio", "prost", "kube", "aya", "hyper", "tonic", "nix", "mio",
-        ],
-    ),
-    (
-        "mesh-k8s",
-        &["tokio", "prost", "kube", "aya", "hyper", "tonic"],
-    ),
-    ("mesh-api", &["aya", "kube"]),
-    ("mesh-node", &["kube"]),
-    ("mesh-ctl", &["aya"]),
-];
-
-/// Crates that only one of ours may name as a dependency.
-const ONLY: &[(&str, &str)] = &[
-    ("aya", "mesh-loader"),
-    ("aya-obj", "mesh-loader"),
-    ("kube", "mesh-ctl"),
-];
+use crate::workspace;
 
 /// The steps of a connection: none imports a later one. Observing is done by all.
 const STEPS: &[&str] = &["accept", "identify", "authorize", "route", "dial", "relay"];
@@ -89,7 +40,7 @@ const NOT_OURS: &[&str] = &["target", "out", "node_modules", "gen"];
 pub fn run() -> Result<()> {
     let root = workspace()?;
     let mut found = Vec::new();
-    dependencies(&metadata()?, &mut found)?;
+    crates::dependencies(&crates::metadata()?, &mut found)?;
     let files = files(&root)?;
     let sources: Vec<Source> = files
         .iter()
@@ -119,137 +70,6 @@ pub fn run() -> Result<()> {
         bail!("tidy found {}:\n  {}", found.len(), found.join("\n  "));
     }
     println!("tidy: {} files, nothing found", sources.len());
-    Ok(())
-}
-
-fn metadata() -> Result<Value> {
-    let mut command = step::cargo()?;
-    command.args(["metadata", "--locked", "--format-version", "1"]);
-    let out = command.output().context("starting cargo metadata")?;
-    if !out.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&out.stderr).trim()
-        );
-    }
-    serde_json::from_slice(&out.stdout).context("reading cargo metadata")
-}
-
-/// Crates and what each uses outside its own tests.
-struct Graph<'a> {
-    names: BTreeMap<&'a str, &'a str>,
-    uses: BTreeMap<&'a str, Vec<&'a str>>,
-}
-
-impl<'a> Graph<'a> {
-    fn read(metadata: &'a Value) -> Result<Self> {
-        let names = list(&metadata["packages"])
-            .iter()
-            .map(|p| (text(&p["id"]), text(&p["name"])))
-            .collect();
-        let normal = |d: &&'a Value| list(&d["dep_kinds"]).iter().any(|k| k["kind"].is_null());
-        let nodes = list(&metadata["resolve"]["nodes"]);
-        if nodes.is_empty() {
-            bail!("cargo metadata resolved nothing");
-        }
-        let uses = nodes
-            .iter()
-            .map(|n| {
-                (
-                    text(&n["id"]),
-                    list(&n["deps"])
-                        .iter()
-                        .filter(normal)
-                        .map(|d| text(&d["pkg"]))
-                        .collect(),
-                )
-            })
-            .collect();
-        Ok(Self { names, uses })
-    }
-
-    fn id(&self, name: &str) -> Option<&'a str> {
-        self.names
-            .iter()
-            .find(|(_, n)| **n == name)
-            .map(|(id, _)| *id)
-    }
-
-    fn name(&self, id: &str) -> &'a str {
-        self.names.get(id).copied().unwrap_or("?")
-    }
-
-    /// Every crate that `from` uses, with the shortest chain to it.
-    fn reach(&self, from: &'a str) -> BTreeMap<&'a str, Vec<&'a str>> {
-        let mut chains = BTreeMap::from([(from, vec![self.name(from)])]);
-        let mut queue = VecDeque::from([from]);
-        while let Some(id) = queue.pop_front() {
-            for next in self.uses.get(id).into_iter().flatten() {
-                if !chains.contains_key(next) {
-                    let mut chain = chains[id].clone();
-                    chain.push(self.name(next));
-                    chains.insert(next, chain);
-                    queue.push_back(next);
-                }
-            }
-        }
-        chains
-    }
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-fn dependencies(metadata: &Value, found: &mut Vec<String>) -> Result<()> {
-    let graph = Graph::read(metadata)?;
-    for (name, allowed) in MAY_USE {
-        let Some(id) = graph.id(name) else {
-            found.push(format!("{name}: no such crate, but tidy has a rule for it"));
-            continue;
-        };
-        for chain in graph.reach(id).values() {
-            let last = chain.last().copied().unwrap_or_default();
-            let ours = last.starts_with("mesh-") && last != *name;
-            if ours && !allowed.contains(&last) {
-                found.push(format!(
-                    "{name} must not use {last}: {}",
-                    chain.join(" -> ")
-                ));
-            }
-        }
-    }
-    for (name, banned) in NEVER {
-        let Some(id) = graph.id(name) else { continue };
-        for chain in graph.reach(id).values() {
-            let last = chain.last().copied().unwrap_or_default();
-            if banned.contains(&last) {
-                found.push(format!(
-                    "{name} must not use {last}: {}",
-                    chain.join(" -> ")
-                ));
-            }
-        }
-    }
-    for (dependency, only) in ONLY {
-        let Some(id) = graph.id(dependency) else {
-            continue;
-        };
-        let users = graph
-            .uses
-            .iter()
-            .filter(|(_, uses)| uses.contains(&id))
-            .map(|(user, _)| graph.name(user));
-        found.extend(
-            users
-                .filter(|u| u.starts_with("mesh-") && u != only)
-                .map(|u| format!("{u} must not name {dependency}: only {only} does")),
-        );
-    }
     Ok(())
 }
 
@@ -491,115 +311,4 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn world(edges: &[(&str, &str, Value)]) -> Value {
-        let names: BTreeSet<&str> = edges
-            .iter()
-            .flat_map(|(a, b, _)| [*a, *b])
-            .chain(MAY_USE.iter().map(|(n, _)| *n))
-            .collect();
-        let deps = |from: &str| {
-            edges
-                .iter()
-                .filter(|(a, ..)| *a == from)
-                .map(|(_, b, kind)| json!({"pkg": b, "dep_kinds": [{"kind": kind}]}))
-                .collect::<Vec<_>>()
-        };
-        json!({
-            "packages": names.iter().map(|n| json!({"id": n, "name": n})).collect::<Vec<_>>(),
-            "resolve": {"nodes": names.iter().map(|n| json!({"id": n, "deps": deps(n)})).collect::<Vec<_>>()},
-        })
-    }
-
-    fn check(edges: &[(&str, &str, Value)]) -> Vec<String> {
-        let mut found = Vec::new();
-        dependencies(&world(edges), &mut found).expect("a readable graph");
-        found
-    }
-
-    #[test]
-    fn bans_hold_through_other_crates_but_not_for_tests() {
-        let chain = [
-            ("mesh-model", "middle", Value::Null),
-            ("middle", "tokio", Value::Null),
-        ];
-        assert_eq!(
-            check(&chain),
-            ["mesh-model must not use tokio: mesh-model -> middle -> tokio"]
-        );
-        assert_eq!(
-            check(&[("mesh-model", "tokio", json!("dev"))]),
-            [] as [&str; 0]
-        );
-    }
-
-    #[test]
-    fn our_crates_use_only_what_is_theirs() {
-        assert_eq!(
-            check(&[("mesh-api", "mesh-loader", Value::Null)]),
-            ["mesh-api must not use mesh-loader: mesh-api -> mesh-loader"]
-        );
-        assert_eq!(
-            check(&[("mesh-node", "aya", Value::Null)]),
-            ["mesh-node must not name aya: only mesh-loader does"]
-        );
-    }
-
-    fn source(path: &str, text: &str) -> Source {
-        Source {
-            path: path.into(),
-            text: text.into(),
-        }
-    }
-
-    #[test]
-    fn finds_orphans_only() {
-        let files = [
-            source(
-                "a/src/lib.rs",
-                "//! x\npub mod known;\nmod folder;\n#[path = \"odd/name.rs\"]\nmod odd;",
-            ),
-            source("a/src/known.rs", "#[cfg(test)] mod tests;"),
-            source("a/src/known/tests.rs", ""),
-            source("a/src/folder/mod.rs", "pub(crate) mod inner;"),
-            source("a/src/folder/inner.rs", ""),
-            source("a/src/odd/name.rs", ""),
-            source("a/src/bin/tool.rs", ""),
-            source("a/tests/whole.rs", ""),
-            source("a/src/lost.rs", ""),
-            source("a/src/folder/lost.rs", "// mod lost;"),
-        ];
-        let found = orphans(&files);
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert!(
-            found[0].starts_with("a/src/lost.rs") && found[1].starts_with("a/src/folder/lost.rs")
-        );
-    }
-
-    #[test]
-    fn steps_look_back_only() {
-        let good = source(
-            "mesh-node/src/dial/mod.rs",
-            "use crate::accept::Accepted;\n#[cfg(test)]\nuse crate::relay::X;",
-        );
-        let bad = source("mesh-node/src/accept/mod.rs", "use crate::dial::Dialer;");
-        let found = imports(&[good, bad]);
-        assert_eq!(
-            found,
-            ["mesh-node/src/accept/mod.rs: `accept` imports the later step `dial`"]
-        );
-    }
-
-    #[test]
-    fn headers_and_names() {
-        let found = source("x/utils.rs", "use a;").findings();
-        assert!(
-            found[0].contains("//!") && found[1].contains("name"),
-            "{found:?}"
-        );
-        assert!(source("x/good.rs", "//! Good.\n").findings().is_empty());
-    }
-}
+mod tests;
