@@ -12,10 +12,7 @@ use std::{
 };
 
 use mesh_node::{
-    relay::{
-        ClientTunnel, ConnectRequest, CutSignal, Meter, splice,
-        tunnel::{accept, connect},
-    },
+    tunnel::{ClientTunnel, ConnectRequest, CutSignal, Meter, accept, connect, splice},
     wire::{Headers, Limits},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};

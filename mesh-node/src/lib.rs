@@ -20,4 +20,5 @@ pub mod role;
 pub mod route;
 pub mod serve;
 pub mod state;
+pub mod tunnel;
 pub mod wire;

@@ -8,7 +8,7 @@ use mesh_model::reason::Reason;
 
 use crate::{
     accept::Family,
-    relay::{OpenError, TunnelError},
+    tunnel::{OpenError, TunnelError},
 };
 
 /// Why a dial failed.

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     accept::{Family, Pod},
     identify::Certificates,
-    relay::{ConnectRequest, Stream, tunnel},
+    tunnel::{self, ConnectRequest, Stream},
     wire::{Headers, Limits},
 };
 

@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{accept::Pod, relay::Stream};
+use crate::{accept::Pod, tunnel::Stream};
 
 /// A connected upstream.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use std::{
 
 use mesh_model::{name::Identity, reason::Reason};
 
-use crate::relay::{ClientTunnel, ConnectRequest, OpenError, Stream};
+use crate::tunnel::{ClientTunnel, ConnectRequest, OpenError, Stream};
 
 /// Tunnels under one key: enough for thousands of flows, and a bound for a peer that allows one stream each.
 const TUNNELS: usize = 64;

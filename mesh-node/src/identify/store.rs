@@ -196,6 +196,12 @@ impl Certificates {
         self.state().node.clone().filter(|n| now <= n.not_after)
     }
 
+    /// Waits until the node's own certificate is another one than this.
+    pub async fn renewed(&self, old: &Arc<NodeCertificate>) {
+        let other = || self.node().filter(|now| !Arc::ptr_eq(now, old));
+        self.wait(other).await;
+    }
+
     /// Replaces the node's own certificate.
     pub fn put_node(&self, certificate: NodeCertificate) {
         self.state().node = Some(Arc::new(certificate));

@@ -1,21 +1,6 @@
-//! Moving bytes: tunnels over sockets, and the two relays (TCP to tunnel stream, TCP to TCP).
+//! Relaying: the step that moves a flow's bytes, between two sockets or between a socket and a tunnel's stream.
 //!
-//! Invariants: everything here lives on one thread (`LocalSet`); half-close travels as half-close and a
-//! reset as a reset; memory per direction is bounded; every flow ends in exactly one [`End`].
+//! Invariants: half-close travels as half-close and a reset as a reset; every flow ends in exactly one [`End`].
+//! The work is done in `tunnel`, where data meets the records it travels in.
 
-mod copy;
-mod driver;
-pub mod error;
-pub mod flow;
-mod shared;
-mod spin;
-mod splice;
-pub mod tunnel;
-
-pub use copy::copy;
-pub use driver::open_tunnels;
-pub use flow::{CutSignal, Cutter, End, Meter, Side};
-pub use splice::splice;
-pub use tunnel::{
-    ClientTunnel, ConnectRequest, Incoming, OpenError, ServerTunnel, Stream, TunnelError,
-};
+pub use crate::tunnel::{CutSignal, Cutter, End, Meter, Side, copy, splice};

@@ -23,8 +23,9 @@ use crate::{
     dial::{self, Upstream},
     identify::{self, Proven},
     observe::{Direction, DirectionLabel, FlowGuard, Path, ResultLabel, Verdict},
-    relay::{self, CutSignal, Cutter, End, Incoming, Meter, ServerTunnel, error::REASON_HEADER},
+    relay::{self, CutSignal, Cutter, End, Meter},
     route,
+    tunnel::{self, Incoming, ServerTunnel, error::REASON_HEADER},
     wire::{Headers, Limits},
 };
 
@@ -222,7 +223,7 @@ async fn shake_hands(
     };
     let handshake = async {
         let tls = shared.certificates.server(&pod.identity).await;
-        relay::tunnel::accept(tcp, tls, Limits::server())
+        tunnel::accept(tcp, tls, Limits::server())
             .await
             .map_err(|e| (e.reason(), e.to_string()))
     };

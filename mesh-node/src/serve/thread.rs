@@ -32,8 +32,8 @@ use crate::{
     dial::Tunnels,
     identify::{Certificates, Handshakes, Held},
     observe::Observer,
-    relay,
     state::MeshState,
+    tunnel,
 };
 
 /// How often the bytes of long flows are made visible.
@@ -231,7 +231,7 @@ impl Data {
         self.sessions.cut_all(Reason::Draining);
         self.pods.borrow_mut().clear();
         let quiet = async {
-            while !self.sessions.is_empty() || relay::open_tunnels() > 0 {
+            while !self.sessions.is_empty() || tunnel::open_tunnels() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

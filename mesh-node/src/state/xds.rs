@@ -28,11 +28,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 use super::{EnrolledNamespaces, MeshState, Saved, disk};
 use crate::{
-    identify::{Certificates, Controller, Trust},
+    identify::{Certificates, Controller, NodeCertificate, Trust},
     observe::{Metrics, ResultLabel, TypeLabel},
 };
 
@@ -102,6 +101,8 @@ enum StreamError {
     Status(Box<tonic::Status>),
     #[error("the controller closed the stream")]
     Closed,
+    #[error("the node has a new certificate")]
+    Renewed,
     #[error("the controller broke the protocol: {0}")]
     Violation(#[from] delta::Violation),
 }
@@ -185,9 +186,16 @@ impl XdsClient {
                 Err(error) => error,
                 Ok(never) => match never {},
             };
+            self.save_if_due(true).await;
+            if matches!(error, StreamError::Renewed) {
+                // The controller ends a stream with the certificate it rests on; going first costs nothing.
+                tracing::info!(
+                    "the configuration stream begins anew, with the node's new certificate"
+                );
+                continue;
+            }
             self.parts.metrics.node().xds_connected.set(0);
             self.count("error");
-            self.save_if_due(true).await;
             if began.elapsed() > HEALTHY {
                 pause = FIRST_PAUSE;
             }
@@ -202,7 +210,8 @@ impl XdsClient {
     }
 
     async fn one_stream(&mut self) -> Result<std::convert::Infallible, StreamError> {
-        let channel = self.connect().await?;
+        let certificate = self.certificate().await?;
+        let channel = self.parts.controller.connect(Some(&certificate)).await?;
         let (requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(REQUESTS);
         for request in self.client.connect() {
             requests
@@ -229,6 +238,7 @@ impl XdsClient {
                     requests.send(reply).await.map_err(|_| StreamError::Closed)?;
                 }
                 () = sleep_until(save_at) => self.save_if_due(false).await,
+                () = self.parts.certificates.renewed(&certificate) => return Err(StreamError::Renewed),
                 _ = confirm.tick() => if self.client.is_complete() {
                     self.parts.metrics.node().config_is_fresh();
                 }
@@ -236,16 +246,16 @@ impl XdsClient {
         }
     }
 
-    async fn connect(&self) -> Result<Channel, StreamError> {
+    /// The node's certificate, once there is one.
+    async fn certificate(&self) -> Result<Arc<NodeCertificate>, StreamError> {
         let mut changes = self.parts.certificates.changes();
-        let certificate = loop {
+        loop {
             changes.mark_unchanged();
             if let Some(certificate) = self.parts.certificates.node() {
-                break certificate;
+                return Ok(certificate);
             }
             changes.changed().await.map_err(|_| StreamError::Closed)?;
-        };
-        Ok(self.parts.controller.connect(Some(&certificate)).await?)
+        }
     }
 
     /// Applies a response and gives the reply.

@@ -1,7 +1,7 @@
 //! What idle connections cost in user space, measured in a process of its own.
 
 use mesh_node::{
-    relay::{CutSignal, Meter, splice},
+    tunnel::{CutSignal, Meter, splice},
     wire::Limits,
 };
 use tokio::{net::TcpStream, task::spawn_local};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mesh_model::reason::Reason;
 use mesh_node::{
-    relay::{CutSignal, Cutter, End, Meter, Side, copy},
+    tunnel::{CutSignal, Cutter, End, Meter, Side, copy},
     wire::{Headers, Limits},
 };
 use tokio::{

@@ -5,10 +5,7 @@ use std::{rc::Rc, time::Duration};
 use bytes::Bytes;
 use http::{Method, Request, Response, Uri, Version};
 use mesh_node::{
-    relay::{
-        CutSignal, End, Meter, OpenError, splice,
-        tunnel::{accept, connect},
-    },
+    tunnel::{CutSignal, End, Meter, OpenError, accept, connect, splice},
     wire::{Headers, Limits},
 };
 use rustls::pki_types::ServerName;
@@ -60,7 +57,7 @@ async fn receive(mut stream: h2::RecvStream) -> Vec<u8> {
 }
 
 /// An application that sends back what it got, after it got all of it, and the flow that leads to it.
-async fn echo(stream: mesh_node::relay::Stream) -> End {
+async fn echo(stream: mesh_node::tunnel::Stream) -> End {
     let (app, far) = sockets().await;
     spawn_local(async move {
         let mut far = far;
@@ -208,7 +205,7 @@ fn a_foreign_server_is_used() {
             let headers = Headers::new()
                 .with("traceparent", "00-1-2-01")
                 .with("baggage", "x".repeat(9_000));
-            let request = mesh_node::relay::ConnectRequest {
+            let request = mesh_node::tunnel::ConnectRequest {
                 authority: "[fd00::1]:80".into(),
                 headers,
             };

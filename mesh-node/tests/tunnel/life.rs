@@ -4,10 +4,7 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 
 use mesh_model::reason::Reason;
 use mesh_node::{
-    relay::{
-        OpenError, TunnelError,
-        tunnel::{accept, connect},
-    },
+    tunnel::{OpenError, TunnelError, accept, connect},
     wire::{Headers, Limits},
 };
 use rustls::pki_types::ServerName;

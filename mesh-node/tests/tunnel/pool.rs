@@ -9,10 +9,7 @@ use std::{
 
 use mesh_node::{
     dial::pool::{Key, Pool, PoolError},
-    relay::{
-        ClientTunnel, OpenError, Stream, TunnelError,
-        tunnel::{accept, connect},
-    },
+    tunnel::{ClientTunnel, OpenError, Stream, TunnelError, accept, connect},
     wire::{Headers, Limits},
 };
 use tokio::{

@@ -3,10 +3,9 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use mesh_node::{
-    relay::{
+    tunnel::{
         ClientTunnel, ConnectRequest, CutSignal, End, Incoming, Meter, OpenError, ServerTunnel,
-        Stream, splice,
-        tunnel::{accept, connect},
+        Stream, accept, connect, splice,
     },
     wire::{Headers, Limits},
 };

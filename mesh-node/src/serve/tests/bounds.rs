@@ -12,7 +12,7 @@ use super::*;
 
 /// What a foreign client gets for a CONNECT to `authority` in a tunnel to `to`, as `who`.
 async fn connect_as(node: &Node, who: &Home, to: &Home, authority: &str) -> Result<(), u16> {
-    use crate::relay::{ConnectRequest, OpenError, tunnel};
+    use crate::tunnel::{self, ConnectRequest, OpenError};
     let tls = node
         .certificates
         .try_client(

@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-pub use super::error::{OpenError, REASON_HEADER, TunnelError};
+pub use super::error::{OpenError, TunnelError};
 use super::{
     driver::Driver,
     shared::{Inner, Shared, Slot, watch},

@@ -18,8 +18,8 @@ use tokio::{io::Interest, net::TcpStream};
 
 use super::{
     CutSignal, End, Meter, Side,
+    ends::Stream,
     shared::{Inner, Turn},
-    tunnel::Stream,
 };
 use crate::wire::{conn::Fill, error::Code, out::CAPACITY};
 
