@@ -99,13 +99,13 @@ pub fn publisher(
     });
     let handle = Handle { inner };
     let service = DiscoveryService::new(handle.clone());
-    let task = forward(handle.clone());
+    // Subscribed here and not by the task: what is staged before the task first runs must not count as seen.
+    let task = forward(handle.clone(), handle.inner.staged.subscribe());
     (handle, service, task)
 }
 
 /// Publishes the first change at once, and further ones together.
-async fn forward(handle: Handle) {
-    let mut staged = handle.inner.staged.subscribe();
+async fn forward(handle: Handle, mut staged: watch::Receiver<Published>) {
     while staged.changed().await.is_ok() {
         let newest = staged.borrow_and_update().clone();
         for kind in Kind::ALL {
