@@ -121,7 +121,7 @@ pub fn main(tests: &[Test]) -> ExitCode {
         }
     }
     for (name, e) in &failures {
-        println!("\n---- {name} ----\n{e:?}");
+        println!("\n---- {name} ----\n{e:#}");
     }
     let word = if failures.is_empty() { "ok" } else { "FAILED" };
     println!(

@@ -51,6 +51,8 @@ pub async fn pair() -> Result<Lab> {
         }
     })
     .await?;
+    // Readiness travels: a node learns of an endpoint a moment after the lab does.
+    until("the first echo", async || echo(&lab, "shop/client", "echo").await).await?;
     Ok(lab)
 }
 
@@ -114,8 +116,8 @@ pub async fn an_echo_across_nodes_is_encrypted_and_logged() -> Result<()> {
                 .filter(|l| words.iter().all(|w| l.contains(w)))
                 .count();
             ensure!(
-                count == 4,
-                "{node}: {count} of 4 lines with {words:?}; it says:\n{}",
+                count == 5,
+                "{node}: {count} of 5 lines (one from the start) with {words:?}; it says:\n{}",
                 lines.join("\n")
             );
             Ok(())
