@@ -52,7 +52,10 @@ pub async fn pair() -> Result<Lab> {
     })
     .await?;
     // Readiness travels: a node learns of an endpoint a moment after the lab does.
-    until("the first echo", async || echo(&lab, "shop/client", "echo").await).await?;
+    until("the first echo", async || {
+        echo(&lab, "shop/client", "echo").await
+    })
+    .await?;
     Ok(lab)
 }
 
