@@ -2,7 +2,7 @@
 //!
 //! Invariants: a direct flow leaves the same access-log line and counters as one through the proxy, with
 //! `path=direct` and never as mutual TLS; lines about drops are limited, counters are not; flows that are
-//! remembered are bounded.
+//! remembered are bounded; a live direct flow that a change no longer allows is cut and says so.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_model::{mesh::Workload, name::NetworkId, reason::Reason};
+use mesh_model::{
+    authz::{Denial, recheck},
+    mesh::{Diff, Workload},
+    name::NetworkId,
+    reason::Reason,
+    route::short,
+};
 
 use super::{
     kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent},
@@ -67,12 +73,18 @@ impl KernelReporter {
             return std::future::pending().await;
         };
         let ring = sys::watch_input(fd)?;
+        let mut diffs = self.state.diffs();
         loop {
-            let mut ready = ring.readable().await?;
-            if self.take() < BATCH {
-                ready.clear_ready();
-                // What came between the last look and the clearing would not wake anybody.
-                self.take();
+            tokio::select! {
+                ready = ring.readable() => {
+                    let mut ready = ready?;
+                    if self.take() < BATCH {
+                        ready.clear_ready();
+                        // What came between the last look and the clearing would not wake anybody.
+                        self.take();
+                    }
+                }
+                diff = diffs.next() => self.review(&diff),
             }
             tokio::task::yield_now().await;
         }
@@ -109,6 +121,48 @@ impl KernelReporter {
                 self.dropped(reason, source, destination, ifindex);
             }
         }
+    }
+
+    /// Decides again about the live direct flows that a change may concern, and cuts those it no longer allows.
+    pub fn review(&mut self, diff: &Diff) {
+        let snapshot = self.state.load();
+        let flows = self.kernel.direct_flows().unwrap_or_else(|error| {
+            tracing::error!(%error, "live direct flows cannot be listed; a change of policy does not reach them");
+            Vec::new()
+        });
+        for flow in flows {
+            let at = |a: SocketAddr| snapshot.mesh.workload_at(&self.network, a.ip()).cloned();
+            let (Some(from), Some(to)) = (at(flow.source), at(flow.destination)) else {
+                continue;
+            };
+            if !recheck(diff, &to) && !diff.workloads.contains(&from.uid) {
+                continue;
+            }
+            let decision = short(&snapshot.mesh, &from, &to, flow.destination).decision;
+            if let Some(Err(denial)) = decision.map(|d| d.outcome) {
+                self.cut(flow, &denial);
+            }
+        }
+    }
+
+    fn cut(&mut self, flow: DirectFlow, denial: &Denial) {
+        match self.kernel.cut(flow.source, flow.destination) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(source = %flow.source, destination = %flow.destination, %denial, %error, "a direct flow that policy denies could not be cut");
+                return;
+            }
+        }
+        self.observer.metrics().node().sessions_cut.inc();
+        let key = (flow.source, flow.destination);
+        let mut guard = self.open.remove(&key).unwrap_or_else(|| self.direct(flow));
+        guard.record_mut().policy_name = denial.policy.clone();
+        guard.record_mut().policy = Some(Verdict::Deny);
+        let text = Reason::PolicyChanged.shown().text;
+        guard.fail(Reason::PolicyChanged, format!("{text}: {denial}"));
+        // The line is written when the kernel tells the flow's end, with its bytes.
+        self.open.insert(key, guard);
     }
 
     fn party(&self, addr: SocketAddr) -> Party {

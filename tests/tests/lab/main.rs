@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         life::t04_a_hung_proxy_fails_closed_and_recovers,
         life::t09_without_a_controller_a_restarted_proxy_serves_and_enforces,
         policy::t15_a_deny_cuts_live_connections_of_whom_it_names,
+        policy::t15_a_deny_cuts_live_direct_connections,
         policy::t19_strict_refuses_who_is_not_in_the_mesh,
         policy::an_allow_refuses_everybody_else,
         policy::a_policy_with_a_bad_part_denies,

@@ -170,6 +170,41 @@ pub async fn t15_a_deny_cuts_live_connections_of_whom_it_names() -> Result<()> {
     Ok(())
 }
 
+/// T15 on one node: a DENY cuts live connections of the direct path too.
+pub async fn t15_a_deny_cuts_live_direct_connections() -> Result<()> {
+    let lab = with(&FRIEND.replace("n2", "n1")).await?;
+    let deny = DENY.replace("sa/client", "sa/friend");
+    // The first connection goes through the proxy, which tells the kernel about the next.
+    echo(&lab, "shop/friend", "10.244.1.2").await?;
+    let streams = [
+        "--seconds",
+        "4",
+        "streams",
+        "10.244.1.2:9000",
+        "--count",
+        "5",
+        "--every-ms",
+        "50",
+    ];
+    let (report, applied) = tokio::join!(load(&lab, "shop/friend", &streams), async {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        lab.apply(&deny).await
+    });
+    applied?;
+    let report = report?;
+    ensure!(report["failed"] == 5, "all five are cut: {report}");
+    until("the access log", async || {
+        let lines = lab.node("n1").access_log().await?;
+        let cut = lines
+            .iter()
+            .filter(|l| l.contains("direction=direct") && l.contains("reason=policy_changed"))
+            .count();
+        ensure!(cut == 5, "{cut} of 5 lines:\n{}", lines.join("\n"));
+        Ok(())
+    })
+    .await
+}
+
 /// With an ALLOW policy in force, what it does not name is refused, whoever asks first.
 pub async fn an_allow_refuses_everybody_else() -> Result<()> {
     let lab = with(FRIEND).await?;
