@@ -21,6 +21,7 @@ use rcgen::{
 use tokio::sync::watch;
 
 use super::{
+    chain::{checked, expiry},
     grant::Grant,
     keep::{self, Kept, Signer},
 };
@@ -341,20 +342,6 @@ fn write(path: &Path, kept: &Kept) -> Result<(), CaError> {
     keep::write_public(&public, kept.roots().concat().as_bytes()).map_err(state(&public))
 }
 
-/// When the first certificate of a signer's chain expires.
-fn expiry(signer: &Signer) -> Result<SystemTime, CaError> {
-    let mut first = i64::MAX;
-    for cert in &signer.chain {
-        let (_, pem) = x509_parser::pem::parse_x509_pem(cert.as_bytes())
-            .map_err(|e| CaError::Given(e.to_string()))?;
-        let cert = pem
-            .parse_x509()
-            .map_err(|e| CaError::Given(e.to_string()))?;
-        first = first.min(cert.validity().not_after.timestamp());
-    }
-    Ok(UNIX_EPOCH + Duration::from_secs(u64::try_from(first).unwrap_or(0)))
-}
-
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
@@ -370,68 +357,6 @@ fn adopt(found: Option<Kept>, given: Given) -> Result<Kept, CaError> {
             "another CA signs in this state directory; bring the new one in with `mesh-ctl ca rotate --step prepare --ca-cert FILE --ca-key FILE`".into(),
         )),
     }
-}
-
-/// Checks that the key signs under the chain and that the chain ends in a root.
-fn checked(given: Given) -> Result<Signer, CaError> {
-    let bad = |text: String| CaError::Given(text);
-    let chain = certificates(&given.chain);
-    let key = KeyPair::from_pem(&given.key).map_err(|e| bad(format!("key: {e}")))?;
-    let ders = chain
-        .iter()
-        .map(|c| x509_parser::pem::parse_x509_pem(c.as_bytes()).map(|(_, pem)| pem));
-    let ders = ders
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| bad(e.to_string()))?;
-    let certs = ders
-        .iter()
-        .map(|p| p.parse_x509())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| bad(e.to_string()))?;
-    let (Some(first), Some(root)) = (certs.first(), certs.last()) else {
-        return Err(bad("no PEM certificate found".into()));
-    };
-    if let Some(cert) = certs.iter().find(|c| !c.is_ca()) {
-        return Err(bad(format!(
-            "{} is not a CA (basicConstraints)",
-            cert.subject()
-        )));
-    }
-    if first.public_key().raw != key.subject_public_key_info() {
-        return Err(bad(
-            "the key does not belong to the first certificate".into()
-        ));
-    }
-    for pair in certs.windows(2) {
-        if pair[0].issuer() != pair[1].subject()
-            || pair[0]
-                .verify_signature(Some(pair[1].public_key()))
-                .is_err()
-        {
-            return Err(bad(format!(
-                "{} was not signed by the certificate after it",
-                pair[0].subject()
-            )));
-        }
-    }
-    if root.issuer() != root.subject() || root.verify_signature(None).is_err() {
-        return Err(bad(
-            "the last certificate has to be the root, which signs itself".into(),
-        ));
-    }
-    Ok(Signer {
-        chain,
-        key: given.key,
-    })
-}
-
-fn certificates(pem: &str) -> Vec<String> {
-    const END: &str = "-----END CERTIFICATE-----";
-    let begin = |part: &str| {
-        part.find("-----BEGIN CERTIFICATE-----")
-            .map(|at| format!("{}{END}\n", &part[at..]))
-    };
-    pem.split(END).filter_map(begin).collect()
 }
 
 fn generate(domain: &TrustDomain) -> Result<Signer, CaError> {

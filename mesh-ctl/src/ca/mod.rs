@@ -4,6 +4,7 @@
 //! own identity by a token and workload identities only for pods that run on it. Keys at rest are 0600.
 
 mod authority;
+mod chain;
 mod grant;
 mod keep;
 mod service;

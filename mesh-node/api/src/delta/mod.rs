@@ -5,6 +5,7 @@
 //! nothing that the subscriber is known to hold, keeps per subscriber only a bounded window and two shared views,
 //! and never mixes two views in one pass over the kinds.
 
+mod batch;
 mod client;
 mod server;
 #[cfg(test)]

@@ -15,20 +15,17 @@ use prost::Message;
 
 use super::{
     View, Violation, WILDCARD,
+    batch::Batch,
     view::{SHARDS, digest},
 };
 use crate::{
-    any::Any,
-    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Sent},
-    resource::{COMPLETE, COMPLETE_TYPE, Kind, Resource, Version},
+    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+    resource::{Kind, Resource, Version},
     warren,
 };
 
 /// How many messages may be unanswered.
 const WINDOW: usize = 8;
-/// A message is closed when it has so many resources or bytes.
-const MAX_RESOURCES: usize = 500;
-const MAX_BYTES: usize = 256 * 1024;
 /// Subscription changes that may wait for the end of a pass.
 const MAX_DEFERRED: usize = 64;
 /// Names that one subscriber may ask for on demand.
@@ -481,60 +478,4 @@ impl Subscription {
 
 fn visible(resource: &Resource, peer: &Peer) -> bool {
     resource.node.is_none() || resource.node == peer.node
-}
-
-/// A message being filled.
-#[derive(Default)]
-struct Batch {
-    set: Vec<Arc<Resource>>,
-    removed: Vec<Arc<str>>,
-    replaced: Vec<u32>,
-    marker: bool,
-}
-
-impl Batch {
-    fn is_full(&self) -> bool {
-        self.set.len() + self.removed.len() >= MAX_RESOURCES
-            || self.set.iter().map(|r| r.body.len()).sum::<usize>() >= MAX_BYTES
-    }
-
-    fn is_empty(&self) -> bool {
-        self.set.is_empty() && self.removed.is_empty() && self.replaced.is_empty() && !self.marker
-    }
-
-    fn names(&self) -> Vec<Arc<str>> {
-        self.set.iter().map(|r| r.name.clone()).collect()
-    }
-
-    fn into_response(self, kind: Kind, nonce: u64) -> DeltaDiscoveryResponse {
-        let mut resources: Vec<Sent> = self.set.iter().map(|r| sent(r)).collect();
-        if self.marker {
-            let resource = Any::pack(COMPLETE_TYPE, &warren::Complete {});
-            resources.push(Sent {
-                name: COMPLETE.to_owned(),
-                resource: Some(resource),
-                ..Default::default()
-            });
-        }
-        DeltaDiscoveryResponse {
-            system_version_info: String::new(),
-            resources,
-            type_url: kind.url().to_owned(),
-            nonce: nonce.to_string(),
-            removed_resources: self.removed.iter().map(|n| n.to_string()).collect(),
-            warren_replaced_shards: self.replaced,
-        }
-    }
-}
-
-fn sent(r: &Resource) -> Sent {
-    Sent {
-        version: r.version.to_string(),
-        resource: Some(Any {
-            type_url: r.kind.url().to_owned(),
-            value: r.body.clone(),
-        }),
-        name: r.name.to_string(),
-        aliases: r.aliases.iter().map(|a| a.to_string()).collect(),
-    }
 }
