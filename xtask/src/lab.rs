@@ -18,11 +18,7 @@ pub struct Args {
 /// Hands over to the lab's own program.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let program = step::built()?.join("warren-lab");
-    let first = args
-        .words
-        .iter()
-        .find(|w| !w.starts_with('-'))
-        .map(String::as_str);
+    let first = subcommand(&args.words);
     let helps = first.is_none_or(|w| w == "help")
         || args
             .words
@@ -54,4 +50,34 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .and_then(|c| u8::try_from(c).ok())
             .unwrap_or(255),
     ))
+}
+
+/// The first word that is neither a flag nor a flag's value.
+fn subcommand(words: &[String]) -> Option<&str> {
+    let mut words = words.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        match word {
+            "--name" | "-o" | "--output" => drop(words.next()),
+            flag if flag.starts_with('-') => {}
+            word => return Some(word),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::subcommand;
+
+    #[test]
+    fn finds_the_subcommand_behind_flags() {
+        let find = |text: &str| {
+            let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+            subcommand(&words).map(str::to_owned)
+        };
+        assert_eq!(find("--name up -o json ps").as_deref(), Some("ps"));
+        assert_eq!(find("up -f x").as_deref(), Some("up"));
+        assert_eq!(find("--name=a down").as_deref(), Some("down"));
+        assert_eq!(find("--help"), None);
+    }
 }

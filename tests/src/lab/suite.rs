@@ -141,8 +141,17 @@ fn reason_to_skip() -> Option<String> {
     if let Ok(why) = std::env::var(SKIP) {
         return Some(why);
     }
-    (!nix::unistd::geteuid().is_root())
-        .then(|| "the lab needs root: run `cargo xtask test lab`".to_owned())
+    if !nix::unistd::geteuid().is_root() {
+        return Some("the lab needs root: run `cargo xtask test lab`".to_owned());
+    }
+    // A plain `cargo test` builds no programs of other crates.
+    let programs = super::programs().ok()?;
+    let missing = ["mesh-node", "mesh-ctl"]
+        .into_iter()
+        .find(|name| !programs.lab.with_file_name(name).exists())?;
+    Some(format!(
+        "{missing} is not built: run `cargo xtask test lab`"
+    ))
 }
 
 fn run_one(test: &Test) -> Result<()> {
