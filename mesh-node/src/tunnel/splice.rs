@@ -135,7 +135,9 @@ impl Splice {
             self.stream_ends(inner, Code::CONNECT_ERROR);
             return Some(end);
         }
-        if let Some(error) = closed {
+        // A stream that ended in both directions needs its tunnel no more; what came is still delivered.
+        let complete = self.app_ended && slot.ended && slot.reset.is_none();
+        if let Some(error) = closed.filter(|_| !complete) {
             return Some(End::early(error.reason(), Side::Second, error.to_string()));
         }
         let code = slot.reset?;
