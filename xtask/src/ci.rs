@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use crate::{codegen, deny, step, test, tidy};
+use crate::{codegen, deny, ebpf, provision, root, step, test, tidy};
 
 /// The gate: everything that must hold before a change is taken.
 #[derive(Debug, Default, clap::Args)]
@@ -16,6 +16,14 @@ pub struct Args {
 
 /// Runs the gate.
 pub fn run(args: &Args) -> Result<()> {
+    // First, so that a registry that does not answer is known before anything is compiled.
+    step::timed("provision", || {
+        if !args.no_lab && (root::is_root() || root::on_path("sudo")) {
+            provision::for_tests()?;
+            ebpf::run(&ebpf::Args::default())?;
+        }
+        deny::find_or_install().map(drop)
+    })?;
     step::timed("fmt", || {
         step::run(step::cargo()?.args(["fmt", "--all", "--check"]))
     })?;

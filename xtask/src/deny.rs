@@ -3,7 +3,7 @@
 //! Invariant: a check that could not be made is printed as skipped, never as passed.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
@@ -51,7 +51,7 @@ pub fn run() -> Result<()> {
 
 /// The program, installed into the tool cache when it is missing.
 pub fn find_or_install() -> Result<PathBuf> {
-    let tools = cache()?;
+    let tools = provision::tools()?;
     let cached = tools.join("bin/cargo-deny");
     for candidate in [cached.clone(), PathBuf::from("cargo-deny")] {
         if version(&candidate).is_some_and(|v| v.starts_with(VERSION)) {
@@ -99,15 +99,4 @@ fn version(program: &Path) -> Option<String> {
         .ok()?;
     let text = String::from_utf8(out.stdout).ok()?;
     text.split_whitespace().nth(1).map(str::to_owned)
-}
-
-/// `$XDG_CACHE_HOME/warren/tools`, or the same below `~/.cache`.
-fn cache() -> Result<PathBuf> {
-    let given = env::var_os("XDG_CACHE_HOME")
-        .filter(|v| !v.is_empty())
-        .map(PathBuf::from);
-    let cache = given.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    Ok(cache
-        .context("neither XDG_CACHE_HOME nor HOME is set")?
-        .join("warren/tools"))
 }

@@ -5,13 +5,14 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+
+use crate::{provision, root, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 const LINKER: &str = "bpf-linker";
@@ -25,7 +26,6 @@ const PACKAGES: &[&str] = &[
     "llvm-22-dev",
 ];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
-const TRIES: u32 = 3;
 
 /// Compile the kernel programs.
 #[derive(Debug, Default, clap::Args)]
@@ -49,8 +49,8 @@ enum Toolchain {
 
 /// Compiles the kernel programs if their inputs changed.
 pub fn run(args: &Args) -> Result<()> {
-    let root = workspace();
-    let object = object();
+    let root = workspace()?;
+    let object = object()?;
     let stamp = root.join("target/ebpf-build/inputs");
     let toolchain = find_toolchain();
     let inputs = inputs(&root.join("mesh-ebpf"), toolchain)?;
@@ -82,15 +82,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Where the object is.
-pub fn object() -> PathBuf {
-    workspace().join("target/ebpf/mesh-ebpf.o")
-}
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask is in the workspace")
-        .to_owned()
+pub fn object() -> Result<PathBuf> {
+    Ok(workspace()?.join("target/ebpf/mesh-ebpf.o"))
 }
 
 /// A hash over everything that the object depends on.
@@ -150,17 +143,8 @@ fn install_toolchain(args: &Args) -> Result<Toolchain> {
         PACKAGES.join(" ")
     );
     ensure!(!args.offline, "{what_to_do}");
-    let apt = Path::new("/usr/bin/apt-get").exists() && nix::unistd::geteuid().is_root();
-    if apt {
-        println!("ebpf: installing {}", PACKAGES.join(" "));
-        let mut install = Command::new("apt-get");
-        install
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["install", "-y", "--no-install-recommends"])
-            .args(PACKAGES);
-        let done = retry("apt-get update", Command::new("apt-get").arg("update"))
-            .and_then(|()| retry("apt-get install", &mut install));
-        if let Err(e) = done {
+    if Path::new("/usr/bin/apt-get").exists() && (root::is_root() || root::on_path("sudo")) {
+        if let Err(e) = provision::packages(PACKAGES) {
             eprintln!("ebpf: {e:#}");
         }
     } else if output(clean("rustup").arg("--version")).is_some() {
@@ -175,26 +159,15 @@ fn install_toolchain(args: &Args) -> Result<Toolchain> {
             "--component",
             "rust-src",
         ]);
-        if let Err(e) = retry("rustup", &mut install) {
+        if let Err(e) = retry("rustup toolchain install nightly", &mut install) {
             eprintln!("ebpf: {e:#}");
         }
     }
     find_toolchain().with_context(|| what_to_do)
 }
 
-/// `$XDG_CACHE_HOME/warren/tools`, or the same below `~/.cache`.
-fn tools() -> Result<PathBuf> {
-    let cache = env::var_os("XDG_CACHE_HOME")
-        .filter(|v| !v.is_empty())
-        .map(PathBuf::from);
-    let cache = cache.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    Ok(cache
-        .context("neither XDG_CACHE_HOME nor HOME is set")?
-        .join("warren/tools"))
-}
-
 fn find_linker() -> Option<PathBuf> {
-    let cached = tools().ok().map(|t| t.join("bin").join(LINKER));
+    let cached = provision::tools().ok().map(|t| t.join("bin").join(LINKER));
     cached
         .into_iter()
         .chain([PathBuf::from(LINKER)])
@@ -205,7 +178,7 @@ fn find_linker() -> Option<PathBuf> {
 }
 
 fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
-    let tools = tools()?;
+    let tools = provision::tools()?;
     let mut install = clean("cargo");
     install
         .args([
@@ -213,7 +186,7 @@ fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
             LINKER,
             "--locked",
             "--version",
-            LINKER_VERSION,
+            &format!("^{LINKER_VERSION}"),
             "--root",
         ])
         .arg(&tools);
@@ -226,7 +199,7 @@ fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
     }
     ensure!(
         !args.offline,
-        "{LINKER} {LINKER_VERSION} is missing; run `cargo install {LINKER} --version {LINKER_VERSION}`"
+        "{LINKER} {LINKER_VERSION} is missing; run `cargo install {LINKER} --version ^{LINKER_VERSION}`"
     );
     println!(
         "ebpf: installing {LINKER} into {} (a minute or two)",
@@ -325,18 +298,7 @@ fn output(command: &mut Command) -> Option<String> {
 }
 
 fn retry(what: &str, command: &mut Command) -> Result<()> {
-    for attempt in 1..=TRIES {
-        match command.status() {
-            Ok(status) if status.success() => return Ok(()),
-            Ok(status) => eprintln!("ebpf: {what}: {status} (attempt {attempt} of {TRIES})"),
-            Err(e) if e.kind() == ErrorKind::NotFound => bail!("{what}: the program is not there"),
-            Err(e) => eprintln!("ebpf: {what}: {e} (attempt {attempt} of {TRIES})"),
-        }
-        if attempt < TRIES {
-            std::thread::sleep(Duration::from_secs(3 * u64::from(attempt)));
-        }
-    }
-    bail!("{what} failed {TRIES} times")
+    provision::retry(|| Ok(command.status()?.success()), what)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! `cargo xtask provision`: Debian packages and tools, with retries.
+//! `cargo xtask provision`: Debian packages, tools and mounts, with retries.
 //!
 //! Invariants: only what is missing is installed; no service is started by installing it.
 
 use std::{
-    path::Path,
+    env, fs,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -77,6 +78,14 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What the tests in the lab and in the kernel need: with it, none of them has a reason to be skipped.
+pub fn for_tests() -> Result<()> {
+    let groups = [Group::Build, Group::Lab, Group::Programs];
+    let wanted: Vec<&str> = groups.iter().flat_map(|g| g.packages()).copied().collect();
+    packages(&wanted)?;
+    mount_bpffs()
+}
+
 /// Installs the Debian packages among `wanted` that are missing.
 pub fn packages(wanted: &[&str]) -> Result<()> {
     let missing: Vec<&str> = wanted.iter().copied().filter(|p| !installed(p)).collect();
@@ -136,7 +145,7 @@ fn installed(package: &str) -> bool {
 }
 
 /// Tries up to three times, with a pause that grows.
-pub fn retry(attempt: impl Fn() -> Result<bool>, what: &str) -> Result<()> {
+pub fn retry(mut attempt: impl FnMut() -> Result<bool>, what: &str) -> Result<()> {
     for n in 1..=TRIES {
         if attempt().with_context(|| what.to_owned())? {
             return Ok(());
@@ -149,22 +158,53 @@ pub fn retry(attempt: impl Fn() -> Result<bool>, what: &str) -> Result<()> {
     bail!("{what} failed {TRIES} times: look at its output above")
 }
 
-/// Says which programs are missing for the lab, if any, and how to get them.
+/// Brings what the lab needs and is missing.
 pub fn require_lab() -> Result<()> {
     let missing: Vec<&str> = ["ip", "nft"]
         .into_iter()
         .filter(|p| !on_any_path(p))
         .collect();
-    if missing.is_empty() {
+    if !missing.is_empty() {
+        step::timed(
+            &format!(
+                "installing what the lab needs ({} missing)",
+                missing.join(" ")
+            ),
+            || packages(Group::Lab.packages()),
+        )?;
+    }
+    mount_bpffs()
+}
+
+/// The kernel programs are pinned in a bpffs. systemd mounts it at every start; a container or a bare machine
+/// may lack it. It stays mounted: what is pinned outlives whoever pinned it.
+fn mount_bpffs() -> Result<()> {
+    const AT: &str = "/sys/fs/bpf";
+    let mounts = fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
+    let mounted = mounts.lines().any(|line| {
+        let mut words = line.split(' ').skip(1);
+        words.next() == Some(AT) && words.next() == Some("bpf")
+    });
+    if mounted {
         return Ok(());
     }
-    step::timed(
-        &format!(
-            "installing what the lab needs ({} missing)",
-            missing.join(" ")
-        ),
-        || packages(Group::Lab.packages()),
-    )
+    println!("provision: mounting the BPF file system at {AT}");
+    let mut mount = root::command(
+        Path::new("mount"),
+        "the BPF file system is mounted, where kernel programs are pinned",
+    )?;
+    step::run(mount.args(["-t", "bpf", "bpf", AT]))
+}
+
+/// Where tools are installed: `$XDG_CACHE_HOME/warren/tools`, or the same below `~/.cache`.
+pub fn tools() -> Result<PathBuf> {
+    let given = env::var_os("XDG_CACHE_HOME")
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from);
+    let cache = given.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+    Ok(cache
+        .context("neither XDG_CACHE_HOME nor HOME is set")?
+        .join("warren/tools"))
 }
 
 fn on_any_path(program: &str) -> bool {
