@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -24,7 +24,7 @@ use mesh_model::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 use tonic::transport::Server;
@@ -36,7 +36,7 @@ use crate::{
     listen::{self, Credentials, Names},
     monitor::{self, Metrics},
     publish::{self, Handle},
-    status::Statuses,
+    status::{self, Statuses},
     token::JoinKey,
     view::{Refresh, View},
     watch::{Delta, Manifests, Source},
@@ -48,6 +48,9 @@ const MAX_SUBSCRIPTION: usize = 64 * 1024 * 1024;
 const MAX_CERTIFICATE_REQUEST: usize = 64 * 1024;
 /// A connection that does not answer pings this long is closed.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+
+/// Statuses are written at most this often.
+const GATHER_STATUSES: Duration = Duration::from_millis(200);
 
 /// What to run.
 pub struct Options {
@@ -167,12 +170,16 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         .with_context(|| format!("listening on {monitor}"))?;
     let monitor = socket.local_addr()?;
     tasks.spawn(named("monitoring", monitor::serve(socket, metrics)));
-    let statuses = state.join("statuses.json");
+    let (said, keep) = watch::channel(Statuses::default());
+    tasks.spawn(named(
+        "keeping statuses",
+        keep_statuses(keep, state.join("statuses.json")),
+    ));
     let followers = Followers {
         handle: handle.clone(),
         placed,
         domain: authority.domain().clone(),
-        statuses,
+        said,
     };
     let admin = Arc::new(Admin {
         authority,
@@ -245,13 +252,26 @@ async fn follow_roots(authority: Arc<Authority>, handle: Handle) {
 
 /// Which identities have pods on which node, as last translated.
 #[derive(Default)]
-struct Placed(ArcSwap<BTreeMap<NodeName, BTreeSet<Identity>>>);
+struct Placed(RwLock<BTreeMap<NodeName, BTreeSet<Identity>>>);
+
+impl Placed {
+    /// Replaces what is known of these nodes.
+    fn update(&self, nodes: BTreeMap<NodeName, BTreeSet<Identity>>) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (node, identities) in nodes {
+            if identities.is_empty() {
+                all.remove(&node);
+            } else {
+                all.insert(node, identities);
+            }
+        }
+    }
+}
 
 impl Hosted for Placed {
     fn hosts(&self, node: &NodeName, identity: &Identity) -> bool {
-        self.0
-            .load()
-            .get(node)
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.get(node)
             .is_some_and(|identities| identities.contains(identity))
     }
 }
@@ -261,8 +281,8 @@ struct Followers {
     handle: Handle,
     placed: Arc<Placed>,
     domain: TrustDomain,
-    /// Where statuses are kept for `mesh-ctl` and people.
-    statuses: PathBuf,
+    /// What is to be said, for the task that keeps it where `mesh-ctl` and people find it.
+    said: watch::Sender<Statuses>,
 }
 
 /// Takes what the source tells, translates it, and publishes what changed. The source has a loop of its own: what it
@@ -287,54 +307,59 @@ async fn following(
     mut queue: mpsc::Receiver<Vec<Delta>>,
     followers: Followers,
 ) -> anyhow::Result<()> {
-    let (mut view, mut statuses, mut told) =
-        (View::default(), Statuses::default(), BTreeSet::new());
+    let mut view = View::default();
     let mut refusals = followers.handle.watch_refusals();
     loop {
         tokio::select! {
-            deltas = queue.recv() => view.apply(deltas.context("the source is gone")?),
+            deltas = queue.recv() => {
+                let deltas = deltas.context("the source is gone")?;
+                let refresh;
+                (view, refresh) = tokio::task::spawn_blocking(move || {
+                    view.apply(deltas);
+                    let refresh = view.refresh();
+                    (view, refresh)
+                })
+                .await
+                .context("translating objects")?;
+                if let Some(refresh) = refresh {
+                    followers.publish(refresh);
+                }
+            }
             changed = refusals.changed() => changed.context("the publisher is gone")?,
         }
-        let refresh;
-        (view, refresh) = tokio::task::spawn_blocking(move || {
-            let refresh = view.refresh();
-            (view, refresh)
-        })
-        .await
-        .context("translating objects")?;
-        if let Some(refresh) = refresh {
-            followers.publish(refresh, &mut statuses, &mut told);
-        }
         let refused = followers.handle.refusals();
-        statuses.refused(
-            refused
-                .iter()
-                .map(|r| (r.node.as_str(), &*r.name, r.message.as_str())),
-        );
-        if let Err(error) = statuses.write(&followers.statuses) {
-            warn!(%error, file = %followers.statuses.display(), "statuses could not be written");
+        let refused = refused
+            .iter()
+            .map(|r| (r.node.as_str(), &*r.name, r.message.as_str()));
+        followers
+            .said
+            .send_if_modified(|statuses| statuses.refused(refused));
+    }
+}
+
+/// Keeps statuses in a file, beside everything else: the next change does not wait for the disk.
+async fn keep_statuses(mut said: watch::Receiver<Statuses>, path: PathBuf) {
+    while said.changed().await.is_ok() {
+        let all = said.borrow_and_update().all();
+        let file = path.clone();
+        let written = tokio::task::spawn_blocking(move || status::write(&all, &file)).await;
+        if let Ok(Err(error)) = written {
+            warn!(%error, file = %path.display(), "statuses could not be written");
         }
+        tokio::time::sleep(GATHER_STATUSES).await;
     }
 }
 
 impl Followers {
-    fn publish(&self, refresh: Refresh, statuses: &mut Statuses, told: &mut BTreeSet<String>) {
+    fn publish(&self, refresh: Refresh) {
         let Refresh {
             changes,
-            statuses: translated,
-            warnings,
+            statuses,
             hosted,
+            translated,
             took,
         } = refresh;
-        debug!(changes = changes.len(), ?took, "translated");
-        let warnings: BTreeSet<String> = warnings.into_iter().collect();
-        for warning in warnings.difference(told) {
-            warn!("{warning}");
-        }
-        for settled in told.difference(&warnings) {
-            info!("settled: {settled}");
-        }
-        *told = warnings;
+        debug!(changes = changes.len(), translated, ?took, "translated");
         let wrong = changes.iter().find_map(|c| match c {
             Change::Config(config) if config.trust_domain != self.domain => {
                 Some(&config.trust_domain)
@@ -344,8 +369,18 @@ impl Followers {
         if let Some(wanted) = wrong {
             error!(%wanted, signed = %self.domain, "the MeshConfig names another trust domain than --trust-domain; nothing will be signed for it");
         }
-        self.placed.0.store(Arc::new(hosted));
+        self.placed.update(hosted);
         self.handle.apply(changes);
-        statuses.translated(translated);
+        self.said.send_if_modified(|said| {
+            let changed = !statuses.is_empty();
+            let told = said.translated(statuses);
+            for warning in told.new {
+                warn!("{warning}");
+            }
+            for settled in told.settled {
+                info!("settled: {settled}");
+            }
+            changed
+        });
     }
 }

@@ -60,10 +60,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     } = args;
     let mut view = View::default();
     view.apply(read_folder(&manifests)?);
-    let mut statuses = view
-        .refresh()
-        .map(|refresh| refresh.statuses)
-        .unwrap_or_default();
+    let refresh = view.refresh().unwrap_or_default();
+    let mut statuses: Vec<Status> = refresh.statuses.into_values().flatten().collect();
     if let Some(wanted) = &object {
         statuses.retain(|status| is_meant(&status.object, wanted));
         if statuses.is_empty() {
@@ -230,7 +228,8 @@ mod tests {
         .expect("written");
         let mut view = View::default();
         view.apply(read_folder(folder.path()).expect("read"));
-        let statuses = view.refresh().expect("a refresh").statuses;
+        let refresh = view.refresh().expect("a refresh");
+        let statuses: Vec<Status> = refresh.statuses.into_values().flatten().collect();
         let shown = table(&findings(&statuses, false), false);
         let expect = format!(
             "{}:12: error: AuthorizationPolicy shop/p: spec.rules[0].from[0].source.ipBlocks[1]: \"10.0.0.0/99\" is neither an address nor a CIDR block\n1 errors, 0 warnings\n",

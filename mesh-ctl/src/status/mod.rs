@@ -10,7 +10,7 @@ use std::{
 };
 
 use mesh_k8s::ObjectRef;
-use mesh_translate::{Condition, ConditionKind, Message, Origin, Severity, Status};
+use mesh_translate::{Condition, ConditionKind, Message, Origin, Severity, Status, warnings};
 use serde::Serialize;
 
 use crate::watch::field_line;
@@ -21,7 +21,7 @@ const NODES_NAMED: usize = 8;
 /// The statuses of all objects.
 #[derive(Debug, Default)]
 pub struct Statuses {
-    translated: Vec<Status>,
+    translated: BTreeMap<ObjectRef, Status>,
     /// What each node refused, by the resource's name.
     refused: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -34,30 +34,56 @@ struct Kept<'a> {
     statuses: &'a [Status],
 }
 
+/// What has changed among the things that are said aloud.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Said for the first time.
+    pub new: Vec<String>,
+    /// Not to be said any more.
+    pub settled: Vec<String>,
+}
+
 impl Statuses {
-    /// Takes over what a translation said.
-    pub fn translated(&mut self, statuses: Vec<Status>) {
-        self.translated = statuses;
+    /// Takes over what a translation said anew; `None` where nothing is to be said any more.
+    pub fn translated(&mut self, statuses: BTreeMap<ObjectRef, Option<Status>>) -> Told {
+        let mut told = Told::default();
+        for (object, status) in statuses {
+            let after: Vec<String> = status.iter().flat_map(warnings).collect();
+            let before = match status {
+                Some(status) => self.translated.insert(object, status),
+                None => self.translated.remove(&object),
+            };
+            let before: Vec<String> = before.iter().flat_map(warnings).collect();
+            let only = |a: &[String], b: &[String]| -> Vec<String> {
+                a.iter().filter(|line| !b.contains(line)).cloned().collect()
+            };
+            told.new.extend(only(&after, &before));
+            told.settled.extend(only(&before, &after));
+        }
+        told
     }
 
-    /// What nodes refuse at present, all of it: node, the resource's name on the wire, and the reason.
-    pub fn refused<'r>(&mut self, refusals: impl IntoIterator<Item = (&'r str, &'r str, &'r str)>) {
-        self.refused.clear();
+    /// What nodes refuse at present, all of it: node, the resource's name on the wire, and the reason. Says whether
+    /// it is something new.
+    pub fn refused<'r>(
+        &mut self,
+        refusals: impl IntoIterator<Item = (&'r str, &'r str, &'r str)>,
+    ) -> bool {
+        let mut refused: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
         for (node, name, reason) in refusals {
-            self.refused
+            refused
                 .entry(name.to_owned())
                 .or_default()
                 .insert(node.to_owned(), reason.to_owned());
         }
+        let new = refused != self.refused;
+        self.refused = refused;
+        new
     }
 
     /// All statuses, ordered by object.
     pub fn all(&self) -> Vec<Status> {
-        let mut all: BTreeMap<ObjectRef, Status> = self
-            .translated
-            .iter()
-            .map(|status| (status.object.clone(), status.clone()))
-            .collect();
+        let mut all = self.translated.clone();
         for (name, nodes) in &self.refused {
             let object = object_of(name);
             let status = all.entry(object.clone()).or_insert_with(|| fresh(object));
@@ -68,22 +94,26 @@ impl Statuses {
 
     /// Writes all statuses to a file, whole or not at all.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let all = self.all();
-        let text = serde_json::to_vec_pretty(&Kept {
-            version: 1,
-            statuses: &all,
-        })?;
-        let folder = path.parent().unwrap_or_else(|| Path::new("."));
-        let aside = folder.join(format!(
-            ".{}.new",
-            path.file_name().unwrap_or_default().to_string_lossy()
-        ));
-        let mut file = fs::File::create(&aside)?;
-        file.write_all(&text)?;
-        file.write_all(b"\n")?;
-        file.sync_data()?;
-        fs::rename(&aside, path)
+        write(&self.all(), path)
     }
+}
+
+/// Writes statuses to a file, whole or not at all.
+pub fn write(all: &[Status], path: &Path) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(&Kept {
+        version: 1,
+        statuses: all,
+    })?;
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    let aside = folder.join(format!(
+        ".{}.new",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    ));
+    let mut file = fs::File::create(&aside)?;
+    file.write_all(&text)?;
+    file.write_all(b"\n")?;
+    file.sync_data()?;
+    fs::rename(&aside, path)
 }
 
 fn fresh(object: ObjectRef) -> Status {

@@ -11,13 +11,16 @@ pub mod dump;
 mod foreign;
 mod istio;
 mod labels;
+mod relations;
 mod settings;
 pub mod status;
 mod translate;
+mod translator;
 pub mod view;
 
 pub use foreign::{foreign_policies, foreign_policy_of};
 pub use settings::Settings;
 pub use status::{Condition, ConditionKind, Message, Severity, Status};
-pub use translate::{Output, translate};
+pub use translate::{Output, translate, warnings};
+pub use translator::{Refreshed, Translator};
 pub use view::{Broken, ClusterView, Entry, Key, Origin};

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_k8s::ObjectRef;
+use mesh_k8s::{Kind, ObjectRef, security::AuthorizationPolicy, warren::MeshConfig};
 use mesh_model::{
     mesh::{Change, Enrolment},
-    name::{Identity, NodeName},
+    name::{Identity, NodeName, PolicyName},
 };
 
 use crate::{
@@ -40,6 +40,33 @@ pub struct Output {
 
 /// Translates a view.
 pub fn translate(view: &ClusterView) -> Output {
+    let (made, statuses) = owned(view);
+    let mut hosted: BTreeMap<NodeName, BTreeSet<Identity>> = BTreeMap::new();
+    let mut changes = Vec::with_capacity(made.len());
+    for (_, change) in made {
+        // An extra part follows its workload.
+        if let (Change::WorkloadExtra(_, extra), Some(Change::Workload(workload))) =
+            (&change, changes.last())
+            && extra.enrolment == Enrolment::Enrolled
+        {
+            hosted
+                .entry(workload.node.clone())
+                .or_default()
+                .insert(workload.identity.clone());
+        }
+        changes.push(change);
+    }
+    let warnings = statuses.iter().flat_map(warnings).collect();
+    Output {
+        changes,
+        statuses,
+        warnings,
+        hosted,
+    }
+}
+
+/// The resources of a view, each with the object it is made of, and what is to be said.
+pub(crate) fn owned(view: &ClusterView) -> (Vec<(ObjectRef, Change)>, Vec<Status>) {
     let mut reports = Reports::default();
     let settings = Settings::read(view, &mut reports);
     notices(view, &mut reports);
@@ -101,7 +128,10 @@ pub fn translate(view: &ClusterView) -> Output {
     govern(&policies, &services, &labels, &mut drafts);
     peer_authentication::apply(view, &settings, &labels, &mut drafts.all, &mut reports);
     broken(view, &mut reports);
-    output(settings, services, policies, drafts, reports)
+    (
+        output(settings, services, policies, drafts),
+        reports.finish(),
+    )
 }
 
 /// What was noticed when objects were read, and kinds that are not honoured.
@@ -206,47 +236,41 @@ fn output(
     mut services: Vec<ServiceDraft<'_>>,
     policies: Vec<Governing>,
     mut drafts: Drafts<'_>,
-    reports: Reports,
-) -> Output {
-    let mut changes = vec![Change::Config(settings.mesh)];
+) -> Vec<(ObjectRef, Change)> {
+    let mesh = ObjectRef::new(MeshConfig::KIND, "", "mesh");
+    let mut changes = vec![(mesh, Change::Config(settings.mesh))];
     services.sort_by(|a, b| a.service.name.cmp(&b.service.name));
-    for ServiceDraft { service, extra, .. } in services {
+    for ServiceDraft {
+        service,
+        extra,
+        object,
+        ..
+    } in services
+    {
         let name = service.name.clone();
-        changes.push(Change::Service(service));
-        changes.push(Change::ServiceExtra(name, extra));
+        changes.push((object.clone(), Change::Service(service)));
+        changes.push((object, Change::ServiceExtra(name, extra)));
     }
-    changes.extend(
-        policies
-            .into_iter()
-            .map(|governing| Change::Policy(governing.policy)),
-    );
-    let mut hosted: BTreeMap<NodeName, BTreeSet<Identity>> = BTreeMap::new();
+    changes.extend(policies.into_iter().map(|Governing { policy, .. }| {
+        let PolicyName { namespace, name } = &policy.name;
+        let object = ObjectRef::new(AuthorizationPolicy::KIND, namespace.as_str(), name);
+        (object, Change::Policy(policy))
+    }));
     drafts
         .all
         .sort_by(|a, b| a.workload.uid.cmp(&b.workload.uid));
     for draft in drafts.all {
+        let object = draft.object.clone();
         let (workload, extra) = draft.finish();
-        if extra.enrolment == Enrolment::Enrolled {
-            hosted
-                .entry(workload.node.clone())
-                .or_default()
-                .insert(workload.identity.clone());
-        }
         let uid = workload.uid.clone();
-        changes.push(Change::Workload(workload));
-        changes.push(Change::WorkloadExtra(uid, extra));
+        changes.push((object.clone(), Change::Workload(workload)));
+        changes.push((object, Change::WorkloadExtra(uid, extra)));
     }
-    let statuses = reports.finish();
-    let warnings = statuses.iter().flat_map(warnings).collect();
-    Output {
-        changes,
-        statuses,
-        warnings,
-        hosted,
-    }
+    changes
 }
 
-fn warnings(status: &Status) -> impl Iterator<Item = String> {
+/// The messages of a status that are not merely informative, one line each.
+pub fn warnings(status: &Status) -> impl Iterator<Item = String> {
     let grave = status
         .messages
         .iter()

@@ -134,6 +134,46 @@ macro_rules! view {
                 }
             }
 
+            /// Whether anything is known of an object of that name.
+            pub fn knows(&self, reference: &ObjectRef) -> bool {
+                self.holds(reference) || self.broken.contains_key(reference)
+            }
+
+            /// The names of all objects, those included that could not be read.
+            pub fn objects(&self) -> impl Iterator<Item = ObjectRef> {
+                std::iter::empty()
+                    $(.chain(self.$field.keys().map(|key| ObjectRef::new($kind::KIND, &key.namespace, &key.name))))+
+                    .chain(self.others.keys().cloned())
+                    .chain(self.broken.keys().filter(|object| !self.holds(object)).cloned())
+            }
+
+            /// The view of some of the objects only, under the same settings.
+            pub fn part<'r>(&self, objects: impl IntoIterator<Item = &'r ObjectRef>) -> ClusterView {
+                let mut part = ClusterView {
+                    mesh_configs: self.mesh_configs.clone(),
+                    ..ClusterView::default()
+                };
+                for reference in objects {
+                    let key = Key { namespace: reference.namespace.clone(), name: reference.name.clone() };
+                    match &*reference.kind {
+                        $($kind::KIND => {
+                            if let Some((key, entry)) = self.$field.get_key_value(&key) {
+                                part.$field.insert(key.clone(), entry.clone());
+                            }
+                        })+
+                        _ => {
+                            if let Some(entry) = self.others.get(reference) {
+                                part.others.insert(reference.clone(), entry.clone());
+                            }
+                        }
+                    }
+                    if let Some(broken) = self.broken.get(reference) {
+                        part.broken.insert(reference.clone(), broken.clone());
+                    }
+                }
+                part
+            }
+
             /// What was noticed about the objects when they were read: name, origin, unknown fields.
             pub(crate) fn notices(&self) -> impl Iterator<Item = (ObjectRef, &Origin, &[String])> {
                 std::iter::empty()

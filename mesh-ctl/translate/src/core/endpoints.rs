@@ -23,7 +23,8 @@ use crate::{
     view::{ClusterView, Entry},
 };
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label by which a slice names its service.
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Services of Kubernetes by namespace and name, as indices.
 pub(crate) type ServiceIndex<'a> = BTreeMap<(&'a str, &'a str), usize>;
@@ -68,6 +69,22 @@ fn ports(slice: &EndpointSlice, service: &ServiceDraft<'_>) -> Vec<(u16, u16)> {
         .collect()
 }
 
+/// The namespace and name of the pod that an endpoint is.
+pub(crate) fn pod_of<'a>(
+    slice: &'a EndpointSlice,
+    endpoint: &'a Endpoint,
+) -> Option<(&'a str, &'a str)> {
+    let target = endpoint
+        .target_ref
+        .as_ref()
+        .filter(|target| target.kind == "Pod")?;
+    let namespace = match target.namespace.as_str() {
+        "" => slice.metadata.namespace.as_str(),
+        namespace => namespace,
+    };
+    Some((namespace, target.name.as_str()))
+}
+
 struct Slice<'s, 'a> {
     entry: &'a Entry<EndpointSlice>,
     settings: &'s Settings,
@@ -83,17 +100,9 @@ impl Slice<'_, '_> {
             return self.say("addressType".to_owned(), text);
         }
         for (i, endpoint) in slice.endpoints.iter().enumerate() {
-            let pod = endpoint
-                .target_ref
-                .as_ref()
-                .filter(|target| target.kind == "Pod");
-            if let Some(target) = pod {
-                let namespace = match target.namespace.as_str() {
-                    "" => slice.metadata.namespace.as_str(),
-                    namespace => namespace,
-                };
+            if let Some(pod) = pod_of(slice, endpoint) {
                 // A pod that is not known has ended, or comes later.
-                if let Some(index) = self.drafts.by_pod.get(&(namespace, target.name.as_str())) {
+                if let Some(index) = self.drafts.by_pod.get(&pod) {
                     self.drafts.all[*index].serve(&service.service.name, ports.iter().copied());
                 }
                 continue;

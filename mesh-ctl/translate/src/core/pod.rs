@@ -35,9 +35,7 @@ pub(crate) fn collect<'a>(
         .collect();
     for (key, entry) in &view.pods {
         let pod = &*entry.object;
-        if matches!(pod.status.phase.as_str(), "Succeeded" | "Failed")
-            || pod.spec.node_name.is_empty()
-        {
+        if !is_placed(pod) {
             continue;
         }
         let mut messages = Vec::new();
@@ -65,6 +63,18 @@ pub(crate) fn collect<'a>(
         }
         drafts.all.push(draft);
     }
+}
+
+/// Whether a pod is on a node and has not ended.
+pub(crate) fn is_placed(pod: &Pod) -> bool {
+    !matches!(pod.status.phase.as_str(), "Succeeded" | "Failed") && !pod.spec.node_name.is_empty()
+}
+
+/// The network that a pod's addresses belong to.
+pub(crate) fn network(pod: &Pod, settings: &Settings) -> NetworkId {
+    pod.metadata
+        .label("topology.istio.io/network")
+        .map_or_else(|| settings.network.clone(), NetworkId::from)
 }
 
 fn duplicate(draft: &Draft<'_>, other: &Draft<'_>, ip: IpAddr, reports: &mut Reports) {
@@ -112,9 +122,7 @@ fn draft<'a>(
         name: meta.name.as_str().into(),
         namespace: Namespace::new(meta.namespace.as_str()),
         identity,
-        network: meta
-            .label("topology.istio.io/network")
-            .map_or_else(|| settings.network.clone(), NetworkId::from),
+        network: network(pod, settings),
         addresses: addresses(pod, messages),
         hostname: None,
         node: NodeName::new(pod.spec.node_name.as_str()),
@@ -183,7 +191,8 @@ fn identity(
     Err((identity(""), text.into()))
 }
 
-fn addresses(pod: &Pod, messages: &mut Vec<Message>) -> Box<[IpAddr]> {
+/// A pod's addresses, none twice.
+pub(crate) fn addresses(pod: &Pod, messages: &mut Vec<Message>) -> Box<[IpAddr]> {
     let status = &pod.status;
     let mut addresses: Vec<IpAddr> = Vec::new();
     let listed = status

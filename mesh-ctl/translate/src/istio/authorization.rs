@@ -132,6 +132,27 @@ fn scope(
     }
 }
 
+/// The objects that a policy is attached to, each with the field that says so.
+pub(crate) fn targets(policy: &AuthorizationPolicy) -> Vec<(String, &PolicyTargetReference)> {
+    let (one, many) = (
+        policy.spec.target_ref.iter(),
+        policy.spec.target_refs.iter(),
+    );
+    let one = one.map(|target| ("spec.targetRef".to_owned(), target));
+    let many = many
+        .enumerate()
+        .map(|(i, target)| (format!("spec.targetRefs[{i}]"), target));
+    one.chain(many).collect()
+}
+
+/// The namespace of an object that a policy of namespace `own` is attached to.
+pub(crate) fn target_namespace<'a>(target: &'a PolicyTargetReference, own: &'a str) -> &'a str {
+    match target.namespace.as_str() {
+        "" => own,
+        namespace => namespace,
+    }
+}
+
 struct Translation<'t> {
     settings: &'t Settings,
     services: &'t [ServiceDraft<'t>],
@@ -261,12 +282,7 @@ impl Translation<'_> {
             .selector
             .as_ref()
             .map(|selector| &selector.match_labels);
-        let (one, many) = (spec.target_ref.iter(), spec.target_refs.iter());
-        let one = one.map(|target| ("spec.targetRef".to_owned(), target));
-        let many = many
-            .enumerate()
-            .map(|(i, target)| (format!("spec.targetRefs[{i}]"), target));
-        let targets: Vec<_> = one.chain(many).collect();
+        let targets = targets(&self.entry.object);
         if targets.is_empty() {
             let (scope, selects) = scope(self.settings, &metadata.namespace, labels);
             return (scope, Some(selects));
@@ -304,14 +320,10 @@ impl Translation<'_> {
         reader: &mut RuleReader<'_>,
     ) -> Vec<usize> {
         let own = &self.entry.object.metadata.namespace;
-        let namespace = if target.namespace.is_empty() {
-            own
-        } else {
-            &target.namespace
-        };
+        let namespace = target_namespace(target, own);
         let is_target = |service: &ServiceDraft<'_>| {
             *service.object.kind == *target.kind
-                && *service.object.namespace == **namespace
+                && *service.object.namespace == *namespace
                 && *service.object.name == *target.name
         };
         let all = self

@@ -48,17 +48,7 @@ pub(crate) fn apply(
         let namespace = &*source.object.namespace;
         if let Some(wanted) = source.labels {
             for index in labels.select(Some(namespace), wanted) {
-                match selected.get(&index) {
-                    None => {
-                        selected.insert(index, source);
-                    }
-                    Some(older) => conflict(
-                        source,
-                        older,
-                        &format!(" for {}", drafts[index].object),
-                        reports,
-                    ),
-                }
+                selected.entry(index).or_insert(source);
             }
         } else if settings.is_root(namespace) {
             match mesh {
@@ -71,6 +61,7 @@ pub(crate) fn apply(
             namespaces.insert(namespace, source);
         }
     }
+    overlaps(&sources, reports);
     for (index, draft) in drafts.iter_mut().enumerate() {
         let namespace = namespaces
             .get(draft.workload.namespace.as_str())
@@ -87,6 +78,38 @@ pub(crate) fn apply(
             .copied()
             .filter(|(_, own)| *own != mode)
             .collect();
+    }
+}
+
+/// Says where selectors can select the same workloads. What workloads there are makes no difference to it.
+fn overlaps(sources: &[Source<'_>], reports: &mut Reports) {
+    for (at, younger) in sources.iter().enumerate() {
+        let Some(wanted) = younger.labels else {
+            continue;
+        };
+        for older in &sources[..at] {
+            let Some(other) = older
+                .labels
+                .filter(|_| older.object.namespace == younger.object.namespace)
+            else {
+                continue;
+            };
+            let agrees = |(key, value): (&String, &String)| wanted.get(key) == Some(value);
+            let contradicts =
+                |(key, value): (&String, &String)| wanted.get(key).is_some_and(|own| own != value);
+            if other.iter().all(agrees) {
+                conflict(younger, older, " for all that it selects", reports);
+            } else if !other.iter().any(contradicts) {
+                let text = format!("{} is older and holds for what both select", older.object);
+                reports.say(
+                    &younger.object,
+                    younger.origin,
+                    Severity::Info,
+                    "spec.selector",
+                    text,
+                );
+            }
+        }
     }
 }
 

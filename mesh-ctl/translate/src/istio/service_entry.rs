@@ -188,6 +188,25 @@ fn mode(entry: &Entry<ServiceEntry>, say: &mut Say<'_>) -> Option<Mode> {
     }
 }
 
+/// A host name as it is compared.
+pub(crate) fn normal(host: &str) -> String {
+    host.trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// The single address that an entry claims with a text, unless it is a range.
+pub(crate) fn virtual_address(text: &str) -> Option<std::net::IpAddr> {
+    let network = matches::network(text)?;
+    (network.prefix_len() == network.max_prefix_len()).then(|| network.addr())
+}
+
+/// The network that an endpoint's address belongs to.
+pub(crate) fn network(settings: &Settings, endpoint: &WorkloadEntrySpec) -> NetworkId {
+    match endpoint.network.as_str() {
+        "" => settings.network.clone(),
+        network => NetworkId::from(network),
+    }
+}
+
 fn hostname(
     settings: &Settings,
     namespace: &str,
@@ -195,7 +214,7 @@ fn hostname(
     field: &str,
     say: &mut Say<'_>,
 ) -> Option<Hostname> {
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let host = normal(host);
     let mut wrong = |text: String| {
         say.say(Severity::Error, field.to_owned(), text);
         None
@@ -378,10 +397,7 @@ fn bare<'e>(
     Bare {
         source: "networking.istio.io/ServiceEntry",
         object: object.clone(),
-        network: match endpoint.network.as_str() {
-            "" => settings.network.clone(),
-            network => NetworkId::from(network),
-        },
+        network: network(settings, endpoint),
         ip,
         locality: locality_of(&endpoint.locality),
         healthy: true,

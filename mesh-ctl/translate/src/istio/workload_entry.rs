@@ -84,10 +84,20 @@ pub(crate) fn collect<'a>(
     }
 }
 
-fn network(settings: &Settings, entry: &Entry<WorkloadEntry>) -> NetworkId {
+/// The network that an entry's address belongs to.
+pub(crate) fn network(settings: &Settings, entry: &Entry<WorkloadEntry>) -> NetworkId {
     match entry.object.spec.network.as_str() {
         "" => settings.network.clone(),
         network => NetworkId::from(network),
+    }
+}
+
+/// The labels that selectors look at.
+pub(crate) fn labels(entry: &WorkloadEntry) -> &BTreeMap<String, String> {
+    if entry.spec.labels.is_empty() {
+        &entry.metadata.labels
+    } else {
+        &entry.spec.labels
     }
 }
 
@@ -112,11 +122,7 @@ fn draft<'a>(
     identity: Identity,
 ) -> Draft<'a> {
     let WorkloadEntry { metadata, spec } = &*entry.object;
-    let labels = if spec.labels.is_empty() {
-        &metadata.labels
-    } else {
-        &spec.labels
-    };
+    let labels = labels(&entry.object);
     let named = mesh_k8s::ObjectMeta {
         labels: labels.clone(),
         ..metadata.clone()

@@ -1,0 +1,371 @@
+//! Translation by changes against translation of the whole: the same resources, statuses and hosted identities after
+//! every batch of random changes to a small cluster in which everything meets everything.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mesh_k8s::ObjectRef;
+use mesh_model::mesh::Change;
+use mesh_translate::{Broken, Origin, Refreshed, Status, Translator, dump, translate};
+use serde_json::{Value, json};
+
+/// A generator of numbers that every run repeats.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).expect("31 bits fit") % end
+    }
+
+    fn one_in(&mut self, chances: usize) -> bool {
+        self.below(chances) == 0
+    }
+
+    fn of<'a>(&mut self, list: &[&'a str]) -> &'a str {
+        list[self.below(list.len())]
+    }
+
+    fn namespace(&mut self) -> &'static str {
+        self.of(&["shop", "shop", "bank", "warren-system"])
+    }
+
+    fn labels(&mut self) -> Value {
+        let mut labels = serde_json::Map::new();
+        if !self.one_in(5) {
+            labels.insert("app".to_owned(), json!(self.of(&["web", "db"])));
+        }
+        if self.one_in(2) {
+            labels.insert("tier".to_owned(), json!(self.of(&["1", "2"])));
+        }
+        Value::Object(labels)
+    }
+
+    fn ip(&mut self) -> String {
+        format!("10.0.0.{}", 1 + self.below(6))
+    }
+
+    fn vip(&mut self) -> String {
+        format!("172.16.0.{}", 1 + self.below(3))
+    }
+
+    fn age(&mut self) -> Value {
+        match self.below(3) {
+            0 => Value::Null,
+            n => json!(format!("2026-01-0{n}T00:00:00Z")),
+        }
+    }
+
+    fn meta(&mut self, names: &[&str]) -> Value {
+        json!({"name": self.of(names), "namespace": self.namespace(), "creationTimestamp": self.age(), "labels": self.labels()})
+    }
+
+    fn host(&mut self) -> &'static str {
+        self.of(&[
+            "api.example.com",
+            "a.shop.svc.cluster.local",
+            "db.example.com",
+            "b.bank.svc.cluster.local",
+            "*.wild.com",
+        ])
+    }
+
+    fn object(&mut self) -> Value {
+        match self.below(20) {
+            0..=4 => self.pod(),
+            5..=6 => self.service(),
+            7..=9 => self.slice(),
+            10..=11 => self.policy(),
+            12 => self.peer_authentication(),
+            13..=14 => self.service_entry(),
+            15..=16 => self.workload_entry(),
+            17 => {
+                let label = self.of(&["enabled", "disabled", "odd"]);
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace(), "labels": {"warren.dev/mesh": label},
+                    "annotations": {"networking.istio.io/traffic-distribution": self.of(&["PreferClose", "Any", "odd"])}}})
+            }
+            18 => {
+                json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.of(&["n1", "n2"]), "labels": {"topology.kubernetes.io/zone": self.of(&["z1", "z2"])}}})
+            }
+            _ if self.one_in(6) => self.settings(),
+            _ => {
+                json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": self.meta(&["v"])})
+            }
+        }
+    }
+
+    fn settings(&mut self) -> Value {
+        json!({"apiVersion": "warren.dev/v1", "kind": "MeshConfig", "metadata": {"name": self.of(&["mesh", "other"]), "namespace": "warren-system"},
+            "spec": {"rootNamespace": self.of(&["", "bank"]), "trustDomain": self.of(&["cluster.local", "corp"]), "network": self.of(&["", "net1"])}})
+    }
+
+    fn pod(&mut self) -> Value {
+        let mut metadata = self.meta(&["p1", "p2", "p3", "p4"]);
+        if self.one_in(8) {
+            metadata["labels"]["topology.istio.io/network"] = json!("net1");
+        }
+        let ips: Vec<_> = (0..1 + self.below(2))
+            .map(|_| json!({"ip": self.ip()}))
+            .collect();
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+            "spec": {"nodeName": self.of(&["n1", "n2", "n1", "n2", ""]), "hostNetwork": self.one_in(8), "serviceAccountName": self.of(&["", "a", "b"]),
+                "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]},
+            "status": {"phase": self.of(&["Running", "Running", "Running", "Failed"]), "podIPs": ips}})
+    }
+
+    fn service(&mut self) -> Value {
+        let vip = self.vip();
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": self.meta(&["a", "b"]),
+            "spec": {"clusterIP": self.of(&["None", &vip, "172.16.0.9"]), "selector": self.labels(),
+                "ports": [{"name": "http", "port": 80, "targetPort": self.of(&["http", "8080"])}]}})
+    }
+
+    fn slice(&mut self) -> Value {
+        let mut metadata = self.meta(&["s1", "s2", "s3"]);
+        if !self.one_in(6) {
+            metadata["labels"]["kubernetes.io/service-name"] = json!(self.of(&["a", "b"]));
+        }
+        let endpoints: Vec<Value> = (0..self.below(4))
+            .map(|_| {
+                let mut endpoint = json!({"addresses": [self.ip()], "conditions": {"ready": self.one_in(2)}});
+                if !self.one_in(3) {
+                    endpoint["targetRef"] = json!({"kind": "Pod", "name": self.of(&["p1", "p2", "p3"]), "namespace": self.of(&["", "shop"])});
+                }
+                endpoint
+            })
+            .collect();
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata, "addressType": self.of(&["IPv4", "IPv4", "FQDN"]),
+            "ports": [{"name": "http", "port": self.of(&["8080", "9090"]).parse::<u16>().expect("a port")}], "endpoints": endpoints})
+    }
+
+    fn policy(&mut self) -> Value {
+        let mut spec = json!({"action": self.of(&["ALLOW", "DENY", "AUDIT", "odd"]), "rules": [{"from": [{"source": {"namespaces": [self.namespace()]}}]}]});
+        match self.below(4) {
+            0 => {}
+            1 => {
+                spec["targetRefs"] = json!([{"kind": self.of(&["Service", "ServiceEntry", "Gateway"]), "name": self.of(&["a", "b", "e1"]), "namespace": self.of(&["", "shop"])}])
+            }
+            _ => spec["selector"] = json!({"matchLabels": self.labels()}),
+        }
+        if self.one_in(8) {
+            spec["rules"] = json!("broken");
+        }
+        json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": self.meta(&["x", "y", "z"]), "spec": spec})
+    }
+
+    fn peer_authentication(&mut self) -> Value {
+        let mut spec = json!({"mtls": {"mode": self.of(&["STRICT", "PERMISSIVE", "DISABLE", "UNSET", "odd"])}});
+        if self.one_in(2) {
+            spec["selector"] = json!({"matchLabels": self.labels()});
+        }
+        if self.one_in(6) {
+            spec["mtls"] = json!("broken");
+        }
+        json!({"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": self.meta(&["m", "n", "o"]), "spec": spec})
+    }
+
+    fn service_entry(&mut self) -> Value {
+        let ip = self.ip();
+        let endpoints: Vec<Value> = (0..self.below(3))
+            .map(|_| json!({"address": self.of(&[&ip, "db.internal", "unix:///x"]), "network": self.of(&["", "net1"]), "ports": {"http": 7070}}))
+            .collect();
+        let mut spec = json!({"hosts": [self.host(), self.host()], "addresses": [self.vip(), self.of(&[&ip, "192.168.0.0/24"])],
+            "resolution": self.of(&["STATIC", "NONE", "DNS", "DNS_ROUND_ROBIN", "odd"]), "ports": [{"number": 80, "name": "http", "protocol": "TCP"}],
+            "exportTo": match self.below(4) { 0 => json!(["."]), 1 => json!(["bank"]), 2 => json!(["*"]), _ => Value::Null },
+            "endpoints": endpoints});
+        if self.one_in(2) {
+            spec["workloadSelector"] = json!({"labels": self.labels()});
+        }
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": self.meta(&["e1", "e2", "e3"]), "spec": spec})
+    }
+
+    fn workload_entry(&mut self) -> Value {
+        let ip = self.ip();
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry", "metadata": self.meta(&["w1", "w2", "w3"]),
+            "spec": {"address": self.of(&[&ip, "vm.example.com"]), "labels": self.labels(), "network": self.of(&["", "", "net1"]),
+                "ports": {"http": 6060}, "serviceAccount": self.of(&["", "vm", "bad/name"])}})
+    }
+}
+
+/// What a subscriber to the refreshes holds.
+#[derive(Default)]
+struct Held {
+    resources: BTreeMap<String, Value>,
+    statuses: BTreeMap<ObjectRef, Status>,
+    hosted: BTreeMap<String, Vec<String>>,
+}
+
+/// The class and name of a resource.
+fn key(change: &Change) -> String {
+    match change {
+        Change::Config(_) => "config".to_owned(),
+        Change::Policy(p) => format!("policy {}", p.name),
+        Change::RemovePolicy(name) => format!("policy {name}"),
+        Change::Service(s) => format!("service {}", s.name),
+        Change::RemoveService(name) => format!("service {name}"),
+        Change::ServiceExtra(name, _) | Change::RemoveServiceExtra(name) => {
+            format!("service {name} extra")
+        }
+        Change::Workload(w) => format!("workload {}", w.uid),
+        Change::RemoveWorkload(uid) => format!("workload {uid}"),
+        Change::WorkloadExtra(uid, _) | Change::RemoveWorkloadExtra(uid) => {
+            format!("workload {uid} extra")
+        }
+        Change::Complete => "complete".to_owned(),
+    }
+}
+
+impl Held {
+    fn take(&mut self, refreshed: Refreshed) {
+        for change in &refreshed.changes {
+            let key = key(change);
+            match change {
+                Change::RemovePolicy(_)
+                | Change::RemoveServiceExtra(_)
+                | Change::RemoveWorkloadExtra(_) => {
+                    assert!(
+                        self.resources.remove(&key).is_some(),
+                        "{key} is removed and was not there"
+                    );
+                }
+                Change::RemoveService(_) | Change::RemoveWorkload(_) => {
+                    assert!(
+                        self.resources.remove(&key).is_some(),
+                        "{key} is removed and was not there"
+                    );
+                    self.resources.remove(&format!("{key} extra"));
+                }
+                _ => {
+                    let new = dump::change(change);
+                    let old = self.resources.insert(key.clone(), new.clone());
+                    assert_ne!(old, Some(new), "{key} is said again and has not changed");
+                }
+            }
+        }
+        for (object, status) in refreshed.statuses {
+            match status {
+                Some(status) => drop(self.statuses.insert(object, status)),
+                None => drop(self.statuses.remove(&object)),
+            }
+        }
+        for (node, identities) in refreshed.hosted {
+            self.hosted.insert(
+                node.to_string(),
+                identities.iter().map(ToString::to_string).collect(),
+            );
+        }
+        self.hosted.retain(|_, identities| !identities.is_empty());
+    }
+
+    fn check(&self, translator: &Translator, story: &[String]) {
+        let whole = translate(translator.view());
+        let resources: BTreeMap<String, Value> = whole
+            .changes
+            .iter()
+            .map(|c| (key(c), dump::change(c)))
+            .collect();
+        let told = || {
+            story
+                .iter()
+                .rev()
+                .take(12)
+                .rev()
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        for (name, value) in &resources {
+            assert_eq!(
+                self.resources.get(name),
+                Some(value),
+                "{name}, after\n{}",
+                told()
+            );
+        }
+        let more: Vec<_> = self
+            .resources
+            .keys()
+            .filter(|name| !resources.contains_key(*name))
+            .collect();
+        assert!(more.is_empty(), "left over: {more:?}, after\n{}", told());
+        let statuses: BTreeMap<_, _> = whole
+            .statuses
+            .into_iter()
+            .map(|s| (s.object.clone(), s))
+            .collect();
+        for (object, status) in &statuses {
+            assert_eq!(
+                self.statuses.get(object),
+                Some(status),
+                "{object}, after\n{}",
+                told()
+            );
+        }
+        assert_eq!(
+            self.statuses.len(),
+            statuses.len(),
+            "more statuses, after\n{}",
+            told()
+        );
+        let hosted: BTreeMap<String, Vec<String>> = whole
+            .hosted
+            .iter()
+            .map(|(node, all)| {
+                (
+                    node.to_string(),
+                    all.iter().map(ToString::to_string).collect(),
+                )
+            })
+            .collect();
+        assert_eq!(self.hosted, hosted, "hosted, after\n{}", told());
+    }
+}
+
+fn change(translator: &mut Translator, dice: &mut Dice, story: &mut Vec<String>) {
+    if dice.one_in(4) {
+        let objects: Vec<ObjectRef> = translator.view().objects().collect();
+        if let Some(object) = objects.get(dice.below(objects.len().max(1))) {
+            story.push(format!("remove {object}"));
+            return translator.remove(object);
+        }
+    }
+    let document = dice.object();
+    story.push(document.to_string());
+    let origin = Origin {
+        file: "f".into(),
+        line: 1 + u32::try_from(dice.below(3)).expect("small"),
+    };
+    match mesh_k8s::read(document.clone()) {
+        Ok(parsed) => translator.apply(parsed.object, origin, Arc::from(parsed.unknown)),
+        Err(error) => {
+            let selector = document.pointer("/spec/selector/matchLabels").cloned();
+            let broken = Broken {
+                origin,
+                field: error.field,
+                message: error.message,
+                selector: selector.and_then(|labels| serde_json::from_value(labels).ok()),
+            };
+            translator.set_broken(
+                &error.object.expect("every document here has a name"),
+                broken,
+            );
+        }
+    }
+}
+
+#[test]
+fn translating_changes_is_translating_the_whole() {
+    for seed in 1..=150_u64 {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let (mut translator, mut held) = (Translator::default(), Held::default());
+        let mut story = vec![format!("seed {seed}")];
+        for _ in 0..60 {
+            for _ in 0..1 + dice.below(3) {
+                change(&mut translator, &mut dice, &mut story);
+            }
+            held.take(translator.refresh());
+            held.check(&translator, &story);
+        }
+    }
+}
