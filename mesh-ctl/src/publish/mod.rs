@@ -31,7 +31,7 @@ use crate::monitor::Metrics;
 use store::Objects;
 
 /// After a publication the next one waits so long, and takes with it what came in the meantime.
-const DEBOUNCE: Duration = Duration::from_millis(10);
+const DEBOUNCE: Duration = Duration::from_millis(5);
 
 /// What all subscribers are brought to.
 #[derive(Clone, Debug)]
@@ -112,7 +112,9 @@ async fn forward(handle: Handle, mut staged: watch::Receiver<Published>) {
             handle.inner.metrics.published(kind, newest.view.len(kind));
         }
         handle.inner.metrics.set_ready(newest.whole);
+        let view = newest.view.clone();
         handle.inner.published.send_replace(newest);
+        handle.inner.refusals.settle(&view);
         sleep(DEBOUNCE).await;
     }
 }

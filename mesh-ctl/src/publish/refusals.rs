@@ -70,6 +70,20 @@ impl Refusals {
         self.count.send_modify(|n| *n += 1);
     }
 
+    /// Forgets what no longer holds of a newer state.
+    pub(super) fn settle(&self, view: &View) {
+        let mut all = locked(&self.all);
+        let before = all.len();
+        all.retain(|(kind, name, _), (version, _)| {
+            view.get(*kind, name).is_some_and(|r| r.version == *version)
+        });
+        let settled = all.len() != before;
+        drop(all);
+        if settled {
+            self.count.send_modify(|n| *n += 1);
+        }
+    }
+
     pub(super) fn current(&self, view: &View) -> Vec<Refusal> {
         let all = locked(&self.all);
         let still = all.iter().filter(|((kind, name, _), (version, _))| {

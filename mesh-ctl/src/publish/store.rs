@@ -1,4 +1,4 @@
-//! The objects as they were last published, so that only what changed is encoded again.
+//! What is published, so that only what changed is encoded, once for all subscribers.
 //!
 //! Invariant: the view has exactly the resources of the objects, with the scope that their workloads give them.
 
@@ -10,75 +10,47 @@ use std::{
 use mesh_api::{
     convert,
     delta::View,
-    resource::{Kind, Update},
+    resource::{Kind, Resource, Update},
 };
 use mesh_model::{
     mesh::{Change, MtlsMode, WorkloadExtra},
     name::{NodeName, WorkloadUid},
 };
 
-type Key = (Kind, Arc<str>);
+/// The companion that no object stands for.
+const ROOTS: &str = "roots";
 
-/// What is published, as objects and as resources.
+/// What is published, as resources, with what decides who gets them.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
-    objects: HashMap<Key, Change>,
     nodes: HashMap<WorkloadUid, NodeName>,
+    /// Workloads whose companions clients elsewhere need.
+    elsewhere: HashSet<WorkloadUid>,
     view: View,
 }
 
 impl Objects {
     /// Takes the whole state; the roots stay.
     pub fn replace(&mut self, changes: Vec<Change>) -> View {
-        let before = std::mem::take(&mut self.nodes);
-        self.nodes = changes.iter().filter_map(place).collect();
-        let mut seen = HashSet::with_capacity(changes.len());
-        let mut updates = Vec::new();
-        for change in changes {
-            if let Some(key) = key(&change) {
-                self.set(key.clone(), change, &before, &mut updates);
-                seen.insert(key);
+        (self.nodes, self.elsewhere) = (HashMap::new(), HashSet::new());
+        changes.iter().for_each(|change| drop(self.note(change)));
+        let roots = self.view.get(Kind::Companion, ROOTS);
+        let mut resources: Vec<Resource> = roots.map(|r| Resource::clone(r)).into_iter().collect();
+        for update in changes.iter().flat_map(|change| self.encode(change)) {
+            if let Update::Set(resource) = update {
+                resources.push(resource);
             }
         }
-        let gone: Vec<Key> = self
-            .objects
-            .keys()
-            .filter(|k| !seen.contains(*k))
-            .cloned()
-            .collect();
-        for key in gone {
-            self.objects.remove(&key);
-            updates.push(Update::Remove(key.0, key.1));
-        }
+        let updates = self.view.replaced_by(resources);
         self.publish(updates)
     }
 
     /// Takes changes and removals.
     pub fn apply(&mut self, changes: Vec<Change>) -> View {
-        let mut updates = Vec::new();
-        for change in changes {
-            let before = place(&change).and_then(|(uid, node)| {
-                let old = self.nodes.insert(uid.clone(), node);
-                Some((uid, old?))
-            });
-            let before: HashMap<_, _> = before.into_iter().collect();
-            match key(&change) {
-                Some(key) => {
-                    let companion = match &change {
-                        Change::Workload(w) => Some((Kind::Companion, convert_name(&w.uid))),
-                        _ => None,
-                    };
-                    self.set(key, change, &before, &mut updates);
-                    // A workload that moved takes its companion with it.
-                    if let Some(key) = companion
-                        && let Some(extra) = self.objects.get(&key).cloned()
-                    {
-                        self.set(key, extra, &before, &mut updates);
-                    }
-                }
-                None => self.remove(&change, &mut updates),
-            }
-        }
+        let moved: Vec<WorkloadUid> = changes.iter().filter_map(|c| self.note(c)).collect();
+        // A workload that moved takes its companion with it; one that changed itself comes after.
+        let mut updates: Vec<Update> = moved.iter().filter_map(|uid| self.rescoped(uid)).collect();
+        updates.extend(changes.iter().flat_map(|change| self.encode(change)));
         self.publish(updates)
     }
 
@@ -87,47 +59,66 @@ impl Objects {
         self.publish(vec![convert::encode_roots(roots)])
     }
 
-    fn set(
-        &mut self,
-        key: Key,
-        change: Change,
-        before: &HashMap<WorkloadUid, NodeName>,
-        updates: &mut Vec<Update>,
-    ) {
-        let scope = |nodes: &HashMap<WorkloadUid, NodeName>, change: &Change| match change {
-            Change::WorkloadExtra(uid, extra) if !needed_elsewhere(extra) => {
-                nodes.get(uid).cloned()
+    /// Remembers where a workload is and who needs its companion; says which one moved.
+    fn note(&mut self, change: &Change) -> Option<WorkloadUid> {
+        match change {
+            Change::Workload(w) => {
+                let before = self.nodes.get(&w.uid);
+                if before == Some(&w.node) {
+                    return None;
+                }
+                let moved = before.is_some();
+                self.nodes.insert(w.uid.clone(), w.node.clone());
+                return moved.then(|| w.uid.clone());
             }
-            _ => None,
-        };
-        let now = scope(&self.nodes, &change);
-        if let Some(old) = self.objects.get(&key)
-            && *old == change
-            && (scope(before, old) == now)
-        {
-            return;
-        }
-        let node: Option<Arc<str>> = now
-            .filter(|n| !n.as_str().is_empty())
-            .map(|n| n.as_str().into());
-        for mut update in convert::encode(&change) {
-            if let Update::Set(resource) = &mut update {
-                resource.node.clone_from(&node);
+            Change::WorkloadExtra(uid, extra) if needed_elsewhere(extra) => {
+                self.elsewhere.insert(uid.clone());
             }
-            updates.push(update);
+            Change::WorkloadExtra(uid, _) | Change::RemoveWorkloadExtra(uid) => {
+                self.elsewhere.remove(uid);
+            }
+            Change::RemoveWorkload(uid) => {
+                self.elsewhere.remove(uid);
+                self.nodes.remove(uid);
+            }
+            Change::Service(_)
+            | Change::ServiceExtra(..)
+            | Change::RemoveService(_)
+            | Change::RemoveServiceExtra(_)
+            | Change::Policy(_)
+            | Change::RemovePolicy(_)
+            | Change::Config(_)
+            | Change::Complete => {}
         }
-        self.objects.insert(key, change);
+        None
     }
 
-    fn remove(&mut self, change: &Change, updates: &mut Vec<Update>) {
-        if let Change::RemoveWorkload(uid) = change {
-            self.nodes.remove(uid);
+    fn encode(&self, change: &Change) -> Vec<Update> {
+        let mut updates = convert::encode(change);
+        if let Change::WorkloadExtra(uid, _) = change {
+            for update in &mut updates {
+                if let Update::Set(resource) = update {
+                    resource.node = self.scope(uid);
+                }
+            }
         }
-        for update in convert::encode(change) {
-            let (kind, name) = update.key();
-            self.objects.remove(&(kind, name.clone()));
-            updates.push(update);
-        }
+        updates
+    }
+
+    /// The companion of a workload, for the node that it is on now.
+    fn rescoped(&self, uid: &WorkloadUid) -> Option<Update> {
+        let companion = self.view.get(Kind::Companion, &format!("workload/{uid}"))?;
+        Some(Update::Set(Resource {
+            node: self.scope(uid),
+            ..Resource::clone(companion)
+        }))
+    }
+
+    /// The only node that gets a workload's companion; `None` when all do.
+    fn scope(&self, uid: &WorkloadUid) -> Option<Arc<str>> {
+        let node = self.nodes.get(uid).filter(|n| !n.as_str().is_empty());
+        node.filter(|_| !self.elsewhere.contains(uid))
+            .map(|n| n.as_str().into())
     }
 
     fn publish(&mut self, updates: Vec<Update>) -> View {
@@ -143,33 +134,4 @@ fn needed_elsewhere(extra: &WorkloadExtra) -> bool {
             .mtls_ports
             .iter()
             .any(|(_, m)| *m == MtlsMode::Disable)
-}
-
-fn place(change: &Change) -> Option<(WorkloadUid, NodeName)> {
-    match change {
-        Change::Workload(w) => Some((w.uid.clone(), w.node.clone())),
-        _ => None,
-    }
-}
-
-fn convert_name(uid: &WorkloadUid) -> Arc<str> {
-    format!("workload/{uid}").into()
-}
-
-/// The resource that a change sets; none for removals and markers.
-fn key(change: &Change) -> Option<Key> {
-    Some(match change {
-        Change::Workload(w) => (Kind::Address, w.uid.as_str().into()),
-        Change::WorkloadExtra(uid, _) => (Kind::Companion, convert_name(uid)),
-        Change::Service(s) => (Kind::Address, s.name.to_string().into()),
-        Change::ServiceExtra(name, _) => (Kind::Companion, format!("service/{name}").into()),
-        Change::Policy(p) => (Kind::Authorization, p.name.to_string().into()),
-        Change::Config(_) => (Kind::Companion, "mesh".into()),
-        Change::RemoveWorkload(_)
-        | Change::RemoveWorkloadExtra(_)
-        | Change::RemoveService(_)
-        | Change::RemoveServiceExtra(_)
-        | Change::RemovePolicy(_)
-        | Change::Complete => return None,
-    })
 }

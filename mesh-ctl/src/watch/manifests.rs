@@ -22,8 +22,8 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 
 use super::{Delta, Folder, Source, WatchError};
 
-/// How long changes are gathered before they are read.
-const DEBOUNCE: Duration = Duration::from_millis(20);
+/// How long a file that its writer is done with waits for others. While files are read, further ones gather anyway.
+const DEBOUNCE: Duration = Duration::from_millis(2);
 /// How long a file must be left alone when nobody said that its writer is done.
 const QUIET: Duration = Duration::from_millis(250);
 /// How often the whole folder is compared.
