@@ -24,7 +24,7 @@ const LARGEST: u64 = 1 << 30;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
     /// Every resource that was in use.
-    pub resources: Vec<Resource>,
+    pub resources: Vec<Arc<Resource>>,
 }
 
 /// Why the file is not used.
@@ -81,7 +81,8 @@ pub fn load(path: &Path) -> Result<Option<Saved>, DiskError> {
     }
     let mut resources = Vec::new();
     while !body.is_empty() {
-        resources.push(take_resource(&mut body).ok_or(DiskError::Content)?);
+        let resource = take_resource(&mut body).ok_or(DiskError::Content)?;
+        resources.push(Arc::new(resource));
     }
     Ok(Some(Saved { resources }))
 }

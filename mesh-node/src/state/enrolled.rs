@@ -9,10 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mesh_model::{
-    mesh::{Enrolment, Mesh},
-    name::Namespace,
-};
+use mesh_model::{mesh::Mesh, name::Namespace};
 
 /// The file and what it last held.
 #[derive(Debug)]
@@ -51,14 +48,10 @@ impl EnrolledNamespaces {
         if !mesh.is_complete() {
             return Ok(());
         }
-        let enrolled = |uid| {
-            mesh.extra(uid)
-                .is_some_and(|e| e.enrolment == Enrolment::Enrolled)
-        };
         let names: BTreeSet<String> = mesh
-            .workloads()
-            .filter(|w| enrolled(&w.uid))
-            .map(|w| w.namespace.to_string())
+            .enrolled_namespaces()
+            .into_iter()
+            .map(ToString::to_string)
             .collect();
         if names == self.names {
             return Ok(());

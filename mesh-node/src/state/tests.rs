@@ -9,9 +9,9 @@ use super::*;
 fn saved() -> Saved {
     Saved {
         resources: vec![
-            Resource::new(Kind::Companion, "mesh", vec![1, 2, 3]),
-            Resource::new(Kind::Authorization, "shop/deny", Vec::new()),
-            Resource::new(Kind::Address, "Kubernetes//Pod/shop/web-1", vec![0; 5000]),
+            Resource::new(Kind::Companion, "mesh", vec![1, 2, 3]).into(),
+            Resource::new(Kind::Authorization, "shop/deny", Vec::new()).into(),
+            Resource::new(Kind::Address, "Kubernetes//Pod/shop/web-1", vec![0; 5000]).into(),
         ],
     }
 }

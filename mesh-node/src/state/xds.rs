@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -25,6 +25,7 @@ use mesh_model::{mesh::Change, name::NodeName};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,8 +40,10 @@ use crate::{
 const MAX_MESSAGE: usize = 200 << 20;
 /// Requests that may wait to be sent.
 const REQUESTS: usize = 64;
-/// How long changes are gathered before they are written to disk.
+/// How long changes are gathered before they are written to disk, at least.
 const GATHER: Duration = Duration::from_millis(500);
+/// Writing takes at most one part in so many of the time, however large the mesh and however often it changes.
+const SHARE: u32 = 20;
 /// How often a quiet stream counts as confirming what is held.
 const CONFIRM: Duration = Duration::from_secs(5);
 /// The first pause after a failure.
@@ -87,10 +90,33 @@ pub struct XdsParts {
 pub struct XdsClient {
     parts: XdsParts,
     client: delta::Client,
-    held: HashMap<(Kind, Arc<str>), Resource>,
-    enrolled: EnrolledNamespaces,
+    held: HashMap<(Kind, Arc<str>), Arc<Resource>>,
     status: watch::Sender<XdsStatus>,
     save_at: Option<Instant>,
+    /// How long changes are gathered at present.
+    gather: Duration,
+    disk: Disk,
+}
+
+/// What writes to disk, beside the stream, which goes on meanwhile.
+#[derive(Debug)]
+struct Disk {
+    enrolled: Arc<Mutex<EnrolledNamespaces>>,
+    /// The writing that is under way, and how long it took in the end.
+    writing: Option<JoinHandle<Duration>>,
+}
+
+impl Disk {
+    /// Waits until nothing is being written; then sets how long changes are gathered before the next time.
+    async fn written(&mut self, gather: &mut Duration) {
+        let Some(task) = &mut self.writing else {
+            return;
+        };
+        if let Ok(took) = task.await {
+            *gather = GATHER.max(took * SHARE);
+        }
+        self.writing = None;
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -123,9 +149,13 @@ impl XdsClient {
             parts,
             client,
             held: HashMap::new(),
-            enrolled,
             status,
             save_at: None,
+            gather: GATHER,
+            disk: Disk {
+                enrolled: Arc::new(Mutex::new(enrolled)),
+                writing: None,
+            },
         };
         this.restore();
         (watching, this)
@@ -156,7 +186,7 @@ impl XdsClient {
             )
             .roots;
             self.publish(roots);
-            match self.client.seed(resource) {
+            match self.client.seed(Resource::clone(&resource)) {
                 Ok(more) => changes.extend(more),
                 Err(error) => tracing::warn!(%error, "a resource on disk is not used"),
             }
@@ -186,7 +216,7 @@ impl XdsClient {
                 Err(error) => error,
                 Ok(never) => match never {},
             };
-            self.save_if_due(true).await;
+            self.save_now().await;
             if matches!(error, StreamError::Renewed) {
                 // The controller ends a stream with the certificate it rests on; going first costs nothing.
                 tracing::info!(
@@ -231,13 +261,15 @@ impl XdsClient {
         let mut confirm = tokio::time::interval(CONFIRM);
         loop {
             let save_at = self.save_at.unwrap_or_else(|| Instant::now() + CONFIRM);
+            let writing = self.disk.writing.is_some();
             tokio::select! {
                 response = responses.message() => {
                     let response = response?.ok_or(StreamError::Closed)?;
                     let reply = self.take(response)?;
                     requests.send(reply).await.map_err(|_| StreamError::Closed)?;
                 }
-                () = sleep_until(save_at) => self.save_if_due(false).await,
+                () = sleep_until(save_at), if !writing => self.begin_saving(),
+                () = self.disk.written(&mut self.gather), if writing => {}
                 () = self.parts.certificates.renewed(&certificate) => return Err(StreamError::Renewed),
                 _ = confirm.tick() => if self.client.is_complete() {
                     self.parts.metrics.node().config_is_fresh();
@@ -300,7 +332,8 @@ impl XdsClient {
             for error in rejected.iter().filter(|_| kind == Kind::Authorization) {
                 if let Some(body) = bodies.get(&error.name) {
                     let resource = Resource::new(kind, error.name.as_str(), body.clone());
-                    self.held.insert((kind, resource.name.clone()), resource);
+                    self.held
+                        .insert((kind, resource.name.clone()), Arc::new(resource));
                 }
             }
         }
@@ -311,7 +344,7 @@ impl XdsClient {
             match update {
                 Update::Set(resource) => drop(
                     self.held
-                        .insert((resource.kind, resource.name.clone()), resource),
+                        .insert((resource.kind, resource.name.clone()), resource.into()),
                 ),
                 Update::Remove(kind, name) => drop(self.held.remove(&(kind, name))),
             }
@@ -319,7 +352,8 @@ impl XdsClient {
         self.publish(roots);
         if !changes.is_empty() {
             self.parts.state.apply(changes);
-            self.save_at.get_or_insert_with(|| Instant::now() + GATHER);
+            let at = Instant::now() + self.gather;
+            self.save_at.get_or_insert(at);
         }
         self.parts.metrics.node().config_is_fresh();
         let complete = self.parts.state.load().mesh.is_complete();
@@ -349,28 +383,37 @@ impl XdsClient {
         }
     }
 
-    async fn save_if_due(&mut self, now: bool) {
-        if !self.save_at.is_some_and(|at| now || at <= Instant::now()) {
+    /// Writes what is due, and waits for it.
+    async fn save_now(&mut self) {
+        self.disk.written(&mut self.gather).await;
+        if self.save_at.is_some() {
+            self.begin_saving();
+            self.disk.written(&mut self.gather).await;
+        }
+    }
+
+    /// Begins to write what changed, if something did; the stream does not wait for the disk.
+    fn begin_saving(&mut self) {
+        let mesh = self.parts.state.load().mesh.clone();
+        if self.save_at.take().is_none() || !mesh.is_complete() {
             return;
         }
-        self.save_at = None;
-        let snapshot = self.parts.state.load();
-        if !snapshot.mesh.is_complete() {
-            return;
-        }
-        if let Err(error) = self.enrolled.update(&snapshot.mesh) {
-            tracing::warn!(%error, "the list of enrolled namespaces could not be written");
-        }
-        let (path, saved) = (
-            self.path(),
-            Saved {
-                resources: self.held.values().cloned().collect(),
-            },
-        );
-        let written = tokio::task::spawn_blocking(move || disk::save(&path, &saved)).await;
-        if let Ok(Err(error)) = written {
-            tracing::warn!(path = %self.path().display(), %error, "the configuration could not be written; a restart without the controller would use an older one");
-        }
+        let enrolled = Arc::clone(&self.disk.enrolled);
+        let path = self.parts.state_dir.join("config.bin");
+        let saved = Saved {
+            resources: self.held.values().cloned().collect(),
+        };
+        self.disk.writing = Some(tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            let mut enrolled = enrolled.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = enrolled.update(&mesh) {
+                tracing::warn!(%error, "the list of enrolled namespaces could not be written");
+            }
+            if let Err(error) = disk::save(&path, &saved) {
+                tracing::warn!(path = %path.display(), %error, "the configuration could not be written; a restart without the controller would use an older one");
+            }
+            began.elapsed()
+        }));
     }
 
     fn count(&self, result: &'static str) {

@@ -3,20 +3,20 @@
 //! Invariants: a `Mesh` never changes; an address that several claim resolves to none of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, OnceLock},
 };
 
 use super::{
-    MeshConfig, Policy, Service, ServiceExtra, Workload, WorkloadExtra,
+    Enrolment, MeshConfig, Policy, Service, ServiceExtra, Workload, WorkloadExtra,
     apply::Builder,
     claims::Network,
     known::{Directory, Known, Shared},
     shard::Sharded,
 };
 use crate::authz::rules::Rules;
-use crate::name::{Hostname, NetworkId, NodeName, PolicyName, ServiceName, WorkloadUid};
+use crate::name::{Hostname, Namespace, NetworkId, NodeName, PolicyName, ServiceName, WorkloadUid};
 
 /// One change to the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,6 +245,18 @@ impl Mesh {
     /// pods of one node, `workloads_on` is the cheap way.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.inner.workloads.values().map(|k| k.workload())
+    }
+
+    /// The namespaces that have an enrolled workload. Leaves workloads in their compact form.
+    pub fn enrolled_namespaces(&self) -> BTreeSet<&Namespace> {
+        let enrolled = |uid: &WorkloadUid| {
+            let extra = self.inner.workloads.extra(uid);
+            extra.is_some_and(|e| e.enrolment == Enrolment::Enrolled)
+        };
+        let all = self.inner.workloads.values();
+        all.filter(|k| enrolled(k.uid()))
+            .map(|k| &k.shape().namespace)
+            .collect()
     }
 
     /// How many workloads are known.
