@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::ValueEnum;
 use mesh_k8s::ObjectRef;
 use mesh_translate::{Message, Origin, Severity, Status};
 use serde::Serialize;
 
+use super::Form;
 use crate::{status::line_of, view::View, watch::read_folder};
 
 /// What to analyze.
@@ -26,17 +26,6 @@ pub struct Args {
     /// Only this object, with all that is to be said of it: [KIND/][NAMESPACE/]NAME.
     #[arg(value_name = "OBJECT")]
     object: Option<String>,
-}
-
-/// A form of output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    /// Lines for people.
-    Table,
-    /// JSON for programs.
-    Json,
-    /// YAML.
-    Yaml,
 }
 
 /// A message with its exact place.

@@ -8,7 +8,7 @@ mod why;
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// The controller and command line of Warren, a service mesh without sidecars.
 #[derive(Parser)]
@@ -43,6 +43,17 @@ enum Command {
     Why(why::Args),
     /// Print the version.
     Version,
+}
+
+/// A form of output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// Lines for people.
+    Table,
+    /// JSON for programs.
+    Json,
+    /// YAML.
+    Yaml,
 }
 
 /// Runs the command of this process's arguments.

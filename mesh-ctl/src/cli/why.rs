@@ -1,23 +1,39 @@
 //! `mesh-ctl why`: what decides about a connection, asked of the functions that decide.
 
 use std::{
+    collections::BTreeMap,
+    fmt::Write,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
 };
 
 use anyhow::{Context, bail};
+use mesh_k8s::ObjectRef;
 use mesh_model::{
     explain::{self, Explanation},
     mesh::{Enrolment, Mesh, Service, Workload},
     name::NetworkId,
 };
+use mesh_translate::{Severity, Status};
+use serde::Serialize;
 
-use crate::{view::View, watch::read_folder};
+use super::Form;
+use crate::{
+    status::{line_of, object_of},
+    view::View,
+    watch::read_folder,
+};
+
+/// Nothing can be said about the connection: a name is not known, or the manifests cannot be read.
+const NO_ANSWER: u8 = 2;
 
 /// Which connection to explain.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Exit status: 0 when the connection passes, 1 when it is refused, 2 when the question has no answer."
+)]
 pub struct Args {
     /// Who dials: a pod as NAMESPACE/NAME, or its address.
     #[arg(value_name = "SOURCE")]
@@ -29,9 +45,23 @@ pub struct Args {
     /// The folder of manifests.
     #[arg(long, value_name = "DIR")]
     manifests: PathBuf,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    /// How to show the answer.
+    #[arg(short, long, value_name = "FORM", default_value = "table")]
+    output: Form,
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    /// Whether a connection gets through.
+    passes: bool,
+    /// What holds besides, one line each.
+    notes: Vec<String>,
+    /// One explanation for each address that was meant.
+    explanations: Vec<Explanation>,
+    /// Where the policies that have a say were read.
+    places: BTreeMap<String, String>,
 }
 
 /// Runs the command; it fails when no way leads to the destination.
@@ -40,46 +70,129 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         source,
         destination,
         manifests,
-        json,
+        output,
     } = args;
+    let answer = match ask(&manifests, &source, &destination) {
+        Ok(answer) => answer,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return Ok(ExitCode::from(NO_ANSWER));
+        }
+    };
+    print!("{}", answer.render(output)?);
+    Ok(ExitCode::from(answer.code()))
+}
+
+fn ask(manifests: &Path, source: &str, destination: &str) -> anyhow::Result<Answer> {
     let mut view = View::default();
-    view.apply(read_folder(&manifests)?);
-    let changes = view
-        .refresh()
-        .map(|refresh| refresh.changes)
-        .unwrap_or_default();
-    let (mesh, _) = Mesh::empty().apply(changes);
-    let source = workload(&mesh, &source)?;
-    let dialed = destinations(&mesh, &source, &destination)?;
-    let explained: Vec<Explanation> = dialed
+    view.apply(read_folder(manifests)?);
+    let refresh = view.refresh().unwrap_or_default();
+    let (mesh, _) = Mesh::empty().apply(refresh.changes);
+    let source = workload(&mesh, source)?;
+    let explanations: Vec<Explanation> = destinations(&mesh, &source, destination)?
         .into_iter()
         .map(|dialed| explain::connection(&mesh, &source, dialed))
         .collect();
+    let statuses: BTreeMap<ObjectRef, Status> = refresh
+        .statuses
+        .into_iter()
+        .filter_map(|(object, status)| Some((object, status?)))
+        .collect();
+    let mut notes = Vec::new();
     let enrolled = mesh
         .extra(&source.uid)
         .is_some_and(|extra| extra.enrolment == Enrolment::Enrolled);
     if !enrolled {
-        eprintln!(
-            "note: {} is not enrolled: it dials by itself, in plain text and without an identity; \
+        notes.push(format!(
+            "{} is not enrolled: it dials by itself, in plain text and without an identity; \
              what follows holds once it is enrolled",
             source.uid
-        );
+        ));
     }
-    if json {
-        println!("{}", serde_json::to_string_pretty(&explained)?);
-    } else {
-        explained
-            .iter()
-            .for_each(|explanation| print!("{explanation}"));
+    let mut places = BTreeMap::new();
+    for name in policies(&explanations) {
+        let status = statuses.get(&object_of(&format!("policy/{name}")));
+        if let Some(status) = status {
+            places.insert(name.to_owned(), status.origin.to_string());
+            notes.extend(concerns(status));
+        }
     }
-    let passes = explained
+    let passes = explanations
         .iter()
         .any(|explanation| explanation.ways.iter().any(passes));
-    Ok(if passes {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(Answer {
+        passes,
+        notes,
+        explanations,
+        places,
     })
+}
+
+/// The names of all policies that have a say, each once.
+fn policies(explanations: &[Explanation]) -> Vec<&str> {
+    let mut names: Vec<&str> = explanations
+        .iter()
+        .flat_map(|explanation| &explanation.ways)
+        .flat_map(|way| &way.policies)
+        .map(|policy| policy.name.as_str())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// What is wrong with an object that has a say.
+fn concerns(status: &Status) -> impl Iterator<Item = String> {
+    let grave = status
+        .messages
+        .iter()
+        .filter(|message| message.severity > Severity::Info);
+    grave.map(|message| {
+        format!(
+            "{}: {}: {}: {}",
+            line_of(status, message),
+            status.object,
+            message.field,
+            message.text
+        )
+    })
+}
+
+impl Answer {
+    fn code(&self) -> u8 {
+        u8::from(!self.passes)
+    }
+
+    fn render(&self, form: Form) -> anyhow::Result<String> {
+        Ok(match form {
+            Form::Json => serde_json::to_string_pretty(self)? + "\n",
+            Form::Yaml => serde_saphyr::to_string(self)?,
+            Form::Table => self.table(),
+        })
+    }
+
+    /// The verdict first, then how it came about.
+    fn table(&self) -> String {
+        let ways = self.explanations.iter().flat_map(|e| &e.ways);
+        let (all, open) = ways.fold((0, 0), |(all, open), way| {
+            (all + 1, open + usize::from(passes(way)))
+        });
+        let mut text = match (self.passes, all == open) {
+            (true, true) => "PASSES\n".to_owned(),
+            (true, false) => format!("PASSES on {open} of {all} ways\n"),
+            (false, _) => "REFUSED\n".to_owned(),
+        };
+        for explanation in &self.explanations {
+            text.push_str(&explanation.to_string());
+        }
+        for (policy, place) in &self.places {
+            let _ = writeln!(text, "where: {policy} is at {place}");
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        text
+    }
 }
 
 fn passes(way: &explain::Way) -> bool {
@@ -99,7 +212,14 @@ fn workload(mesh: &Mesh, name: &str) -> anyhow::Result<Arc<Workload>> {
     let mut found: Vec<_> = mesh.workloads().filter(is_meant).collect();
     found.sort_by(|a, b| a.uid.cmp(&b.uid));
     let first = found.first().with_context(|| {
-        format!("no workload {name} is known; name it as NAMESPACE/NAME or by address")
+        let alike = mesh
+            .workloads()
+            .filter(|workload| *workload.name == *short)
+            .map(|workload| format!("{}/{}", workload.namespace, workload.name));
+        format!(
+            "no workload {name} is known; name it as NAMESPACE/NAME or by address{}",
+            did_you_mean(alike.collect())
+        )
     })?;
     Ok(Arc::clone(first))
 }
@@ -197,5 +317,28 @@ fn service(mesh: &Mesh, source: &Workload, name: &str) -> anyhow::Result<Arc<Ser
         .filter_map(|service| Some((rank(service)?, service)));
     let best = found.min_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.name.cmp(&y.name)));
     best.map(|(_, service)| Arc::clone(service))
-        .with_context(|| format!("no service {name} is known; pods are named pod/NAMESPACE/NAME"))
+        .with_context(|| {
+            let wanted = name.rsplit('/').next().unwrap_or(name);
+            let wanted = wanted.split('.').next().unwrap_or(wanted);
+            let alike = mesh
+                .services()
+                .filter(|service| *service.short == *wanted)
+                .map(|service| format!("{}/{}", service.name.namespace, service.short));
+            format!(
+                "no service {name} is known; pods are named pod/NAMESPACE/NAME{}",
+                did_you_mean(alike.collect())
+            )
+        })
 }
+
+fn did_you_mean(mut alike: Vec<String>) -> String {
+    alike.sort_unstable();
+    alike.dedup();
+    match alike.as_slice() {
+        [] => String::new(),
+        alike => format!("; did you mean {}?", alike.join(" or ")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

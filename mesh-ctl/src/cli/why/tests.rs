@@ -1,0 +1,244 @@
+//! What an operator is told, word for word where the words matter.
+
+use super::*;
+
+const CLUSTER: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {warren.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {app: client}}
+spec: {nodeName: n1, serviceAccountName: client, containers: [{name: c}]}
+status: {phase: Running, podIPs: [{ip: 10.0.1.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec: {nodeName: n2, serviceAccountName: web, containers: [{name: c}]}
+status: {phase: Running, podIPs: [{ip: 10.0.2.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stranger, namespace: outside}
+spec: {nodeName: n2, containers: [{name: c}]}
+status: {phase: Running, podIPs: [{ip: 10.0.2.9}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}, {name: admin, port: 81}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: empty, namespace: shop}
+spec: {clusterIP: 10.96.0.2, selector: {app: nobody}, ports: [{port: 80}]}
+"#;
+
+const DENY: &str = r#"
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-client, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  action: DENY
+  rules: [{from: [{source: {serviceAccounts: [client]}}]}]
+"#;
+
+const LAYER7: &str = r#"
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-get, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  rules:
+  - to:
+    - operation:
+        methods: [GET]
+"#;
+
+const STRICT: &str = r#"
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+"#;
+
+struct Manifests(tempfile::TempDir);
+
+impl Manifests {
+    fn new(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("cluster.yaml"), CLUSTER).expect("written");
+        for (i, text) in more.iter().enumerate() {
+            std::fs::write(
+                folder.path().join(format!("more-{i}.yaml")),
+                text.trim_start(),
+            )
+            .expect("written");
+        }
+        Self(folder)
+    }
+
+    fn ask(&self, source: &str, destination: &str) -> Result<Answer, String> {
+        ask(self.0.path(), source, destination).map_err(|e| format!("{e:#}"))
+    }
+
+    /// The table, with the folder's name left out.
+    fn table(&self, source: &str, destination: &str) -> String {
+        let answer = self.ask(source, destination).expect("an answer");
+        answer
+            .table()
+            .replace(&format!("{}/", self.0.path().display()), "")
+    }
+}
+
+#[test]
+fn what_passes_is_said_with_its_way() {
+    let text = Manifests::new(&[]).table("shop/client", "shop/web:80");
+    assert_eq!(
+        text,
+        "PASSES\n\
+         Kubernetes//Pod/shop/client (spiffe://cluster.local/ns/shop/sa/client)\n\
+         dials 10.96.0.1:80: service shop/web.shop.svc.cluster.local port 80\n\
+         1. hbone to 10.0.2.1:15008 for 10.0.2.1:8080, workload Kubernetes//Pod/shop/web-1 on node n2\n   \
+         accepts: PERMISSIVE\n   => allowed\n"
+    );
+    let answer = Manifests::new(&[])
+        .ask("shop/client", "web.shop:80")
+        .expect("an answer");
+    assert_eq!(answer.code(), 0);
+}
+
+#[test]
+fn a_denial_names_the_policy_and_where_it_stands() {
+    let manifests = Manifests::new(&[DENY]);
+    let text = manifests.table("10.0.1.1", "web.shop.svc.cluster.local:80");
+    assert!(text.starts_with("REFUSED\n"), "{text}");
+    for part in [
+        "policy shop/no-client (selector, DENY)",
+        "=> refused by shop/no-client: ",
+        "(policy_denied)",
+        "where: shop/no-client is at more-0.yaml:1",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
+    assert_eq!(
+        manifests
+            .ask("shop/client", "shop/web:80")
+            .expect("an answer")
+            .code(),
+        1
+    );
+    // The same policy does not concern the other port's service account.
+    assert!(
+        manifests
+            .table("outside/stranger", "pod/shop/web-1:8080")
+            .starts_with("PASSES\n")
+    );
+}
+
+#[test]
+fn a_policy_beyond_layer_4_is_explained() {
+    let text = Manifests::new(&[LAYER7]).table("shop/client", "shop/web:80");
+    assert!(text.starts_with("REFUSED\n"), "{text}");
+    assert!(
+        text.contains("note: more-0.yaml:9: AuthorizationPolicy shop/only-get: spec.rules[0].to[0].operation.methods: is only known at layer 7"),
+        "{text}"
+    );
+}
+
+#[test]
+fn strict_and_outsiders_are_explained() {
+    let text = Manifests::new(&[STRICT]).table("outside/stranger", "10.0.2.1:8080");
+    for part in [
+        "accepts: STRICT",
+        "note: Kubernetes//Pod/outside/stranger is not enrolled",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn what_leads_nowhere_says_so() {
+    let manifests = Manifests::new(&[]);
+    let text = manifests.table("shop/client", "shop/empty");
+    assert!(
+        text.starts_with("REFUSED\n") && text.contains("(no_healthy_upstream)")
+            || text.contains("(no_endpoints)"),
+        "{text}"
+    );
+    let text = manifests.table("shop/client", "192.0.2.1:443");
+    assert!(
+        text.starts_with("PASSES\n") && text.contains("outside the mesh"),
+        "{text}"
+    );
+}
+
+#[test]
+fn unknown_names_are_answered_with_a_hint() {
+    let manifests = Manifests::new(&[]);
+    let check = |source: &str, destination: &str, expect: &str| {
+        let error = manifests.ask(source, destination).expect_err("no answer");
+        assert_eq!(error, expect);
+    };
+    check(
+        "shop/clint",
+        "shop/web:80",
+        "no workload shop/clint is known; name it as NAMESPACE/NAME or by address",
+    );
+    check(
+        "client",
+        "shop/web:80",
+        "no workload client is known; name it as NAMESPACE/NAME or by address; did you mean shop/client?",
+    );
+    check(
+        "shop/client",
+        "bank/web:80",
+        "no service bank/web is known; pods are named pod/NAMESPACE/NAME; did you mean shop/web?",
+    );
+    check(
+        "shop/client",
+        "shop/web",
+        "shop/web.shop.svc.cluster.local has ports [80, 81]: add one, as in shop/web:80",
+    );
+    check(
+        "shop/client",
+        "shop/web:http",
+        "\"http\" is not a port: invalid digit found in string",
+    );
+    check(
+        "shop/client",
+        "10.96.0.1",
+        "10.96.0.1 needs a port: write 10.96.0.1:80",
+    );
+    check(
+        "shop/client",
+        "pod/shop/web-1",
+        "a pod needs a port: write pod/shop/web-1:80",
+    );
+    assert!(ask(Path::new("/nowhere"), "a", "b").is_err());
+}
+
+#[test]
+fn programs_read_the_same() {
+    let manifests = Manifests::new(&[DENY]);
+    let answer = manifests
+        .ask("shop/client", "shop/web:80")
+        .expect("an answer");
+    let json: serde_json::Value =
+        serde_json::from_str(&answer.render(Form::Json).expect("JSON")).expect("JSON");
+    assert_eq!(json["passes"], false);
+    let way = &json["explanations"][0]["ways"][0];
+    assert_eq!(way["decision"]["policy"], "shop/no-client");
+    assert_eq!(way["expects"][0], "spiffe://cluster.local/ns/shop/sa/web");
+    assert!(
+        json["places"]["shop/no-client"]
+            .as_str()
+            .is_some_and(|place| place.ends_with("more-0.yaml:1"))
+    );
+    let yaml: serde_json::Value =
+        serde_saphyr::from_str(&answer.render(Form::Yaml).expect("YAML")).expect("YAML");
+    assert_eq!(yaml, json);
+}
