@@ -7,8 +7,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    io::Read,
-    os::unix::fs::MetadataExt,
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -340,7 +340,10 @@ impl State {
 
 /// Reads a file whole, with the stamp it had before. `None` when it is not there.
 fn read_file(path: &Path) -> Result<Option<(Stamp, String)>, String> {
-    let mut file = match fs::File::open(path) {
+    // A pipe with nobody at its other end must not be waited for.
+    let mut open = fs::OpenOptions::new();
+    let open = open.read(true).custom_flags(libc::O_NONBLOCK);
+    let mut file = match open.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("cannot be opened: {error}")),
@@ -383,7 +386,11 @@ fn list(folder: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) -> bool {
             Ok(_) if is_manifest(&path) => {
                 found.insert(path);
             }
-            _ => {}
+            // Links that lead in a circle, folders that may not be entered: reading it says what is wrong.
+            Err(error) if is_manifest(&path) && error.kind() != io::ErrorKind::NotFound => {
+                found.insert(path);
+            }
+            Ok(_) | Err(_) => {}
         }
     }
     complete

@@ -107,9 +107,9 @@ fn a_file_is_not_read_while_it_is_written() {
     touch(written, "a.yaml", 200);
     assert_eq!(due(300), "at 450");
     touch(closed, "a.yaml", 310);
-    assert_eq!(due(320), "at 330");
-    assert_eq!(due(330), "a.yaml");
-    assert_eq!(due(330), "nothing");
+    assert_eq!(due(311), "at 312");
+    assert_eq!(due(312), "a.yaml");
+    assert_eq!(due(312), "nothing");
     // Left open and quiet: read at last.
     touch(written, "a.yaml", 1000);
     touch(
@@ -163,4 +163,73 @@ fn a_folder_that_is_not_there_is_an_error() {
             .starts_with("cannot watch manifests in /nonexistent/manifests: "),
         "{error}"
     );
+}
+
+/// What a folder says of itself when it is read once: objects by name, and what is bad with the reason.
+fn read_once(folder: &Path) -> (Vec<String>, Vec<String>) {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for delta in read_folder(folder).expect("is a folder") {
+        match delta {
+            Delta::Applied { object, .. } => good.push(object.metadata().name.clone()),
+            Delta::Removed(object) => panic!("{object} was never there"),
+            Delta::Bad(object, broken) => bad.push(format!("{object}: {}", broken.message)),
+        }
+    }
+    (good, bad)
+}
+
+#[test]
+fn odd_things_in_the_folder_stop_nobody() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("good.yaml"), pod("good")).expect("written");
+    fs::create_dir(at("folder.yaml")).expect("created");
+    nix::unistd::mkfifo(&at("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+    std::os::unix::fs::symlink(at("nowhere"), at("dangling.yaml")).expect("linked");
+    std::os::unix::fs::symlink(at("circle.yaml"), at("circle.yaml")).expect("linked");
+    std::os::unix::fs::symlink(at("good.yaml"), at("link.yaml")).expect("linked");
+    let huge = fs::File::create(at("huge.yaml")).expect("created");
+    huge.set_len(LARGEST + 1).expect("made longer");
+    fs::write(at("binary.yaml"), b"kind: \xff\xfe").expect("written");
+    fs::write(at("empty.yaml"), "").expect("written");
+    fs::write(
+        at("nul.yaml"),
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: \"a\\0b\"}\n",
+    )
+    .expect("written");
+    let (good, bad) = read_once(folder.path());
+    assert_eq!(good, ["good"]);
+    for (file, why) in [
+        ("circle.yaml", "cannot be opened"),
+        ("huge.yaml", "bytes long"),
+        ("binary.yaml", "is not UTF-8 text"),
+        ("link.yaml", "is already given at"),
+        ("nul.yaml", "is not a name"),
+    ] {
+        let named = |line: &&String| line.contains(why);
+        assert!(
+            bad.iter().any(|line| named(&line)),
+            "{file} ({why}) is not named: {bad:#?}"
+        );
+    }
+    assert_eq!(bad.len(), 5, "{bad:#?}");
+}
+
+#[tokio::test]
+async fn a_mount_is_replaced_as_a_whole() {
+    // As kubelet does it: files are links through `..data`, which is swapped.
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    for (version, name) in [("..1", "one"), ("..2", "two")] {
+        fs::create_dir(at(version)).expect("created");
+        fs::write(at(version).join("pod.yaml"), pod(name)).expect("written");
+    }
+    std::os::unix::fs::symlink("..1", at("..data")).expect("linked");
+    std::os::unix::fs::symlink("..data/pod.yaml", at("pod.yaml")).expect("linked");
+    let mut source = Manifests::new(folder.path()).expect("watched");
+    assert_eq!(next(&mut source).await, ["+one"]);
+    std::os::unix::fs::symlink("..2", at("..data_tmp")).expect("linked");
+    fs::rename(at("..data_tmp"), at("..data")).expect("renamed");
+    fs::remove_dir_all(at("..1")).expect("removed");
+    expect(&mut source, &["+two", "-one"]).await;
 }
