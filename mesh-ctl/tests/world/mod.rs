@@ -2,6 +2,9 @@
 //!
 //! Invariant: nothing here knows more than a node does; keys and certificates are got over the wire.
 
+// Each test and measurement uses its part of this.
+#![allow(dead_code)]
+
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use mesh_api::{
