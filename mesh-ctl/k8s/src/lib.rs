@@ -19,4 +19,4 @@ pub mod warren;
 
 pub use meta::{LabelSelector, ObjectMeta};
 pub use object::{Kind, Object, ObjectRef, Other};
-pub use read::{Parsed, ReadError, read, reference};
+pub use read::{Parsed, ReadError, is_name, read, reference};

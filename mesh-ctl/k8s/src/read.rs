@@ -211,7 +211,7 @@ fn bad_name(name: &str) -> String {
 }
 
 /// Whether a text is a DNS-1123 subdomain, as names of objects must be.
-pub(crate) fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label

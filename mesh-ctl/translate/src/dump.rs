@@ -134,6 +134,7 @@ fn service(service: &Service) -> Value {
         "preference": balancing.preference.iter().map(word).collect::<Vec<_>>(),
         "mode": if balancing.mode == Default::default() { String::new() } else { word(&balancing.mode) },
         "allowUnhealthy": balancing.allow_unhealthy,
+        "visibility": if service.visibility == Default::default() { String::new() } else { word(&service.visibility) },
     }));
     with("service", &service.name, fields)
 }
@@ -143,6 +144,7 @@ fn service_extra(extra: &ServiceExtra) -> Map<String, Value> {
         "affinity": extra.affinity.map(|time| format!("{}s", time.as_secs())),
         "headless": extra.headless,
         "externalName": extra.external_name.as_deref(),
+        "visibleTo": texts(&extra.visible_to),
         "features": texts(&extra.features),
     }))
 }

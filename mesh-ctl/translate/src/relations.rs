@@ -20,7 +20,7 @@ use mesh_model::name::NetworkId;
 
 use crate::{
     core::{draft::parse_ip, endpoints, pod},
-    istio::{authorization, service_entry, workload_entry},
+    istio::{authorization, automatic, entry_endpoints, service_entry, workload_entry},
     settings::{Settings, age},
     view::{ClusterView, Entry, Key},
 };
@@ -327,10 +327,19 @@ impl Notes<'_> {
             &meta.namespace,
             &meta.name,
         ));
+        self.ask(Subject::Namespace(&meta.namespace));
         for host in &spec.hosts {
             let host = service_entry::normal(host);
             self.tell(Subject::Host(&meta.namespace, &host), whole(entry));
             self.ask_deeply(Subject::Host(&meta.namespace, &host));
+            if service_entry::wants_automatic(&entry.object, &host) {
+                // Which of these it takes depends on who else has them, and decides who else gets them.
+                let (v4, v6) = automatic::candidates(&meta.namespace, &host);
+                for ip in v4.into_iter().chain([v6]) {
+                    self.tell(Subject::Virtual(ip), whole(entry));
+                    self.ask_deeply(Subject::Virtual(ip));
+                }
+            }
         }
         let network = self.settings.network.clone();
         for ip in spec
@@ -340,12 +349,12 @@ impl Notes<'_> {
         {
             self.tell(Subject::Virtual(ip), whole(entry));
             self.ask(Subject::Virtual(ip));
-            self.ask(Subject::Owner(network.as_str(), ip));
+            self.ask_deeply(Subject::Owner(network.as_str(), ip));
         }
         for endpoint in &spec.endpoints {
             if let Some(ip) = parse_ip(&endpoint.address) {
                 self.endpoint(
-                    &service_entry::network(self.settings, endpoint),
+                    &entry_endpoints::network(self.settings, endpoint),
                     ip,
                     whole(entry),
                 );

@@ -17,7 +17,7 @@ use crate::{
     },
     istio::{
         authorization::{self, Governing, Selects},
-        peer_authentication, service_entry, workload_entry,
+        entry_endpoints, peer_authentication, service_entry, workload_entry,
     },
     labels::LabelIndex,
     settings::Settings,
@@ -115,7 +115,7 @@ pub(crate) fn owned(view: &ClusterView) -> (Vec<(ObjectRef, Change)>, Vec<Status
         &mut services,
         &mut reports,
     );
-    service_entry::join(
+    entry_endpoints::join(
         &entries,
         &settings,
         &services,
@@ -245,7 +245,7 @@ fn output(
         extra,
         object,
         ..
-    } in services
+    } in services.into_iter().filter(|draft| !draft.hidden)
     {
         let name = service.name.clone();
         changes.push((object.clone(), Change::Service(service)));

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_k8s::ObjectRef;
 use mesh_model::mesh::Change;
-use mesh_translate::{Broken, Origin, Refreshed, Status, Translator, dump, translate};
+use mesh_translate::{Broken, Origin, Refreshed, Status, Translator, translate};
 use serde_json::{Value, json};
 
 /// A generator of numbers that every run repeats.
@@ -191,7 +191,7 @@ impl Dice {
 /// What a subscriber to the refreshes holds.
 #[derive(Default)]
 struct Held {
-    resources: BTreeMap<String, Value>,
+    resources: BTreeMap<String, Change>,
     statuses: BTreeMap<ObjectRef, Status>,
     hosted: BTreeMap<String, Vec<String>>,
 }
@@ -237,7 +237,7 @@ impl Held {
                     self.resources.remove(&format!("{key} extra"));
                 }
                 _ => {
-                    let new = dump::change(change);
+                    let new = change.clone();
                     let old = self.resources.insert(key.clone(), new.clone());
                     assert_ne!(old, Some(new), "{key} is said again and has not changed");
                 }
@@ -260,11 +260,8 @@ impl Held {
 
     fn check(&self, translator: &Translator, story: &[String]) {
         let whole = translate(translator.view());
-        let resources: BTreeMap<String, Value> = whole
-            .changes
-            .iter()
-            .map(|c| (key(c), dump::change(c)))
-            .collect();
+        let resources: BTreeMap<String, Change> =
+            whole.changes.iter().map(|c| (key(c), c.clone())).collect();
         let told = || {
             story
                 .iter()

@@ -16,7 +16,7 @@ use mesh_model::{
         MtlsMode, Policy, PolicyScope, SameNode, Service, ServiceExtra, ServicePort, Validity,
         Workload, WorkloadExtra,
         policy::{Clause, Match, Rule, ServiceAccountMatch, StringMatch},
-        service::{Balancing, Mode, Scope},
+        service::{Balancing, Mode, Scope, Visibility},
         workload::{Canonical, Locality, Membership, TunnelProtocol},
     },
     name::{Hostname, Identity, Namespace, NetworkAddress, PolicyName, ServiceName, WorkloadUid},
@@ -202,6 +202,7 @@ pub(crate) fn service(r: &mut Rng) -> Service {
             ),
             allow_unhealthy: r.bool(),
         },
+        visibility: pick(r, &[Visibility::Public, Visibility::Namespace]),
     }
 }
 
@@ -213,6 +214,7 @@ pub(crate) fn service_extra(r: &mut Rng) -> ServiceExtra {
         headless: r.bool(),
         external_name: opt(r, |r| word(r).into()),
         features: list(r, 2, |r| word(r).into()),
+        visible_to: list(r, 2, |r| pick(r, &["shop", "bank"]).into()),
     }
 }
 

@@ -89,9 +89,14 @@ pub fn answer(mesh: &Mesh, asker: Asker<'_>, name: &str, asked: Asked) -> Answer
 
 fn find<'a>(mesh: &'a Mesh, asker: Asker<'_>, name: &str) -> Option<&'a Service> {
     let all = mesh.services_named(name);
-    let own = all.iter().find(|s| s.namespace == *asker.namespace);
-    let chosen = own.or_else(|| all.iter().min_by(|a, b| a.namespace.cmp(&b.namespace)))?;
-    mesh.service(chosen).map(|s| &**s)
+    let seen = || {
+        all.iter()
+            .filter_map(|name| mesh.service(name))
+            .filter(|s| mesh.sees(asker.namespace, s))
+    };
+    let own = seen().find(|s| s.name.namespace == *asker.namespace);
+    own.or_else(|| seen().min_by(|a, b| a.name.namespace.cmp(&b.name.namespace)))
+        .map(|s| &**s)
 }
 
 fn is_headless(mesh: &Mesh, name: &ServiceName) -> bool {

@@ -30,6 +30,7 @@ fn service(namespace: &str, host: &str, vips: &[&str]) -> Change {
         subject_alt_names: [].into(),
         waypoint: None,
         balancing: Balancing::default(),
+        visibility: Default::default(),
     })
 }
 
@@ -112,8 +113,29 @@ pub(in crate::dns) fn mesh() -> Mesh {
             service("shop", "shared.example.org", &["240.0.0.2"]),
             service("a", "*.wild.example.org", &["240.0.0.3"]),
             service("a", "resolved.example.org", &[]),
+            limited(service("a", "hidden.example.org", &["240.0.0.4"])),
+            limited(service("a", "lent.example.org", &["240.0.0.5"])),
+            extra(
+                "a",
+                "lent.example.org",
+                ServiceExtra {
+                    visible_to: ["shop".into()].into(),
+                    ..ServiceExtra::default()
+                },
+            ),
         ])
         .0
+}
+
+/// The same service, for its own namespace only.
+fn limited(change: Change) -> Change {
+    match change {
+        Change::Service(mut service) => {
+            service.visibility = mesh_model::mesh::service::Visibility::Namespace;
+            Change::Service(service)
+        }
+        other => other,
+    }
 }
 
 fn check(name: &str, asked: Asked, expect: Answer) {
@@ -173,6 +195,8 @@ fn names_are_answered_as_the_mesh_serves_them() {
     check("shared.example.org", Asked::A, ips(&["240.0.0.2"]));
     check("deep.er.wild.example.org", Asked::A, ips(&["240.0.0.3"]));
     check("wild.example.org", Asked::A, Answer::Foreign);
+    check("hidden.example.org", Asked::A, Answer::Foreign);
+    check("lent.example.org", Asked::A, ips(&["240.0.0.5"]));
     check("resolved.example.org", Asked::A, Answer::Foreign);
     // Search lists are the resolver library's business.
     for name in ["cart", "cart.shop", "cart.shop.svc", "", "www.example.com"] {

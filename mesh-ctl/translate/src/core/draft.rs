@@ -14,8 +14,8 @@ use mesh_model::{
         workload::{Canonical, Locality, Membership, TunnelProtocol},
     },
     name::{
-        Identity, Namespace, NetworkAddress, NetworkId, NodeName, PolicyName, ServiceAccount,
-        ServiceName, WorkloadUid,
+        Hostname, Identity, Namespace, NetworkAddress, NetworkId, NodeName, PolicyName,
+        ServiceAccount, ServiceName, WorkloadUid,
     },
 };
 
@@ -106,16 +106,45 @@ impl<'a> Drafts<'a> {
         if let Some(index) = self.by_address.get(&address) {
             return *index;
         }
+        let ip = bare.ip;
+        let index = self.bare(settings, origin, bare, &ip.to_string());
+        self.all[index].workload.addresses = [ip].into();
+        self.by_address.insert(address, index);
+        index
+    }
+
+    /// A workload that is known by its host name only; nodes ask for its addresses.
+    pub(crate) fn named(
+        &mut self,
+        settings: &Settings,
+        origin: &'a Origin,
+        host: &Hostname,
+        bare: Bare<'_>,
+    ) -> usize {
+        let index = self.bare(settings, origin, bare, host.as_str());
+        self.all[index].workload.hostname = Some(host.clone());
+        index
+    }
+
+    fn bare(
+        &mut self,
+        settings: &Settings,
+        origin: &'a Origin,
+        bare: Bare<'_>,
+        place: &str,
+    ) -> usize {
         let ObjectRef {
             namespace, name, ..
         } = &bare.object;
         let uid = WorkloadUid::new(format!(
-            "{}/{}/{namespace}/{name}/{}",
-            settings.cluster, bare.source, bare.ip
+            "{}/{}/{namespace}/{name}/{}{place}",
+            settings.cluster,
+            bare.source,
+            elsewhere(settings, &bare.network)
         ));
         let workload = Workload {
             uid,
-            name: format!("{name}-{}", bare.ip).into(),
+            name: format!("{name}-{place}").into(),
             namespace: Namespace::from(&**namespace),
             identity: Identity {
                 trust_domain: settings.mesh.trust_domain.clone(),
@@ -123,7 +152,7 @@ impl<'a> Drafts<'a> {
                 service_account: ServiceAccount::from(bare.service_account),
             },
             network: bare.network,
-            addresses: [bare.ip].into(),
+            addresses: [].into(),
             hostname: None,
             node: NodeName::from(""),
             cluster: settings.cluster.clone(),
@@ -143,7 +172,6 @@ impl<'a> Drafts<'a> {
             capacity: bare.weight,
         };
         let index = self.all.len();
-        self.by_address.insert(address, index);
         self.all.push(Draft {
             workload,
             extra: outside(),
@@ -157,6 +185,15 @@ impl<'a> Drafts<'a> {
             policies: Vec::new(),
         });
         index
+    }
+}
+
+/// Tells the same address in two networks apart.
+fn elsewhere(settings: &Settings, network: &NetworkId) -> String {
+    if *network == settings.network {
+        String::new()
+    } else {
+        format!("{network}/")
     }
 }
 

@@ -7,3 +7,4 @@ pub(crate) mod pod;
 pub(crate) mod probes;
 pub(crate) mod protocol;
 pub(crate) mod service;
+pub(crate) mod visibility;

@@ -15,7 +15,7 @@ use mesh_model::{
     name::{NetworkAddress, ServiceName},
 };
 
-use super::{draft::parse_ip, probes::is_tcp, protocol};
+use super::{draft::parse_ip, probes::is_tcp, protocol, visibility};
 use crate::{
     settings::Settings,
     status::{InForce, Reports, Severity},
@@ -49,6 +49,8 @@ pub(crate) struct ServiceDraft<'a> {
     pub(crate) ports: Vec<PortPlan>,
     /// Labels of its pods.
     pub(crate) selector: &'a BTreeMap<String, String>,
+    /// Whether nobody is to see it: then nobody is told of it.
+    pub(crate) hidden: bool,
 }
 
 /// Who owns which virtual address. The first to claim it keeps it.
@@ -125,6 +127,12 @@ fn draft<'a>(
             );
         }
     }
+    let list = meta
+        .annotation(visibility::ANNOTATION)
+        .filter(|list| !list.trim().is_empty());
+    let field = format!("metadata.annotations[{}]", visibility::ANNOTATION);
+    let list = list.into_iter().flat_map(|list| list.split(','));
+    let seen = visibility::read(&meta.namespace, list, &field, &mut say);
     let service = Service {
         name,
         short: meta.name.as_str().into(),
@@ -134,13 +142,15 @@ fn draft<'a>(
         subject_alt_names: [].into(),
         waypoint: None,
         balancing: balancing(view, wire, &mut say),
+        visibility: seen.visibility,
     };
     let affinity = affinity(wire, &mut say);
     let extra = ServiceExtra {
         affinity,
         headless,
         external_name,
-        features: [].into(),
+        features: seen.features(),
+        visible_to: seen.to,
     };
     ServiceDraft {
         service,
@@ -148,6 +158,7 @@ fn draft<'a>(
         object,
         ports: plans,
         selector: &spec.selector,
+        hidden: seen.nobody,
     }
 }
 
@@ -250,7 +261,16 @@ fn balancing(view: &ClusterView, wire: &Wire, say: &mut Say<'_>) -> Balancing {
             );
         }
     }
-    let (field, value) = distribution(view, meta, &spec.traffic_distribution);
+    prefer(
+        &mut balancing,
+        distribution(view, meta, &spec.traffic_distribution),
+        say,
+    );
+    balancing
+}
+
+/// Sets the preference that a distribution asks for.
+pub(crate) fn prefer(balancing: &mut Balancing, (field, value): (&str, &str), say: &mut Say<'_>) {
     if let Some(preference) = scopes(value) {
         balancing.mode = if preference.is_empty() {
             Mode::Unspecified
@@ -266,11 +286,10 @@ fn balancing(view: &ClusterView, wire: &Wire, say: &mut Say<'_>) -> Balancing {
             format!("{value:?} is not known; known are {known}"),
         );
     }
-    balancing
 }
 
 /// The wanted distribution and the field that says so: the spec's, else the service's annotation, else the namespace's.
-fn distribution<'a>(
+pub(crate) fn distribution<'a>(
     view: &'a ClusterView,
     meta: &'a ObjectMeta,
     spec: &'a str,

@@ -2,12 +2,9 @@
 //!
 //! Invariant: an entry never takes an address or a cluster name that belongs to somebody else.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use mesh_k8s::{
-    ObjectRef,
-    networking::{ServiceEntry, WorkloadEntrySpec},
-};
+use mesh_k8s::{ObjectRef, networking::ServiceEntry};
 use mesh_model::{
     mesh::{
         Service, ServiceExtra, ServicePort,
@@ -16,15 +13,14 @@ use mesh_model::{
     name::{Hostname, NetworkAddress, NetworkId, ServiceName},
 };
 
-use super::matches;
+use super::{automatic, matches};
 use crate::{
     core::{
-        draft::{Bare, Drafts, parse_ip},
-        pod::locality_of,
+        draft::Drafts,
         protocol,
-        service::{Claims, PortPlan, Say, ServiceDraft, Target},
+        service::{self, Claims, PortPlan, Say, ServiceDraft, Target},
+        visibility::{self, Seen},
     },
-    labels::LabelIndex,
     settings::Settings,
     status::{InForce, Reports, Severity},
     view::{ClusterView, Entry},
@@ -32,11 +28,26 @@ use crate::{
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
+/// The label that switches addresses of our own making off.
+const AUTOMATIC: &str = "networking.istio.io/enable-autoallocate-ip";
+
+/// How a service entry's endpoints are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resolution {
+    /// Where the client dials.
+    None,
+    /// By address.
+    Static,
+    /// By name.
+    Dns,
+}
+
 /// A service entry's services, with the entry for its endpoints.
 pub(crate) struct EntryServices<'a> {
-    entry: &'a Entry<ServiceEntry>,
+    pub(super) entry: &'a Entry<ServiceEntry>,
+    pub(super) resolution: Resolution,
     /// Indices of its services, one per host.
-    services: Vec<usize>,
+    pub(super) services: Vec<usize>,
 }
 
 /// Adds a service per host, the oldest entries first.
@@ -58,20 +69,65 @@ pub(crate) fn collect<'a>(
             origin: &entry.origin,
             reports,
         };
-        let Some(mode) = mode(entry, &mut say) else {
+        let Some(resolution) = resolution(entry, &mut say) else {
             continue;
         };
-        let (vips, ranges) = addresses(entry, settings, drafts, claims, &mut say);
-        let (ports, plans) = ports(entry, &mut say);
         let first = services.len();
-        for (i, host) in entry.object.spec.hosts.iter().enumerate() {
-            let Some(hostname) = hostname(
-                settings,
-                &object.namespace,
-                host,
-                &format!("spec.hosts[{i}]"),
-                &mut say,
-            ) else {
+        Making {
+            view,
+            settings,
+            drafts,
+            entry,
+            resolution,
+        }
+        .services(claims, services, &mut say);
+        let made = first..services.len();
+        let exported = services[made.clone()].iter().any(|s| !s.hidden);
+        let in_force = match (made.is_empty(), exported) {
+            (true, _) => InForce::Not("Invalid", "none of its hosts can be served".to_owned()),
+            (false, false) => InForce::Not("NotExported", "exportTo names nobody".to_owned()),
+            (false, true) => InForce::Wholly,
+        };
+        say.in_force(in_force);
+        all.push(EntryServices {
+            entry,
+            resolution,
+            services: made.collect(),
+        });
+    }
+    all
+}
+
+/// What the services of one entry are made from.
+struct Making<'m, 'a> {
+    view: &'m ClusterView,
+    settings: &'m Settings,
+    drafts: &'m Drafts<'m>,
+    entry: &'a Entry<ServiceEntry>,
+    resolution: Resolution,
+}
+
+impl<'a> Making<'_, 'a> {
+    fn services(
+        &self,
+        claims: &mut Claims,
+        services: &mut Vec<ServiceDraft<'a>>,
+        say: &mut Say<'_>,
+    ) {
+        let (object, spec) = (say.object.clone(), &self.entry.object.spec);
+        let (vips, ranges) = self.addresses(claims, say);
+        let (ports, plans) = ports(self.entry, say);
+        let seen = visibility::read(
+            &object.namespace,
+            spec.export_to.iter().map(String::as_str),
+            "spec.exportTo",
+            say,
+        );
+        let balancing = self.balancing(say);
+        let first = services.len();
+        for (i, host) in spec.hosts.iter().enumerate() {
+            let field = format!("spec.hosts[{i}]");
+            let Some(hostname) = self.hostname(host, &field, say) else {
                 continue;
             };
             if services.iter().any(|service| {
@@ -79,67 +135,228 @@ pub(crate) fn collect<'a>(
                     && *service.object.namespace == *object.namespace
             }) {
                 let text = format!("{hostname} is already a service of this namespace");
-                say.say(Severity::Error, format!("spec.hosts[{i}]"), text);
+                say.say(Severity::Error, field, text);
                 continue;
             }
             // Addresses lead to one service: the first host's.
             let lead = services.len() == first;
-            let service = Service {
-                name: ServiceName {
-                    namespace: object.namespace.as_ref().into(),
-                    hostname,
-                },
-                short: object.name.clone(),
-                vips: if lead { vips.clone().into() } else { [].into() },
-                ranges: if lead {
-                    ranges.clone().into()
-                } else {
-                    [].into()
-                },
-                ports: ports.clone(),
-                subject_alt_names: entry
-                    .object
-                    .spec
-                    .subject_alt_names
-                    .iter()
-                    .map(|name| name.as_str().into())
-                    .collect(),
-                waypoint: None,
-                balancing: Balancing {
-                    mode,
-                    ..Balancing::default()
-                },
-            };
-            let headless = vips.is_empty() && mode != Mode::Passthrough;
-            let extra = ServiceExtra {
-                headless,
-                ..ServiceExtra::default()
-            };
-            let (object, ports) = (object.clone(), plans.clone());
-            services.push(ServiceDraft {
-                service,
-                extra,
-                object,
-                ports,
-                selector: &NO_LABELS,
-            });
+            let mut own = if lead { vips.clone() } else { Vec::new() };
+            if self.wants_automatic(&hostname) {
+                own = self.automatic(&hostname, claims, say);
+            }
+            let mut draft = self.draft(&object, hostname, own, &ports, balancing.clone(), &seen);
+            draft.ports.clone_from(&plans);
+            if lead {
+                draft.service.ranges = ranges.clone().into();
+            }
+            services.push(draft);
         }
-        let in_force = if services.len() == first {
-            InForce::Not("Invalid", "none of its hosts can be served".to_owned())
-        } else {
-            InForce::Wholly
-        };
-        say.in_force(in_force);
-        all.push(EntryServices {
-            entry,
-            services: (first..services.len()).collect(),
-        });
     }
-    all
+
+    fn draft(
+        &self,
+        object: &ObjectRef,
+        hostname: Hostname,
+        vips: Vec<NetworkAddress>,
+        ports: &[ServicePort],
+        balancing: Balancing,
+        seen: &Seen,
+    ) -> ServiceDraft<'a> {
+        let spec = &self.entry.object.spec;
+        let extra = ServiceExtra {
+            // One by name without an address is left to the resolver that clients have.
+            headless: vips.is_empty() && self.resolution == Resolution::Static,
+            features: seen.features(),
+            visible_to: seen.to.clone(),
+            ..ServiceExtra::default()
+        };
+        let service = Service {
+            name: ServiceName {
+                namespace: object.namespace.as_ref().into(),
+                hostname,
+            },
+            short: object.name.clone(),
+            vips: vips.into(),
+            ranges: [].into(),
+            ports: ports.into(),
+            subject_alt_names: spec
+                .subject_alt_names
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect(),
+            waypoint: None,
+            balancing,
+            visibility: seen.visibility,
+        };
+        ServiceDraft {
+            service,
+            extra,
+            object: object.clone(),
+            ports: Vec::new(),
+            selector: &NO_LABELS,
+            hidden: seen.nobody,
+        }
+    }
+
+    fn balancing(&self, say: &mut Say<'_>) -> Balancing {
+        let mut balancing = Balancing::default();
+        match self.resolution {
+            Resolution::None => balancing.mode = Mode::Passthrough,
+            Resolution::Static | Resolution::Dns => {
+                let meta = &self.entry.object.metadata;
+                let wanted = service::distribution(self.view, meta, "");
+                service::prefer(&mut balancing, wanted, say);
+            }
+        }
+        balancing
+    }
+
+    fn hostname(&self, host: &str, field: &str, say: &mut Say<'_>) -> Option<Hostname> {
+        let host = normal(host);
+        let mut wrong = |text: String| {
+            say.say(Severity::Error, field.to_owned(), text);
+            None
+        };
+        let named = host.strip_prefix("*.").unwrap_or(&host);
+        if named.contains('*') {
+            return wrong(format!(
+                "{host:?}: a * may only stand for whole labels at the beginning, as in *.example.com"
+            ));
+        }
+        let label = |label: &str| {
+            !label.is_empty()
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        };
+        if named.is_empty() || host.len() > 253 || !named.split('.').all(label) {
+            return wrong(format!(
+                "{:?} is not a host name",
+                host.escape_debug().to_string()
+            ));
+        }
+        let suffix = format!(".svc.{}", self.settings.mesh.cluster_domain);
+        let domain =
+            format!(".{named}").ends_with(&suffix[4..]) || suffix.ends_with(&format!(".{named}"));
+        if host != *named && domain {
+            return wrong(format!(
+                "{host} would cover names of the cluster's own services"
+            ));
+        }
+        if let Some(owner) = host
+            .strip_suffix(&suffix)
+            .map(|rest| rest.rsplit('.').next().unwrap_or(rest))
+            && owner != self.entry.object.metadata.namespace
+        {
+            return wrong(format!("{host} belongs to namespace {owner}"));
+        }
+        if host != *named && !self.wildcard(field, say) {
+            return None;
+        }
+        Some(Hostname::new(host))
+    }
+
+    /// How far layer 4 can honour a host with a *; whether it is served.
+    fn wildcard(&self, field: &str, say: &mut Say<'_>) -> bool {
+        let spec = &self.entry.object.spec;
+        let nowhere = spec.endpoints.is_empty() && spec.workload_selector.is_none();
+        let (severity, text) = if self.resolution == Resolution::Dns && nowhere {
+            (
+                Severity::Error,
+                "a host with * cannot be resolved; it needs endpoints, and is not served without",
+            )
+        } else if !spec.addresses.is_empty() {
+            (
+                Severity::Info,
+                "connections are told by their address alone: whatever goes to one of the addresses counts, \
+                 by whatever name it was dialed",
+            )
+        } else if self.resolution == Resolution::Static {
+            (
+                Severity::Info,
+                "every name below is answered with the endpoints' addresses",
+            )
+        } else {
+            (
+                Severity::Error,
+                "a host with * and without addresses cannot be told at layer 4; it is not served",
+            )
+        };
+        say.say(severity, field.to_owned(), text.to_owned());
+        severity < Severity::Error
+    }
+
+    fn wants_automatic(&self, host: &Hostname) -> bool {
+        wants_automatic(&self.entry.object, host.as_str())
+    }
+
+    /// Addresses of our own making, for a service that clients know by name only.
+    fn automatic(
+        &self,
+        host: &Hostname,
+        claims: &mut Claims,
+        say: &mut Say<'_>,
+    ) -> Vec<NetworkAddress> {
+        let namespace = &self.entry.object.metadata.namespace;
+        let (v4, v6) = automatic::candidates(namespace, host.as_str());
+        let address = |ip: IpAddr| NetworkAddress {
+            network: self.settings.network.clone(),
+            ip,
+        };
+        let mut own = Vec::new();
+        for candidates in [v4, vec![v6]] {
+            let free = candidates
+                .into_iter()
+                .map(address)
+                .find(|address| !claims.contains_key(address));
+            match free {
+                Some(free) => {
+                    claims.insert(free.clone(), say.object.clone());
+                    own.push(free);
+                }
+                None => say.say(
+                    Severity::Error,
+                    "spec.addresses".to_owned(),
+                    format!("no address could be found for {host}; give it one"),
+                ),
+            }
+        }
+        own
+    }
+
+    fn addresses(&self, claims: &mut Claims, say: &mut Say<'_>) -> Addresses {
+        let (mut vips, mut ranges) = (Vec::new(), Vec::new());
+        let network = &self.settings.network;
+        for (i, text) in self.entry.object.spec.addresses.iter().enumerate() {
+            let field = format!("spec.addresses[{i}]");
+            let Some(found) = matches::network(text) else {
+                let text = format!("{text:?} is neither an address nor a CIDR block");
+                say.say(Severity::Error, field, text);
+                continue;
+            };
+            if found.prefix_len() != found.max_prefix_len() {
+                ranges.push((network.clone(), found));
+                continue;
+            }
+            let address = NetworkAddress {
+                network: network.clone(),
+                ip: found.addr(),
+            };
+            let owner = self.drafts.by_address.get(&address);
+            match owner.map(|owner| &self.drafts.all[*owner]) {
+                Some(owner) if owner.pod.is_some() => {
+                    let text = format!("{} is the address of {}", address.ip, owner.object);
+                    say.say(Severity::Error, field, text);
+                }
+                _ => say.claim_ip(self.settings, claims, &mut vips, &field, address.ip),
+            }
+        }
+        (vips, ranges)
+    }
 }
 
 /// How endpoints are found; `None` when this version cannot.
-fn mode(entry: &Entry<ServiceEntry>, say: &mut Say<'_>) -> Option<Mode> {
+fn resolution(entry: &Entry<ServiceEntry>, say: &mut Say<'_>) -> Option<Resolution> {
     let spec = &entry.object.spec;
     if !matches!(
         spec.location.as_str(),
@@ -151,25 +368,21 @@ fn mode(entry: &Entry<ServiceEntry>, say: &mut Say<'_>) -> Option<Mode> {
         );
         say.say(Severity::Error, "spec.location".to_owned(), text);
     }
-    if spec.export_to.iter().any(|to| to != "*") {
-        let text =
-            "visibility is not limited by this version: every namespace sees the entry".to_owned();
-        say.say(Severity::Warning, "spec.exportTo".to_owned(), text);
-    }
     match spec.resolution.as_str() {
-        "STATIC" => Some(Mode::Unspecified),
+        "STATIC" => Some(Resolution::Static),
+        "DNS" | "DNS_ROUND_ROBIN" => Some(Resolution::Dns),
         "" | "NONE" => {
             if spec.addresses.is_empty() {
                 let text = "without addresses, resolution NONE matches no connection at layer 4"
                     .to_owned();
                 say.say(Severity::Warning, "spec.addresses".to_owned(), text);
             }
-            Some(Mode::Passthrough)
+            Some(Resolution::None)
         }
-        dns @ ("DNS" | "DNS_ROUND_ROBIN" | "DYNAMIC_DNS") => {
-            let text = format!(
-                "{dns} is not provided by this version: the entry is not in force, and its hosts are destinations outside the mesh"
-            );
+        "DYNAMIC_DNS" => {
+            let text = "DYNAMIC_DNS needs layer 7, which knows the name of each request: the entry is not in force, \
+                        and its hosts are destinations outside the mesh"
+                .to_owned();
             say.say(
                 Severity::Warning,
                 "spec.resolution".to_owned(),
@@ -194,104 +407,20 @@ pub(crate) fn normal(host: &str) -> String {
 }
 
 /// The single address that an entry claims with a text, unless it is a range.
-pub(crate) fn virtual_address(text: &str) -> Option<std::net::IpAddr> {
+pub(crate) fn virtual_address(text: &str) -> Option<IpAddr> {
     let network = matches::network(text)?;
     (network.prefix_len() == network.max_prefix_len()).then(|| network.addr())
 }
 
-/// The network that an endpoint's address belongs to.
-pub(crate) fn network(settings: &Settings, endpoint: &WorkloadEntrySpec) -> NetworkId {
-    match endpoint.network.as_str() {
-        "" => settings.network.clone(),
-        network => NetworkId::from(network),
-    }
-}
-
-fn hostname(
-    settings: &Settings,
-    namespace: &str,
-    host: &str,
-    field: &str,
-    say: &mut Say<'_>,
-) -> Option<Hostname> {
-    let host = normal(host);
-    let mut wrong = |text: String| {
-        say.say(Severity::Error, field.to_owned(), text);
-        None
-    };
-    if host.contains('*') {
-        return wrong(format!(
-            "{host:?}: hosts with * need layer 7 and are not served"
-        ));
-    }
-    let label = |label: &str| {
-        !label.is_empty()
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-    };
-    if host.is_empty() || host.len() > 253 || !host.split('.').all(label) {
-        return wrong(format!(
-            "{:?} is not a host name",
-            host.escape_debug().to_string()
-        ));
-    }
-    let suffix = format!(".svc.{}", settings.mesh.cluster_domain);
-    if let Some(owner) = host
-        .strip_suffix(&suffix)
-        .map(|rest| rest.rsplit('.').next().unwrap_or(rest))
-        && owner != namespace
-    {
-        return wrong(format!("{host} belongs to namespace {owner}"));
-    }
-    Some(Hostname::new(host))
+/// Whether a host is known by name only, so that it needs an address of our own making.
+pub(crate) fn wants_automatic(entry: &ServiceEntry, host: &str) -> bool {
+    matches!(entry.spec.resolution.as_str(), "DNS" | "DNS_ROUND_ROBIN")
+        && entry.spec.addresses.is_empty()
+        && !host.starts_with('*')
+        && entry.metadata.label(AUTOMATIC) != Some("false")
 }
 
 type Addresses = (Vec<NetworkAddress>, Vec<(NetworkId, ipnet::IpNet)>);
-
-fn addresses(
-    entry: &Entry<ServiceEntry>,
-    settings: &Settings,
-    drafts: &Drafts<'_>,
-    claims: &mut Claims,
-    say: &mut Say<'_>,
-) -> Addresses {
-    let (mut vips, mut ranges) = (Vec::new(), Vec::new());
-    for (i, text) in entry.object.spec.addresses.iter().enumerate() {
-        let field = format!("spec.addresses[{i}]");
-        let Some(network) = matches::network(text) else {
-            say.say(
-                Severity::Error,
-                field,
-                format!("{text:?} is neither an address nor a CIDR block"),
-            );
-            continue;
-        };
-        if network.prefix_len() != network.max_prefix_len() {
-            ranges.push((settings.network.clone(), network));
-            continue;
-        }
-        let address = NetworkAddress {
-            network: settings.network.clone(),
-            ip: network.addr(),
-        };
-        match drafts
-            .by_address
-            .get(&address)
-            .map(|owner| &drafts.all[*owner])
-        {
-            Some(owner) if owner.pod.is_some() => {
-                say.say(
-                    Severity::Error,
-                    field,
-                    format!("{} is the address of {}", address.ip, owner.object),
-                );
-            }
-            _ => say.claim_ip(settings, claims, &mut vips, &field, address.ip),
-        }
-    }
-    (vips, ranges)
-}
 
 fn ports(entry: &Entry<ServiceEntry>, say: &mut Say<'_>) -> (Box<[ServicePort]>, Vec<PortPlan>) {
     let (mut ports, mut plans) = (Vec::new(), Vec::<PortPlan>::new());
@@ -324,84 +453,4 @@ fn ports(entry: &Entry<ServiceEntry>, say: &mut Say<'_>) -> (Box<[ServicePort]>,
         });
     }
     (ports.into(), plans)
-}
-
-/// Joins the entries' endpoints: written inline, or selected by label.
-pub(crate) fn join<'a>(
-    entries: &[EntryServices<'a>],
-    settings: &Settings,
-    services: &[ServiceDraft<'_>],
-    labels: &LabelIndex<'_>,
-    drafts: &mut Drafts<'a>,
-    reports: &mut Reports,
-) {
-    for EntryServices {
-        entry,
-        services: own,
-    } in entries
-    {
-        let spec = &entry.object.spec;
-        let object = ObjectRef::of::<ServiceEntry>(&entry.object.metadata);
-        let mut members: Vec<(usize, &BTreeMap<String, u16>)> = Vec::new();
-        for (i, endpoint) in spec.endpoints.iter().enumerate() {
-            match parse_ip(&endpoint.address) {
-                Some(ip) => members.push((
-                    drafts.at(
-                        settings,
-                        &entry.origin,
-                        bare(settings, &object, endpoint, ip),
-                    ),
-                    &endpoint.ports,
-                )),
-                None => {
-                    let text = format!(
-                        "{:?} is not an IP address; this endpoint is not served",
-                        endpoint.address
-                    );
-                    let field = format!("spec.endpoints[{i}].address");
-                    reports.say(&object, &entry.origin, Severity::Error, field, text);
-                }
-            }
-        }
-        if let Some(selector) = &spec.workload_selector {
-            for index in labels.select(Some(&object.namespace), &selector.labels) {
-                members.push((index, own_ports(&drafts.all[index])));
-            }
-        }
-        for service in own.iter().map(|index| &services[*index]) {
-            for (member, own) in &members {
-                let port = |plan: &PortPlan| {
-                    let Target::Number(target) = plan.target else {
-                        return None;
-                    };
-                    Some((plan.port, own.get(&plan.name).copied().unwrap_or(target)))
-                };
-                drafts.all[*member]
-                    .serve(&service.service.name, service.ports.iter().filter_map(port));
-            }
-        }
-    }
-}
-
-fn own_ports<'a>(draft: &crate::core::draft::Draft<'a>) -> &'a BTreeMap<String, u16> {
-    static NONE: BTreeMap<String, u16> = BTreeMap::new();
-    draft.entry_ports.unwrap_or(&NONE)
-}
-
-fn bare<'e>(
-    settings: &Settings,
-    object: &ObjectRef,
-    endpoint: &'e WorkloadEntrySpec,
-    ip: std::net::IpAddr,
-) -> Bare<'e> {
-    Bare {
-        source: "networking.istio.io/ServiceEntry",
-        object: object.clone(),
-        network: network(settings, endpoint),
-        ip,
-        locality: locality_of(&endpoint.locality),
-        healthy: true,
-        weight: endpoint.weight.unwrap_or(1),
-        service_account: &endpoint.service_account,
-    }
 }

@@ -11,9 +11,10 @@ use mesh_model::{
     name::{Identity, Namespace, NetworkAddress, NetworkId, NodeName, ServiceAccount, WorkloadUid},
 };
 
+use super::entry_endpoints::Place;
 use crate::{
     core::{
-        draft::{Draft, Drafts, outside, parse_ip},
+        draft::{Draft, Drafts, outside},
         pod::{canonical, locality_of},
     },
     settings::Settings,
@@ -43,24 +44,25 @@ pub(crate) fn collect<'a>(
             );
             reports.in_force(&object, &entry.origin, InForce::Not(reason, text));
         };
-        let Some(ip) = parse_ip(&spec.address) else {
+        let Some(place) = Place::read(&spec.address) else {
             let text = format!(
-                "{:?} is not an IP address; host names and sockets are not served",
+                "{:?} is neither an IP address nor a host name; sockets are not served",
                 spec.address
             );
             refuse("Unsupported", text);
             continue;
         };
         let network = network(settings, entry);
-        let address = NetworkAddress {
+        let address = place.address().map(|ip| NetworkAddress {
             network: network.clone(),
             ip,
-        };
-        if let Some(owner) = drafts.by_address.get(&address) {
-            refuse(
-                "AddressConflict",
-                format!("{ip} belongs to {}", drafts.all[*owner].object),
-            );
+        });
+        let owner = address
+            .as_ref()
+            .and_then(|address| drafts.by_address.get(address));
+        if let Some(owner) = owner {
+            let text = format!("{} belongs to {}", spec.address, drafts.all[*owner].object);
+            refuse("AddressConflict", text);
             continue;
         }
         let Some(identity) = identity(settings, entry) else {
@@ -77,10 +79,15 @@ pub(crate) fn collect<'a>(
         };
         reports.in_force(&object, &entry.origin, InForce::Wholly);
         let index = drafts.all.len();
-        drafts.by_address.insert(address.clone(), index);
-        drafts
-            .all
-            .push(draft(settings, entry, object, address, identity));
+        if let Some(address) = address {
+            drafts.by_address.insert(address, index);
+        }
+        let mut draft = draft(settings, entry, object, network, identity);
+        match place {
+            Place::Address(ip) => draft.workload.addresses = [ip].into(),
+            Place::Host(host) => draft.workload.hostname = Some(host),
+        }
+        drafts.all.push(draft);
     }
 }
 
@@ -118,7 +125,7 @@ fn draft<'a>(
     settings: &Settings,
     entry: &'a Entry<WorkloadEntry>,
     object: ObjectRef,
-    address: NetworkAddress,
+    network: NetworkId,
     identity: Identity,
 ) -> Draft<'a> {
     let WorkloadEntry { metadata, spec } = &*entry.object;
@@ -139,8 +146,8 @@ fn draft<'a>(
         name: name.clone(),
         namespace: Namespace::from(&**namespace),
         identity,
-        network: address.network,
-        addresses: [address.ip].into(),
+        network,
+        addresses: [].into(),
         hostname: None,
         node: NodeName::from(""),
         cluster: settings.cluster.clone(),

@@ -5,10 +5,13 @@
 use mesh_model::{
     mesh::{
         AppProtocol, Service, ServicePort, Workload,
-        service::{Balancing, Mode, Scope},
+        service::{Balancing, Mode, Scope, Visibility},
         workload::{Canonical, Locality, Membership, TunnelProtocol},
     },
-    name::{ClusterId, Identity, NetworkAddress, NetworkId, NodeName, ServiceName, WorkloadUid},
+    name::{
+        ClusterId, Identity, Namespace, NetworkAddress, NetworkId, NodeName, ServiceName,
+        WorkloadUid,
+    },
 };
 
 use super::field::{
@@ -115,20 +118,8 @@ pub(super) fn decode_workload(name: &str, w: wire::Workload) -> Result<Workload,
     } else {
         w.trust_domain.as_str()
     };
-    let identity: Identity = format!(
-        "spiffe://{trust_domain}/ns/{namespace}/sa/{}",
-        w.service_account
-    )
-    .parse()
-    .map_err(|_| {
-        Bad::new(
-            "service_account",
-            Problem::Name(format!(
-                "{trust_domain}, {namespace}, {}",
-                w.service_account
-            )),
-        )
-    })?;
+    let protocol = tunnel_protocol(w.tunnel_protocol)?;
+    let identity = identity(trust_domain, &namespace, &w.service_account, protocol)?;
     let mut addresses = Vec::with_capacity(w.addresses.len());
     for address in all("addresses", &w.addresses, |a| ip("", a))? {
         if !addresses.contains(&address) {
@@ -150,7 +141,7 @@ pub(super) fn decode_workload(name: &str, w: wire::Workload) -> Result<Workload,
         },
         node: NodeName::from(w.node.as_str()),
         cluster: ClusterId::from(w.cluster_id.as_str()),
-        protocol: tunnel_protocol(w.tunnel_protocol)?,
+        protocol,
         host_network: known::<wire::NetworkMode>("network_mode", w.network_mode)?
             == wire::NetworkMode::HostNetwork,
         healthy: known::<wire::WorkloadStatus>("status", w.status)?
@@ -179,6 +170,26 @@ pub(super) fn decode_workload(name: &str, w: wire::Workload) -> Result<Workload,
             .transpose()
             .map_err(|b| b.within("waypoint"))?,
         capacity: w.capacity.unwrap_or(1),
+    })
+}
+
+/// Who a workload is. One without a tunnel may be nobody: it has nothing to prove, and nobody can prove to be it.
+fn identity(
+    trust_domain: &str,
+    namespace: &Namespace,
+    account: &str,
+    protocol: TunnelProtocol,
+) -> Result<Identity, Bad> {
+    let nobody = account.is_empty() && protocol == TunnelProtocol::None;
+    let shown = if nobody { "nobody" } else { account };
+    let parsed = format!("spiffe://{trust_domain}/ns/{namespace}/sa/{shown}").parse();
+    let identity: Identity = parsed.map_err(|_| {
+        let text = format!("{trust_domain}, {namespace}, {account}");
+        Bad::new("service_account", Problem::Name(text))
+    })?;
+    Ok(Identity {
+        service_account: account.into(),
+        ..identity
     })
 }
 
@@ -250,6 +261,11 @@ pub(super) fn encode_service(s: &Service) -> wire::Service {
         waypoint: s.waypoint.as_ref().map(gateway_wire),
         load_balancing: (s.balancing != Balancing::default()).then(|| balancing_wire(&s.balancing)),
         ip_families: families(s).into(),
+        visibility: match s.visibility {
+            Visibility::Public => wire::Visibility::Public,
+            Visibility::Namespace => wire::Visibility::Namespace,
+        }
+        .into(),
         ..Default::default()
     }
 }
@@ -340,6 +356,10 @@ pub(super) fn decode_service(name: &str, s: wire::Service) -> Result<Service, Ba
             .transpose()
             .map_err(|b| b.within("load_balancing"))?
             .unwrap_or_default(),
+        visibility: match known("visibility", s.visibility)? {
+            wire::Visibility::Public => Visibility::Public,
+            wire::Visibility::Namespace => Visibility::Namespace,
+        },
     })
 }
 

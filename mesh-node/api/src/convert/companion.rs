@@ -138,6 +138,7 @@ pub(super) fn encode_service(x: &ServiceExtra) -> Content {
         headless: x.headless,
         external_name: x.external_name.as_deref().map(str::to_owned),
         features: strings(&x.features),
+        visible_to: x.visible_to.iter().map(ToString::to_string).collect(),
     })
 }
 
@@ -151,6 +152,7 @@ fn service(s: wire::Service) -> Result<ServiceExtra, Bad> {
         headless: s.headless,
         external_name: s.external_name.map(Arc::from),
         features: texts(s.features),
+        visible_to: all("visible_to", &s.visible_to, |n| namespace("", n))?,
     })
 }
 

@@ -185,12 +185,21 @@ fn one_bad_field_of_a_workload_is_named() {
 #[test]
 fn an_identity_that_is_none_is_refused() {
     let mut w = address::encode_workload(&sample::workload(&mut Rng::with_seed(1)));
+    w.tunnel_protocol = workload::TunnelProtocol::Hbone.into();
     for account in ["", "../x", "a/b", "a\0"] {
         w.service_account = account.into();
         let error =
             address::decode_workload(&w.uid.clone(), w.clone()).expect_err("is no identity");
         assert_eq!(error.field, "service_account", "{account:?}");
     }
+    // An endpoint without a tunnel has nothing to prove, and may be nobody; a bad name stays one.
+    w.tunnel_protocol = workload::TunnelProtocol::None.into();
+    w.service_account = String::new();
+    let nobody = address::decode_workload(&w.uid.clone(), w.clone()).expect("is an endpoint");
+    assert_eq!(nobody.identity.service_account.as_str(), "");
+    assert_eq!(address::encode_workload(&nobody).service_account, "");
+    w.service_account = "a/b".into();
+    assert!(address::decode_workload(&w.uid.clone(), w.clone()).is_err());
 }
 
 #[test]

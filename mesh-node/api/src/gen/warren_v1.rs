@@ -62,6 +62,9 @@ pub struct Service {
     pub external_name: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "4")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Further namespaces that see a service whose visibility is NAMESPACE.
+    #[prost(string, repeated, tag = "5")]
+    pub visible_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Mesh {

@@ -26,6 +26,10 @@ pub fn target(mesh: &Mesh, source: &Workload, original: SocketAddr) -> Target {
         return Target::External;
     }
     if let Some(service) = mesh.service_at(network, ip) {
+        // To a client that does not see the service its address is one like any other outside.
+        if !mesh.sees(&source.namespace, service) {
+            return Target::External;
+        }
         return Target::Service(service.clone(), port);
     }
     mesh.workload_at(network, ip)
@@ -72,8 +76,13 @@ fn refuse(mesh: &Mesh, flow: &Egress) -> Option<Reason> {
             let captured = workload.protocol == TunnelProtocol::Hbone && !workload.host_network;
             (captured && is_own_port(*port)).then_some(Reason::Loop)
         }
-        Target::External => (config.registry_only
-            && !mesh.is_known(&source.network, original.ip()))
-        .then_some(Reason::OutsideMesh),
+        Target::External => {
+            let (network, ip) = (&source.network, original.ip());
+            let unseen = mesh
+                .service_at(network, ip.to_canonical())
+                .is_some_and(|s| !mesh.sees(&source.namespace, s));
+            (config.registry_only && (unseen || !mesh.is_known(network, ip)))
+                .then_some(Reason::OutsideMesh)
+        }
     }
 }

@@ -66,7 +66,7 @@ pub enum GatewayDestination {
 
 /// Features beyond the first version that this build understands. A configuration that names another one
 /// is refused (`Reason::PolicyInvalid`): it was written for a newer build.
-pub const FEATURES: &[&str] = &["l4"];
+pub const FEATURES: &[&str] = &["l4", "visibility"];
 
 /// Whether this build understands all of them.
 pub fn knows_features(needed: &[std::sync::Arc<str>]) -> bool {

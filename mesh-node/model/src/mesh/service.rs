@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ipnet::IpNet;
 
 use super::GatewayAddress;
-use crate::name::{NetworkAddress, NetworkId, ServiceName};
+use crate::name::{Namespace, NetworkAddress, NetworkId, ServiceName};
 
 /// A service of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,18 @@ pub struct Service {
     pub waypoint: Option<GatewayAddress>,
     /// How endpoints are chosen.
     pub balancing: Balancing,
+    /// Whose clients see it.
+    pub visibility: Visibility,
+}
+
+/// Whose clients see a service: to others its addresses and its name are not the mesh's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Visibility {
+    /// Everybody's.
+    #[default]
+    Public,
+    /// Those of its own namespace, and of namespaces that its extra part names.
+    Namespace,
 }
 
 /// A port of a service.
@@ -108,6 +120,8 @@ pub struct ServiceExtra {
     pub headless: bool,
     /// The CNAME target of an ExternalName service.
     pub external_name: Option<Arc<str>>,
+    /// Further namespaces that see a service whose visibility is limited.
+    pub visible_to: Box<[Namespace]>,
     /// Features the service's configuration needs; one that this build does not know denies.
     pub features: Box<[Arc<str>]>,
 }

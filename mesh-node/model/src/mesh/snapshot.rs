@@ -13,6 +13,7 @@ use super::{
     apply::Builder,
     claims::Network,
     known::{Directory, Known, Shared},
+    service::Visibility,
     shard::Sharded,
 };
 use crate::authz::rules::Rules;
@@ -207,6 +208,19 @@ impl Mesh {
         {
             [only] => Some(only),
             _ => None,
+        }
+    }
+
+    /// Whether clients of a namespace see a service. Until its extra part came, only its own namespace does.
+    pub fn sees(&self, namespace: &Namespace, service: &Service) -> bool {
+        match service.visibility {
+            Visibility::Public => true,
+            Visibility::Namespace => {
+                *namespace == service.name.namespace
+                    || self
+                        .service_extra(&service.name)
+                        .is_some_and(|e| e.visible_to.contains(namespace))
+            }
         }
     }
 

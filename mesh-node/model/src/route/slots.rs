@@ -1,6 +1,6 @@
 //! Endpoint slots of a service port for the kernel of one node, with locality and weight worked in.
 //!
-//! Invariant: slots are given only where choosing among them is all there is to decide: no waypoint, no
+//! Invariant: slots are given only where choosing among them is all there is to decide: seen by all, no waypoint, no
 //! affinity, no passthrough, nobody else on the address, and at least one endpoint on this node.
 
 use std::{
@@ -12,7 +12,9 @@ use super::endpoint;
 use crate::{
     balance::{self, Viewpoint},
     mesh::{
-        Enrolment, Mesh, Service, Workload, knows_features, service::Mode, workload::TunnelProtocol,
+        Enrolment, Mesh, Service, Workload, knows_features,
+        service::{Mode, Visibility},
+        workload::TunnelProtocol,
     },
     name::NodeName,
 };
@@ -38,6 +40,7 @@ pub struct Slot {
 pub fn slots(mesh: &Mesh, service: &Service, port: u16, node: &NodeName) -> Vec<Slot> {
     let extra = mesh.service_extra(&service.name);
     let simple = service.waypoint.is_none()
+        && service.visibility == Visibility::Public
         && service.balancing.mode != Mode::Passthrough
         && extra.is_none_or(|e| e.affinity.is_none() && knows_features(&e.features));
     let alone = service

@@ -105,6 +105,7 @@ pub fn service(namespace: &str, name: &str, vip: &str, port: u16, target_port: u
         subject_alt_names: Box::new([]),
         waypoint: None,
         balancing: Balancing::default(),
+        visibility: Default::default(),
     }
 }
 
