@@ -4,10 +4,7 @@ mod world;
 
 use std::fs;
 
-use mesh_api::{
-    delta::Client,
-    resource::{Kind, Update},
-};
+use mesh_api::{delta::Client, resource::Kind};
 use mesh_ctl::{
     admin::{self, Command},
     app::{Options, start},
