@@ -3,6 +3,7 @@
 //! Run them by `cargo xtask test lab [filter]`; without root each is printed as ignored, with the reason.
 
 mod cluster;
+mod control;
 mod faults;
 mod life;
 mod load;
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
         life::t01_an_upgrade_under_load_loses_nothing,
         life::t04_a_hung_proxy_fails_closed_and_recovers,
         life::t09_without_a_controller_a_restarted_proxy_serves_and_enforces,
+        control::t08_an_outage_with_churn_is_caught_up_without_sending_all_again,
+        control::t10_a_workload_is_never_open_before_its_policy,
         policy::t15_a_deny_cuts_live_connections_of_whom_it_names,
         policy::t15_a_deny_cuts_live_direct_connections,
         policy::t19_strict_refuses_who_is_not_in_the_mesh,
