@@ -8,41 +8,10 @@ use tokio::{net::TcpStream, task::spawn_local};
 
 use crate::support::*;
 
-/// Resident memory of this process.
-pub fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm
-        .split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<usize>()
-        .unwrap()
-        * 4096
-}
-
-/// Set in the child process that measures.
-const CHILD: &str = "WARREN_TEST_IDLE_COST";
-
 #[test]
 fn an_idle_connection_adds_less_than_half_a_kilobyte_to_its_socket() {
-    if std::env::var_os(CHILD).is_none() {
-        let me = std::env::current_exe().unwrap();
-        let name = "cost::an_idle_connection_adds_less_than_half_a_kilobyte_to_its_socket";
-        let child = std::process::Command::new(me)
-            .args([name, "--exact", "--nocapture"])
-            .env(CHILD, "1")
-            .output();
-        let child = child.unwrap();
-        let said = String::from_utf8_lossy(&child.stdout);
-        print!("{said}");
-        assert!(
-            child.status.success(),
-            "{said}{}",
-            String::from_utf8_lossy(&child.stderr)
-        );
-        return;
-    }
-    run(async {
+    let name = "cost::an_idle_connection_adds_less_than_half_a_kilobyte_to_its_socket";
+    alone(name, async {
         let mut pairs = Vec::new();
         for _ in 0..11 {
             pairs.push(tunnels(Limits::client(), Limits::server()).await);

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod cost;
+mod fair;
 mod flows;
+mod hostile;
 mod interop;
 mod life;
 mod pool;

@@ -33,6 +33,40 @@ pub fn run<F: Future<Output = ()>>(test: F) {
     });
 }
 
+/// Set in the child process that runs one test alone.
+const ALONE: &str = "WARREN_TEST_ALONE";
+
+/// Runs the test `name` in a process of its own, whose memory no other test moves.
+pub fn alone<F: Future<Output = ()>>(name: &str, test: F) {
+    if std::env::var_os(ALONE).is_some() {
+        return run(test);
+    }
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    print!("{said}");
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
+}
+
+/// Resident memory of this process.
+pub fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<usize>()
+        .unwrap()
+        * 4096
+}
+
 /// Configurations of two sides that trust one root.
 pub struct Trust {
     pub client: Arc<ClientConfig>,
