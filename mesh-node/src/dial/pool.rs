@@ -271,7 +271,11 @@ impl<E: 'static> Pool<E> {
                 return Poll::Ready(Next::Again);
             }
             if !matches!(state.making, Making::Running) {
-                if state.tunnels.len() >= TUNNELS {
+                // A peer that takes no streams at all would take none in a further tunnel either.
+                let hopeless =
+                    |t: &ClientTunnel| t.streams() == 0 && t.capacity() == 0 && !t.is_closed();
+                if state.tunnels.len() >= TUNNELS || state.tunnels.iter().any(|(_, t)| hopeless(t))
+                {
                     return Poll::Ready(Next::Fail(PoolError::Overloaded));
                 }
                 state.making = Making::Running;
