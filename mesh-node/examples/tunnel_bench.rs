@@ -29,12 +29,12 @@ use tokio::{
 fn main() {
     let mut args = std::env::args().skip(1);
     let seconds = args.next().and_then(|a| a.parse().ok()).unwrap_or(2.0);
-    let spin = args.next().and_then(|a| a.parse().ok()).unwrap_or(0);
+    let spin = args.next().and_then(|a| a.parse().ok());
     let only = args.next().unwrap_or_default();
     let round = Duration::from_secs_f64(seconds);
     let (client, server) = trust();
     let echo = thread("application", application);
-    let spin = Duration::from_micros(spin);
+    let spin = spin.map_or(Limits::client().spin, Duration::from_micros);
     let far = thread("serving", move |listener| {
         serving(listener, server, echo, spin)
     });

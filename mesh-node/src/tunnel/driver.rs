@@ -7,7 +7,6 @@
 use std::{
     cell::{Cell, RefCell},
     future::Future,
-    io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -20,8 +19,9 @@ use tokio::{
 };
 
 use super::{
+    deliver::deliver,
     error::TunnelError,
-    shared::{Inner, Shared, Slot, Turn, watch},
+    shared::{Inner, Shared, Turn, watch},
     spin,
 };
 use crate::wire::{
@@ -33,13 +33,11 @@ use crate::wire::{
 };
 
 /// What one read asks for.
-const READ: usize = 128 << 10;
+const READ: usize = 256 << 10;
 /// A record that was cut stays in front of the next read.
 const KEEP: usize = 17 << 10;
-/// Reads in one poll, so that other tasks of the thread get their turn.
+/// Reads in one poll, so that other tasks of the thread get their turn. A full one is the last.
 const READS: usize = 2;
-/// Slices in one write to an application.
-const SLICES: usize = 16;
 /// Below this fill of the outgoing buffer, streams that wait get their turn.
 const LOW: usize = 96 << 10;
 
@@ -194,7 +192,7 @@ impl Driver {
             }
             self.last_received = Instant::now();
             self.ping_sent = None;
-            spin::event(self.last_received.into_std(), self.limits.spin);
+            spin::event(self.last_received.into_std(), self.limits.spin, n);
             let len = kept + n;
             let taken = self.open_records(inner, buf, len, events);
             deliver(inner, buf, events);
@@ -203,6 +201,9 @@ impl Driver {
             self.partial.extend_from_slice(&buf[taken..len]);
             if self.partial.is_empty() {
                 self.partial = Vec::new();
+            }
+            if n == READ {
+                break;
             }
         }
         Ok(true)
@@ -225,7 +226,7 @@ impl Driver {
                 Poll::Ready(Ok(n)) => {
                     inner.conn.out.sent(n);
                     if !self.limits.spin.is_zero() {
-                        spin::event(Instant::now().into_std(), self.limits.spin);
+                        spin::event(Instant::now().into_std(), self.limits.spin, n);
                     }
                 }
             }
@@ -401,103 +402,5 @@ fn grant(inner: &mut Inner) {
             slot.wake();
             grants += 1;
         }
-    }
-}
-
-/// Hands events to the streams they belong to; data goes straight to the application where possible.
-fn deliver(inner: &mut Inner, buf: &[u8], events: &mut Vec<Event>) {
-    let mut queue = events.drain(..).peekable();
-    while let Some(event) = queue.next() {
-        match event {
-            Event::Data { id, start, end } => {
-                let mut slices = [IoSlice::new(&[]); SLICES];
-                slices[0] = IoSlice::new(&buf[start..end]);
-                let (mut count, mut total) = (1, end - start);
-                while count < SLICES
-                    && let Some(Event::Data { start, end, .. }) = queue
-                        .next_if(|next| matches!(next, Event::Data { id: next, .. } if *next == id))
-                {
-                    slices[count] = IoSlice::new(&buf[start..end]);
-                    count += 1;
-                    total += end - start;
-                }
-                data(inner, id, &slices[..count], total);
-            }
-            Event::Request { id, .. } if inner.unattended => {
-                inner.conn.remove(id, Code::REFUSED_STREAM);
-            }
-            Event::Request { id, request } => {
-                inner.incoming.push_back((id, request));
-                if let Some(waker) = inner.acceptor.take() {
-                    waker.wake();
-                }
-            }
-            Event::Response { id, response } => {
-                with(inner, id, |slot| slot.response = Some(response))
-            }
-            Event::End { id } => with(inner, id, |slot| slot.ended = true),
-            Event::Reset { id, code } => {
-                with(inner, id, |slot| {
-                    slot.reset = Some(code);
-                    if code != Code::NO_ERROR {
-                        slot.pending = None;
-                    }
-                });
-            }
-            Event::Window { id } => with(inner, id, |_| ()),
-            Event::Windows => inner.conn.each().for_each(|(_, slot)| slot.wake()),
-            Event::Pong | Event::GoAway { .. } => {}
-        }
-    }
-}
-
-fn with(inner: &mut Inner, id: u32, change: impl FnOnce(&mut Slot)) {
-    if let Some(slot) = inner.conn.get(id) {
-        change(slot);
-        slot.wake();
-    }
-}
-
-/// Content of one stream: to the application's socket, and what it does not take into `pending`.
-fn data(inner: &mut Inner, id: u32, slices: &[IoSlice<'_>], total: usize) {
-    let Some(slot) = inner.conn.get(id) else {
-        return;
-    };
-    let mut taken = 0;
-    if let Some(sink) = slot
-        .sink
-        .as_ref()
-        .filter(|_| slot.is_drained() && slot.failed.is_none())
-    {
-        match sink.try_write_vectored(slices) {
-            Ok(n) => taken = n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => {
-                slot.failed = Some(e.kind());
-                slot.wake();
-            }
-        }
-        if let Some(meter) = &slot.meter {
-            meter.add_backward(taken);
-        }
-    }
-    if slot.failed.is_some() {
-        return;
-    }
-    if taken < total {
-        let first = slot.is_drained();
-        let pending = slot.pending.get_or_insert_default();
-        let mut skip = taken;
-        for slice in slices {
-            let from = skip.min(slice.len());
-            pending.extend(&slice[from..]);
-            skip -= from;
-        }
-        if first {
-            slot.wake();
-        }
-    }
-    if taken > 0 {
-        inner.conn.drained(id, taken);
     }
 }

@@ -6,6 +6,7 @@
 //! reset as a reset; memory per direction is bounded; every flow ends in exactly one [`End`].
 
 mod copy;
+mod deliver;
 mod driver;
 mod ends;
 pub mod error;

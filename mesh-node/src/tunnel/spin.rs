@@ -1,7 +1,8 @@
 //! Spinning instead of sleeping: a thread that expects the next event within microseconds polls for it.
 //!
 //! Invariants: a thread spins only for `Limits::spin` after an event, yields its core at every turn, and
-//! does not spin when it is busy anyway or when spinning did not pay lately.
+//! does not spin when it is busy anyway, when more than a few flows are active, when they move much, or when
+//! spinning did not pay lately.
 
 use std::{
     cell::Cell,
@@ -10,6 +11,10 @@ use std::{
 
 /// More events than this in a millisecond keep a thread awake without spinning.
 const BUSY: u32 = 40;
+/// With more bytes than this in a millisecond it is the rate that counts, and the core is of better use elsewhere.
+const BULK: usize = 64 << 10;
+/// With more active streams than this in a millisecond there is always something to do.
+const FEW: u32 = 2;
 /// After this many turns in vain in a row, spinning is tried ever more rarely.
 const MAX_MISSES: u32 = 8;
 
@@ -21,18 +26,48 @@ struct State {
     misses: u32,
     /// Events to let pass without spinning.
     skip: u32,
+    /// When the running millisecond began, and what it has seen.
     bucket: Option<Instant>,
     events: u32,
+    bytes: usize,
+    /// A bit for each stream that was active; two streams may share one.
+    streams: u64,
+}
+
+impl State {
+    const fn new() -> Self {
+        Self {
+            until: None,
+            running: false,
+            misses: 0,
+            skip: 0,
+            bucket: None,
+            events: 0,
+            bytes: 0,
+            streams: 0,
+        }
+    }
+
+    /// Whether the next event may be worth waiting for.
+    fn is_calm(&self) -> bool {
+        self.events <= BUSY && self.bytes <= BULK && self.streams.count_ones() <= FEW
+    }
 }
 
 thread_local! {
-    static STATE: Cell<State> = const {
-        Cell::new(State { until: None, running: false, misses: 0, skip: 0, bucket: None, events: 0 })
-    };
+    static STATE: Cell<State> = const { Cell::new(State::new()) };
 }
 
-/// An event has been handled at `now`: the next one may come within `spin`.
-pub fn event(now: Instant, spin: Duration) {
+/// A stream of a tunnel is active.
+pub fn touch(tunnel: usize, stream: u32) {
+    let mut state = STATE.get();
+    let mixed = (tunnel as u64 ^ u64::from(stream)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    state.streams |= 1 << (mixed >> 58);
+    STATE.set(state);
+}
+
+/// An event that moved `bytes` was seen at `now`: the next one may come within `spin`.
+pub fn event(now: Instant, spin: Duration, bytes: usize) {
     if spin.is_zero() {
         return;
     }
@@ -41,13 +76,14 @@ pub fn event(now: Instant, spin: Duration) {
         .bucket
         .is_none_or(|since| now.saturating_duration_since(since) > Duration::from_millis(1))
     {
-        (state.bucket, state.events) = (Some(now), 0);
+        (state.bucket, state.events, state.bytes, state.streams) = (Some(now), 0, 0, 0);
     }
     state.events += 1;
+    state.bytes += bytes;
     if state.running {
-        state.until = (state.events <= BUSY).then(|| now + spin);
+        state.until = state.is_calm().then(|| now + spin);
         state.misses = 0;
-    } else if state.events > BUSY {
+    } else if !state.is_calm() {
     } else if state.skip > 0 {
         state.skip -= 1;
     } else {
@@ -74,4 +110,65 @@ async fn run() {
         state.skip = (1 << state.misses) - 2;
     }
     STATE.set(state);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Whether a thread spins after `count` events within a millisecond, of so many `bytes` each, on so many
+    /// `streams`.
+    fn spins(count: u32, bytes: usize, streams: u32) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        STATE.set(State::new());
+        let now = Instant::now();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            for i in 0..count {
+                touch(0x1000, 1 + 2 * (i % streams));
+                event(now, Duration::from_micros(50), bytes);
+            }
+        });
+        STATE.get().until.is_some()
+    }
+
+    #[test]
+    fn a_thread_spins_for_few_flows_that_move_little() {
+        assert!(spins(1, 128, 1));
+        assert!(spins(BUSY, 128, 1));
+        assert!(spins(BUSY, 128, 2));
+        assert!(!spins(BUSY, 128, 16), "many flows");
+        assert!(!spins(BUSY + 1, 128, 1), "busy anyway");
+        assert!(!spins(3, BULK / 2, 1), "much to move");
+    }
+
+    #[test]
+    fn spinning_in_vain_is_tried_ever_more_rarely() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let spin = Duration::from_micros(50);
+        let mut now = Instant::now();
+        let mut begun = 0;
+        for _ in 0..1000 {
+            // Each event comes when the spin after the last is over.
+            now += Duration::from_millis(2);
+            runtime.block_on(tokio::task::LocalSet::new().run_until(async {
+                event(now, spin, 128);
+            }));
+            let mut state = STATE.get();
+            if state.running {
+                begun += 1;
+                state.until = Some(Instant::now());
+                STATE.set(state);
+                runtime.block_on(run());
+            }
+        }
+        assert!(
+            (8..20).contains(&begun),
+            "spun {begun} times for 1000 events"
+        );
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    io::{self, ErrorKind, IoSlice},
+    io::{self, ErrorKind, IoSlice, IoSliceMut},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -24,11 +24,13 @@ use super::{
 use crate::wire::{conn::Fill, error::Code, out::CAPACITY};
 
 /// What one stream may send before others get their turn.
-const QUANTUM: usize = 64 << 10;
-/// A stream whose last read was larger than this waits its turn.
+const QUANTUM: usize = 128 << 10;
+/// A stream whose last read was larger than this, or left something, waits its turn.
 const GREEDY: usize = 8 << 10;
 /// Greedy streams fill the outgoing buffer only to here, so that there is always room for the others.
 const HIGH: usize = CAPACITY - (80 << 10);
+/// What no single read may fill, for the same reason.
+const SPARE: usize = 16 << 10;
 
 /// Moves bytes between `app` and `stream` until both directions have ended. `meter.forward` counts what came
 /// from `app`. The future is small: what a connection needs lies in its tunnel.
@@ -190,7 +192,10 @@ impl Splice {
         }
         let ended = inner.conn.get(id)?.ended;
         if ended && !self.shut {
-            if let Err(e) = SockRef::from(&*self.app).shutdown(std::net::Shutdown::Write) {
+            // When the application has ended too, closing the socket says the same.
+            if !self.app_ended
+                && let Err(e) = SockRef::from(&*self.app).shutdown(std::net::Shutdown::Write)
+            {
                 return Some(app_failed(&e));
             }
             self.shut = true;
@@ -213,12 +218,7 @@ impl Splice {
             if !take_turn(inner, id) {
                 return None;
             }
-            let mut asked = 0;
-            let app = &self.app;
-            let fill = inner.conn.fill(id, QUANTUM, |slices| {
-                asked = slices.iter().map(|s| s.len()).sum();
-                app.try_read_vectored(slices)
-            });
+            let (fill, asked) = self.read(inner);
             match fill {
                 Fill::Taken(0) => {
                     self.app_ended = true;
@@ -231,7 +231,7 @@ impl Splice {
                     self.meter.add_forward(n);
                     inner.wake_driver();
                     if let Some(slot) = inner.conn.get(id) {
-                        slot.greedy = n > GREEDY;
+                        slot.greedy = n > GREEDY || n == asked;
                         slot.turn = Turn::None;
                     }
                     if n == asked {
@@ -258,6 +258,27 @@ impl Splice {
             }
         }
         None
+    }
+
+    /// One read from the application; also tells how much it asked for.
+    fn read(&self, inner: &mut Inner) -> (Fill, usize) {
+        let (id, app) = (self.stream.id, &self.app);
+        let greedy = inner.conn.get(id).is_some_and(|slot| slot.greedy);
+        let room = (CAPACITY - SPARE).saturating_sub(inner.conn.out.used());
+        let mut asked = 0;
+        let read = |slices: &mut [IoSliceMut<'_>]| match slices {
+            // A vector costs the kernel more than a plain buffer, and most reads are small.
+            [first, ..] if !greedy => {
+                asked = first.len();
+                app.try_read(first)
+            }
+            _ => {
+                asked = slices.iter().map(|s| s.len()).sum();
+                app.try_read_vectored(slices)
+            }
+        };
+        let fill = inner.conn.fill(id, QUANTUM.min(room.max(GREEDY)), read);
+        (fill, asked)
     }
 
     /// Whether the application reset its connection while nothing is read from it.

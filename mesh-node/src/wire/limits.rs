@@ -90,7 +90,7 @@ impl Limits {
             ping_timeout: Duration::from_secs(20),
             idle: Duration::from_secs(300),
             linger: Duration::from_secs(2),
-            spin: Duration::ZERO,
+            spin: Duration::from_micros(50),
         }
     }
 
