@@ -39,6 +39,8 @@ reasons! {
     UNPARSABLE = 29, "unparsable";
     NO_LISTENER = 30, "no_listener";
     INTERNAL = 31, "internal";
+    OTHER_NETWORK = 32, "other_network";
+    NAME_UNRESOLVED = 33, "name_unresolved";
 }
 
 /// Linux's ECONNREFUSED.
@@ -50,7 +52,7 @@ pub const EHOSTUNREACH: i32 = 113;
 #[inline(always)]
 pub const fn errno(reason: u16) -> i32 {
     match reason {
-        NOT_READY | CONNECT_TIMEOUT | AGENT_STALE => EHOSTUNREACH,
+        NOT_READY | CONNECT_TIMEOUT | AGENT_STALE | OTHER_NETWORK => EHOSTUNREACH,
         _ => ECONNREFUSED,
     }
 }

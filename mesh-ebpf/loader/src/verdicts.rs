@@ -97,23 +97,6 @@ impl Datapath {
             .set(&key, &Verdict::new(until, epoch, action, reason))
     }
 
-    /// Remembers for a while that a dial failed, so that the pod's next `connect` fails at once.
-    pub fn note_failed_dial(
-        &self,
-        cookie: u64,
-        dialed: SocketAddr,
-        reason: u16,
-        lasting: Duration,
-    ) -> Result<(), LoadError> {
-        self.set_verdict(
-            cookie,
-            dialed,
-            Outcome::Refuse(reason),
-            self.epoch(dialed.ip()),
-            Some(lasting),
-        )
-    }
-
     /// Forgets what is known about a pod's connections to a destination.
     pub fn remove_verdict(&self, cookie: u64, destination: SocketAddr) -> Result<(), LoadError> {
         let key = VerdictKey::new(cookie, destination.ip().into(), destination.port());

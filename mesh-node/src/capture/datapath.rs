@@ -35,6 +35,22 @@ pub enum Outcome {
     Refuse(Reason),
 }
 
+/// A dial that failed, as the kernel keeps it for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedDial {
+    /// The source pod's network namespace.
+    pub source: u64,
+    /// What it dialed.
+    pub original: SocketAddr,
+    /// The epoch of what it dialed, read before the dial was decided: when the destination's configuration
+    /// has changed since, the failure says nothing any more.
+    pub epoch: u32,
+    /// What `connect()` fails with.
+    pub reason: Reason,
+    /// For how long at most.
+    pub lasting: Duration,
+}
+
 /// One slot of a virtual address: a local endpoint that the hook may choose, or the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VipSlot {
@@ -54,19 +70,16 @@ pub trait Datapath: Send + Sync + fmt::Debug {
     fn is_probe(&self, local: SocketAddr, peer: SocketAddr) -> bool;
 
     /// Remembers for a short while that a dial failed, so that the next `connect()` fails at once.
-    fn note_failed_dial(
-        &self,
-        source: u64,
-        original: SocketAddr,
-        reason: Reason,
-        lasting: Duration,
-    );
+    fn note_failed_dial(&self, failed: FailedDial);
 
     /// The epoch of a destination.
     fn epoch(&self, destination: IpAddr) -> u32;
 
     /// Makes every verdict about a destination void. Called before it is decided again.
     fn bump_epoch(&self, destination: IpAddr) -> io::Result<()>;
+
+    /// Makes every verdict void.
+    fn bump_all(&self) -> io::Result<()>;
 
     /// Installs a verdict.
     fn install(&self, verdict: Verdict) -> io::Result<()>;

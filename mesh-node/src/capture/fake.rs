@@ -11,10 +11,8 @@ use std::{
     time::Duration,
 };
 
-use mesh_model::reason::Reason;
-
 use super::{
-    datapath::{Datapath, Verdict, VipSlot},
+    datapath::{Datapath, FailedDial, Verdict, VipSlot},
     kernel::{DirectFlow, Kernel, KernelEvent, KnownPod, PodEntry},
 };
 
@@ -34,9 +32,11 @@ pub struct Told {
     /// Resolvers by the source of a query.
     pub resolvers: HashMap<SocketAddr, SocketAddr>,
     /// Failed dials that were noted.
-    pub failed: Vec<(u64, SocketAddr, Reason)>,
+    pub failed: Vec<FailedDial>,
     /// Epochs by destination.
     pub epochs: HashMap<IpAddr, u32>,
+    /// How often all verdicts were made void; part of every epoch.
+    pub generation: u32,
     /// Verdicts that were installed.
     pub verdicts: Vec<Verdict>,
     /// Slots by virtual address.
@@ -79,16 +79,22 @@ impl Datapath for FakeDatapath {
         self.told().probes.contains(&(local, peer))
     }
 
-    fn note_failed_dial(&self, source: u64, original: SocketAddr, reason: Reason, _: Duration) {
-        self.told().failed.push((source, original, reason));
+    fn note_failed_dial(&self, failed: FailedDial) {
+        self.told().failed.push(failed);
     }
 
     fn epoch(&self, destination: IpAddr) -> u32 {
-        self.told().epochs.get(&destination).copied().unwrap_or(0)
+        let told = self.told();
+        told.generation + told.epochs.get(&destination).copied().unwrap_or(0)
     }
 
     fn bump_epoch(&self, destination: IpAddr) -> io::Result<()> {
         *self.told().epochs.entry(destination).or_default() += 1;
+        Ok(())
+    }
+
+    fn bump_all(&self) -> io::Result<()> {
+        self.told().generation += 1;
         Ok(())
     }
 

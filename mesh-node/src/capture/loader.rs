@@ -19,7 +19,7 @@ use mesh_loader::{Config, Event, EventKind, Events, LoadError, PodSpec};
 use mesh_model::reason::Reason;
 
 use super::{
-    datapath::{Datapath, Outcome, Verdict, VipSlot},
+    datapath::{Datapath, FailedDial, Outcome, Verdict, VipSlot},
     kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, PodEntry},
 };
 use crate::accept::Family;
@@ -78,16 +78,14 @@ impl Datapath for LoadedDatapath {
             .unwrap_or(false)
     }
 
-    fn note_failed_dial(
-        &self,
-        source: u64,
-        original: SocketAddr,
-        reason: Reason,
-        lasting: Duration,
-    ) {
-        let noted = self
-            .inner
-            .note_failed_dial(source, original, reason as u16, lasting);
+    fn note_failed_dial(&self, failed: FailedDial) {
+        let noted = self.inner.set_verdict(
+            failed.source,
+            failed.original,
+            mesh_loader::Outcome::Refuse(failed.reason as u16),
+            failed.epoch,
+            Some(failed.lasting),
+        );
         let _ = self.or_nothing("failed dial", noted.map(Some));
     }
 
@@ -97,6 +95,11 @@ impl Datapath for LoadedDatapath {
 
     fn bump_epoch(&self, destination: IpAddr) -> io::Result<()> {
         self.inner.bump_epoch(destination);
+        Ok(())
+    }
+
+    fn bump_all(&self) -> io::Result<()> {
+        self.inner.bump_all();
         Ok(())
     }
 

@@ -25,7 +25,7 @@ mod sys;
 mod takeup;
 mod wanted;
 
-pub use datapath::{Datapath, Outcome, Verdict, VipSlot};
+pub use datapath::{Datapath, FailedDial, Outcome, Verdict, VipSlot};
 pub use enrol::Enroller;
 pub use events::KernelReporter;
 pub use fake::FakeDatapath;

@@ -321,7 +321,8 @@ fn a_handshake_is_mutual_and_meets_the_expectation() {
 
     let error =
         shake(client, here.try_server(&web).expect("there")).expect_err("not whom it expected");
-    assert_eq!(tls_reason(&error), Reason::IdentityMismatch, "{error}");
+    let peer = peer_error(&error).expect("it was the identity");
+    assert_eq!(peer.reason(), Reason::IdentityMismatch, "{error}");
 
     let strangers = store(&Authority::new("theirs"), &[&web]);
     let stranger = strangers

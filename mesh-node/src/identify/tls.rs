@@ -218,12 +218,12 @@ impl ClientCertVerifier for Peers {
     }
 }
 
-/// The reason for a failed handshake, as this side saw it.
-pub fn reason(error: &Error) -> mesh_model::reason::Reason {
-    if let Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) = error
-        && let Some(peer) = inner.downcast_ref::<PeerError>()
-    {
-        return peer.reason();
+/// What our own verification found wrong with the peer, when that is why a handshake failed.
+pub fn peer_error(error: &Error) -> Option<&PeerError> {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
+            inner.downcast_ref()
+        }
+        _ => None,
     }
-    mesh_model::reason::Reason::TlsFailure
 }

@@ -28,6 +28,8 @@ use crate::{
 const VERDICTS_PER_FLOW: usize = 16;
 /// Slots of one virtual address, before the kernel side fits them into its table.
 const SLOTS: usize = 64;
+/// Changed workloads whose verdicts are made void one by one; when more change at once, all are.
+const ONE_BY_ONE: usize = 256;
 
 /// Installs the verdicts of a flow that came to the proxy although the kernel may take the next one itself.
 pub fn learn(
@@ -152,18 +154,29 @@ impl Director {
             diff.workloads.iter().collect(),
             diff.policies.iter().map(|p| &p.namespace).collect(),
         );
-        let touched =
-            |w: &Workload| all || uids.contains(&w.uid) || namespaces.contains(&w.namespace);
-        let addresses: HashSet<IpAddr> = before
-            .values()
-            .chain(self.local.values())
-            .filter(|w| touched(w))
-            .flat_map(|w| w.addresses.iter().copied())
-            .collect();
-        for ip in addresses {
-            if let Err(error) = self.datapath.bump_epoch(ip) {
-                tracing::error!(%ip, %error, "verdicts about a pod could not be made void");
+        // The addresses that a service had, or those in its ranges, cannot be told one by one.
+        let sweeping = |name| {
+            mesh.service(name)
+                .is_none_or(|s: &Arc<Service>| !s.ranges.is_empty())
+        };
+        if all || uids.len() > ONE_BY_ONE || diff.services.iter().any(sweeping) {
+            if let Err(error) = self.datapath.bump_all() {
+                tracing::error!(%error, "verdicts could not be made void");
             }
+        } else {
+            let touched = |w: &Workload| uids.contains(&w.uid) || namespaces.contains(&w.namespace);
+            let local = before
+                .values()
+                .chain(self.local.values())
+                .filter(|w| touched(w));
+            // Dials to workloads of other nodes and to services may have failed, which is remembered too.
+            let remote = uids.iter().filter_map(|uid| mesh.workload(uid));
+            let workloads = local
+                .chain(remote)
+                .flat_map(|w| w.addresses.iter().copied());
+            let services = diff.services.iter().filter_map(|name| mesh.service(name));
+            let vips = services.flat_map(|s| s.vips.iter().map(|v| v.ip));
+            self.void(workloads.chain(vips).map(|ip| ip.to_canonical()).collect());
         }
         if all {
             let gone: Vec<_> = self
@@ -179,6 +192,15 @@ impl Director {
             diff.services
                 .iter()
                 .for_each(|name| self.project(mesh, name));
+        }
+    }
+
+    /// Makes void what is known about these addresses.
+    fn void(&self, addresses: HashSet<IpAddr>) {
+        for ip in addresses {
+            if let Err(error) = self.datapath.bump_epoch(ip) {
+                tracing::error!(%ip, %error, "verdicts about an address could not be made void");
+            }
         }
     }
 
@@ -209,12 +231,7 @@ impl Director {
                 continue;
             }
             for vip in service.vips.iter().map(|v| v.ip) {
-                let family = Family::of(vip);
-                let reachable: Vec<_> = slots
-                    .iter()
-                    .filter(|s| address(s, family).is_some())
-                    .collect();
-                let spread = spread(&reachable, family);
+                let spread = spread(&slots, Family::of(vip));
                 if spread.iter().any(|s| *s != VipSlot::Proxy) {
                     table.insert(SocketAddr::new(vip, port), spread);
                 }
@@ -231,7 +248,7 @@ impl Director {
 }
 
 /// Weights as repetitions, in as few slots as show them and never more than fit.
-fn spread(slots: &[&Slot], family: Family) -> Vec<VipSlot> {
+fn spread(slots: &[Slot], family: Family) -> Vec<VipSlot> {
     let total: u64 = slots.iter().map(|s| u64::from(s.weight.max(1))).sum();
     let even = slots.iter().all(|s| s.weight == slots[0].weight);
     let room = if even {

@@ -188,3 +188,37 @@ fn what_the_kernel_may_not_do_is_not_taught() {
     w.learn(at("10.1.1.2:8080"));
     assert_eq!(w.verdicts(), Vec::new(), "STRICT wants the tunnel");
 }
+
+#[test]
+fn a_failed_dial_is_forgotten_when_its_destination_changes() {
+    let mut w = world();
+    w.director.begin();
+    let (vip, remote, outside) = (
+        cast::ip("10.96.0.10"),
+        cast::ip("10.1.2.2"),
+        cast::ip("192.0.2.1"),
+    );
+    let epochs = |w: &World| [vip, remote, outside].map(|ip| w.kernel.epoch(ip));
+    let mut check = |changes: Vec<Change>, voids: [bool; 3]| {
+        let before = epochs(&w);
+        let diff = w.state.apply(changes);
+        w.director.follow(&diff);
+        let after = epochs(&w);
+        let moved = [0, 1, 2].map(|i| after[i] > before[i]);
+        assert_eq!(moved, voids, "{diff:?}");
+    };
+    let db2 = |healthy: bool| {
+        let pod = cast::pod("shop", "db-2", "n2", "10.1.2.2");
+        Change::Workload(Workload {
+            healthy,
+            ..cast::serving(pod, "shop", "db")
+        })
+    };
+    check(vec![db2(false)], [true, true, false]);
+    check(vec![db2(true)], [true, true, false]);
+    let other = cast::pod("shop", "other", "n2", "10.1.2.3");
+    check(vec![Change::Workload(other)], [false, false, false]);
+    check(vec![Change::Config(cast::config())], [true; 3]);
+    let gone = Change::RemoveService(cast::service_name("shop", "db"));
+    check(vec![gone], [true; 3]);
+}

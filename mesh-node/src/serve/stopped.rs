@@ -1,4 +1,6 @@
-//! Why a flow did not come about, and how that is reported.
+//! Why a flow did not come about, how that is reported, and for how long it is worth remembering.
+
+use std::time::Duration;
 
 use mesh_model::{authz::Denial, reason::Reason};
 
@@ -6,6 +8,13 @@ use crate::{
     dial::DialError,
     observe::{FlowGuard, Verdict},
 };
+
+/// How long a refusal that configuration decides makes further dials fail at once; it falls with the
+/// destination's epoch before that.
+const DECIDED_LASTS: Duration = Duration::from_secs(1);
+/// The same for what only the far side showed. Its recovery shows in no configuration, so that this is the
+/// longest that an application can be refused after it: no longer than anyone would notice.
+const SEEN_LASTS: Duration = Duration::from_millis(200);
 
 /// Why a flow did not come about.
 pub(super) enum Stopped {
@@ -36,6 +45,15 @@ impl Stopped {
             Self::Denied(denial) => denial.reason,
             Self::Failed(error) => error.reason(),
             Self::Abandoned => Reason::PeerReset,
+        }
+    }
+
+    /// For how long the next dial would certainly fare no better; `None` when nothing can be said.
+    pub(super) fn lasting(&self) -> Option<Duration> {
+        match self {
+            Self::Denied(_) => Some(DECIDED_LASTS),
+            Self::Failed(error) => error.is_of_the_far_side().then_some(SEEN_LASTS),
+            Self::Abandoned => None,
         }
     }
 

@@ -29,7 +29,7 @@ use crate::wire::{
     abuse::Kind,
     conn::Event,
     error::{Code, ConnError},
-    tls::{Record, Session, TlsError},
+    tls::{Record, Session},
 };
 
 /// What one read asks for.
@@ -141,7 +141,7 @@ impl Driver {
     ) -> Result<usize, TunnelError> {
         let now = self.last_received.into_std();
         let mut at = 0;
-        while let Some(record) = self.session.open(&mut buf[..len], &mut at).map_err(tls)? {
+        while let Some(record) = self.session.open(&mut buf[..len], &mut at)? {
             match record {
                 Record::Data(range) => inner
                     .conn
@@ -150,7 +150,7 @@ impl Driver {
                 Record::KeyUpdate { reply } => {
                     inner.conn.count(Kind::KeyUpdate).map_err(protocol)?;
                     if reply && inner.conn.out.may_rekey() {
-                        let next = self.session.next_sealer().map_err(tls)?;
+                        let next = self.session.next_sealer()?;
                         inner.conn.out.rekey(next);
                     }
                 }
@@ -212,7 +212,7 @@ impl Driver {
     /// Sends what is prepared. `true` once nothing is left.
     fn flush(&mut self, inner: &mut Inner, cx: &mut Context<'_>) -> Result<bool, TunnelError> {
         if inner.conn.out.wants_rekey() {
-            let next = self.session.next_sealer().map_err(tls)?;
+            let next = self.session.next_sealer()?;
             inner.conn.out.rekey(next);
         }
         loop {
@@ -378,13 +378,6 @@ fn protocol(error: ConnError) -> TunnelError {
     TunnelError::Protocol {
         code: error.code.0,
         what: error.to_string(),
-    }
-}
-
-fn tls(error: TlsError) -> TunnelError {
-    match error {
-        TlsError::Alpn => TunnelError::Alpn,
-        error => TunnelError::Tls(error.to_string()),
     }
 }
 

@@ -28,7 +28,7 @@ use crate::wire::{
     conn::{Conn, Request, Response, Role},
     error::Code,
     out::{Outgoing, Protect},
-    tls::{Established, Handshake, Step, TlsError},
+    tls::{Established, Handshake, Step},
 };
 
 /// Unsent bytes that the kernel takes before a tunnel's socket is full: what waits there cannot be overtaken.
@@ -57,7 +57,7 @@ pub async fn connect(
     limits: Limits,
 ) -> Result<ClientTunnel, TunnelError> {
     let peer = tcp.peer_addr().map_err(io)?.ip();
-    let handshake = Handshake::client(tls, ServerName::IpAddress(peer.into())).map_err(failed)?;
+    let handshake = Handshake::client(tls, ServerName::IpAddress(peer.into()))?;
     Ok(ClientTunnel(
         establish(tcp, handshake, Role::Client, limits).await?,
     ))
@@ -201,7 +201,7 @@ pub async fn accept(
     tls: Arc<rustls::ServerConfig>,
     limits: Limits,
 ) -> Result<ServerTunnel, TunnelError> {
-    let handshake = Handshake::server(tls).map_err(failed)?;
+    let handshake = Handshake::server(tls)?;
     Ok(ServerTunnel(
         establish(tcp, handshake, Role::Server, limits).await?,
     ))
@@ -383,13 +383,6 @@ fn io(error: std::io::Error) -> TunnelError {
     TunnelError::Io(error.to_string())
 }
 
-fn failed(error: TlsError) -> TunnelError {
-    match error {
-        TlsError::Alpn => TunnelError::Alpn,
-        error => TunnelError::Tls(error.to_string()),
-    }
-}
-
 /// Handshake, then a driver of its own task.
 async fn establish(
     mut tcp: TcpStream,
@@ -406,7 +399,7 @@ async fn establish(
         sealer,
         session,
         certificates,
-    } = handshake.finish(&incoming).map_err(failed)?;
+    } = handshake.finish(&incoming)?;
     let out = Outgoing::new(Protect::Tls(sealer));
     let now = tokio::time::Instant::now().into_std();
     let inner = Inner {
@@ -450,7 +443,7 @@ async fn shake(
             Err(error) => {
                 // The peer should learn why; it is no loss if it cannot.
                 let _ = tcp.try_write(&outgoing);
-                return Err(failed(error));
+                return Err(error.into());
             }
         };
         if !outgoing.is_empty() {

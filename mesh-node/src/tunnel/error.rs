@@ -4,7 +4,10 @@
 
 use mesh_model::reason::Reason;
 
-use crate::wire::{Headers, error::Code};
+use crate::{
+    identify::peer_error,
+    wire::{Headers, error::Code, tls::TlsError},
+};
 
 /// The response header in which our own nodes name the reason of a refusal (a key of the reason table).
 pub const REASON_HEADER: &str = "x-warren-reason";
@@ -21,6 +24,9 @@ pub enum TunnelError {
     /// The TLS handshake or a record failed.
     #[error("TLS with the peer failed: {0}")]
     Tls(String),
+    /// The peer proved another identity than it should, or none that counts.
+    #[error("the peer is not whom it should be: {0}")]
+    Identity(String),
     /// The peer does not speak HTTP/2.
     #[error("the peer did not agree on h2, so it does not speak HBONE")]
     Alpn,
@@ -48,6 +54,7 @@ impl TunnelError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Tls(_) => Reason::TlsFailure,
+            Self::Identity(_) => Reason::IdentityMismatch,
             Self::Io(_)
             | Self::Eof
             | Self::Alpn
@@ -59,12 +66,31 @@ impl TunnelError {
     }
 }
 
+impl From<TlsError> for TunnelError {
+    fn from(error: TlsError) -> Self {
+        if let TlsError::Rustls(error) = &error
+            && let Some(peer) = peer_error(error)
+        {
+            return match peer.reason() {
+                Reason::IdentityMismatch => Self::Identity(peer.to_string()),
+                _ => Self::Tls(peer.to_string()),
+            };
+        }
+        match error {
+            TlsError::Alpn => Self::Alpn,
+            error @ (TlsError::Rustls(_) | TlsError::Record(_) | TlsError::Alert(_)) => {
+                Self::Tls(error.to_string())
+            }
+        }
+    }
+}
+
 impl TunnelError {
     /// The HTTP/2 error code that the peer is told.
     pub(super) fn code(&self) -> Code {
         match self {
             Self::Protocol { code, .. } => Code(*code),
-            Self::Tls(_) | Self::Alpn => Code::PROTOCOL_ERROR,
+            Self::Tls(_) | Self::Identity(_) | Self::Alpn => Code::PROTOCOL_ERROR,
             Self::Io(_) | Self::Eof | Self::GoAway(_) | Self::PingTimeout | Self::Closed => {
                 Code::NO_ERROR
             }
