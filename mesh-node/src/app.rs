@@ -25,8 +25,11 @@ use crate::{
         LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
     },
     config::{Config, Invocation, LogFormat, Takeover, cgroup},
-    dns::{DnsHandle, DnsParts, DnsServer},
-    identify::{CaClient, Certificates, Controller, Handshakes, KeyDir, Renewer, describe, show},
+    dns::{DnsHandle, DnsParts, DnsServer, Names},
+    identify::{
+        CaClient, Certificates, Controller, HANDED, Handshakes, KeyDir, Renewer, describe,
+        hand_over, receive, show,
+    },
     lifecycle::{
         Blobs, Ending, HandoverServer, Lifecycle, Part, Predecessor, Readiness, end_of_signals,
         take_over,
@@ -154,12 +157,16 @@ async fn node(config: Config, log: Log) -> Result<()> {
     );
     let state = MeshState::new();
     let certificates = Certificates::new(SystemTime::now);
-    control(&config, &tasks, &state, &certificates, &metrics)?;
     let predecessor = predecessor(&config).await;
+    if let Some(piece) = predecessor.as_ref().and_then(|p| p.blobs.get(HANDED)) {
+        let taken = receive(&certificates, piece);
+        tracing::info!(taken, "certificates and keys were handed over in memory");
+    }
+    control(&config, &tasks, &state, &certificates, &metrics)?;
     let kernel = open_kernel(&config)?;
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
     let (listeners, receivers) = Listeners::new(config.threads);
-    let shared = data_parts(&config, &state, &certificates, &kernel, &observer);
+    let shared = data_parts(&config, &tasks, &state, &certificates, &kernel, &observer);
     let data =
         DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
     let capture = start_capture(&config, &tasks, &state, &kernel, &observer, listeners)?;
@@ -281,7 +288,13 @@ fn control(
     };
     let keys = KeyDir::open(config.run_dir.join("keys"))
         .with_context(|| format!("opening {}/keys", config.run_dir.display()))?;
-    let renewer = Renewer::new(certificates.clone(), keys, signer, config.node_name.clone());
+    let renewer = Renewer::new(
+        certificates.clone(),
+        keys,
+        signer,
+        config.node_name.clone(),
+        metrics,
+    );
     tasks.spawn("certificates", renewer.run());
     tasks.spawn(
         "certificate metrics",
@@ -320,11 +333,18 @@ fn open_kernel(config: &Config) -> Result<Arc<LoadedDatapath>> {
 
 fn data_parts(
     config: &Config,
+    tasks: &Tasks,
     state: &MeshState,
     certificates: &Certificates,
     kernel: &Arc<LoadedDatapath>,
     observer: &Observer,
 ) -> Arc<Shared> {
+    let (names, task) = Names::new(
+        config.resolvers.clone(),
+        config.name_ttl,
+        observer.metrics().clone(),
+    );
+    tasks.spawn("host names", task.run());
     Arc::new(Shared {
         node: config.node_name.clone(),
         state: state.clone(),
@@ -336,6 +356,7 @@ fn data_parts(
             config.limits.handshakes_per_source,
         ),
         limits: config.limits,
+        names,
         flows: AtomicUsize::new(0),
     })
 }
@@ -429,6 +450,7 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
     let registration = RegistrationServer::bind(&at("pods.sock"), ROOT, capture.clone())
         .with_context(bind("pods.sock"))?;
     tasks.spawn_until_handed_over("registration", registration.run());
+    let secrets = certificates.clone();
     let admin = AdminServer::bind(
         &at("admin.sock"),
         ROOT,
@@ -453,7 +475,7 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
         ROOT,
         capture,
         tasks.lifecycle.clone(),
-        Arc::new(Blobs::new),
+        Arc::new(move || Blobs::from([(HANDED.to_owned(), hand_over(&secrets))])),
         config.drain,
     );
     // Ends when a successor has taken over, which is no failure.

@@ -96,6 +96,11 @@ impl Bundle {
         Self { pem, since }
     }
 
+    /// Since when it has been there.
+    pub fn since(&self) -> SystemTime {
+        self.since
+    }
+
     /// The text to keep.
     pub fn pem(&self) -> &str {
         &self.pem
@@ -146,6 +151,8 @@ pub struct Issued {
     /// The workload's identity.
     pub identity: Identity,
     pub(super) key: Arc<CertifiedKey>,
+    /// Key and chain as PEM, for a successor.
+    pub(super) bundle: Bundle,
     /// The roots that came with it.
     pub trust: Trust,
     /// Since when we have had it: CAs date certificates back, so that `not_before` tells nothing of its age.
@@ -189,6 +196,7 @@ impl Issued {
         Ok(Self {
             identity: asked.clone(),
             key: Arc::new(key),
+            bundle: bundle.clone(),
             trust,
             since,
             not_after,

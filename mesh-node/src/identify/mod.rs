@@ -3,6 +3,7 @@
 //! Invariants: an identity is taken from exactly one URI SAN, parsed strictly; a certificate that cannot be
 //! understood proves nothing; without a valid certificate of our own nothing is dialed or accepted.
 
+mod handed;
 mod handshakes;
 mod issued;
 mod keys;
@@ -18,6 +19,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use handed::{HANDED, hand_over, receive};
 pub use handshakes::{HandshakeSlot, Handshakes};
 pub use issued::{Issued, IssuedError, NodeCertificate};
 pub use keys::KeyDir;
@@ -25,5 +27,5 @@ pub use renew::Renewer;
 pub use report::{describe, show};
 pub use signer::{CaClient, Controller, Credential, SignError, Signer};
 pub use store::{CertificateStatus, Certificates, Held};
-pub use tls::reason as tls_reason;
+pub use tls::peer_error;
 pub use verify::{PeerError, Proven, Trust, Usage, peer};

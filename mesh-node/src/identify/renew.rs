@@ -5,7 +5,7 @@
 //! requests is under way at once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -13,18 +13,23 @@ use std::{
 use futures_util::{StreamExt, stream};
 use mesh_model::name::{Identity, NodeName};
 
+use prometheus_client::metrics::{counter::Counter, family::Family};
+
 use super::{
     Certificates, Credential, Issued, KeyDir, NodeCertificate, Signer,
     issued::{IssuedError, Request},
     signer::SignError,
 };
+use crate::observe::{Metrics, ResultLabel};
 
 /// Requests under way at once.
 const CONCURRENT: usize = 8;
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause after failures.
+/// The longest pause after failures; none goes beyond the end of the old certificate.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest pause when there is none any more, so that traffic is refused no longer than it must be.
+const LONGEST_WITHOUT: Duration = Duration::from_secs(2);
 /// How long to sleep when nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -35,6 +40,7 @@ pub struct Renewer<S> {
     keys: KeyDir,
     signer: S,
     node: NodeName,
+    requests: Family<ResultLabel, Counter>,
     pauses: HashMap<Option<Identity>, Pause>,
 }
 
@@ -54,13 +60,20 @@ enum RenewError {
 
 impl<S: Signer> Renewer<S> {
     /// A task that has taken up what the key directory still holds.
-    pub fn new(certificates: Certificates, keys: KeyDir, signer: S, node: NodeName) -> Self {
+    pub fn new(
+        certificates: Certificates,
+        keys: KeyDir,
+        signer: S,
+        node: NodeName,
+        metrics: &Metrics,
+    ) -> Self {
         restore(&certificates, &keys);
         Self {
             certificates,
             keys,
             signer,
             node,
+            requests: metrics.node().certificate_requests.clone(),
             pauses: HashMap::new(),
         }
     }
@@ -169,15 +182,18 @@ impl<S: Signer> Renewer<S> {
     }
 
     fn settle(&mut self, whose: Option<Identity>, outcome: Result<(), RenewError>) {
+        let result = if outcome.is_ok() { "ok" } else { "error" };
+        self.requests.get_or_create(&ResultLabel { result }).inc();
         let Err(error) = outcome else {
             self.pauses.remove(&whose);
             return;
         };
+        let longest = self.left(&whose).clamp(LONGEST_WITHOUT, LONGEST_PAUSE);
         let failures = self
             .pauses
             .get(&whose)
             .map_or(1, |p| p.failures.saturating_add(1));
-        let pause = pause(failures, fastrand::f64());
+        let pause = pause(failures, longest, fastrand::f64());
         match &whose {
             None => {
                 tracing::warn!(node = %self.node, %error, again_in = ?pause, "the node's certificate could not be renewed")
@@ -194,6 +210,17 @@ impl<S: Signer> Renewer<S> {
                 until: self.certificates.now() + pause,
             },
         );
+    }
+
+    /// How long the certificate that is there still holds.
+    fn left(&self, whose: &Option<Identity>) -> Duration {
+        let until = match whose {
+            None => self.certificates.node().map(|n| n.not_after),
+            Some(identity) => self.certificates.until(identity),
+        };
+        until
+            .and_then(|until| until.duration_since(self.certificates.now()).ok())
+            .unwrap_or_default()
     }
 
     fn node_due(&self) -> SystemTime {
@@ -253,28 +280,34 @@ fn jitter(identity: &Identity) -> f64 {
 }
 
 /// The pause after so many failures; `dice` from 0 to 1.
-fn pause(failures: u32, dice: f64) -> Duration {
+fn pause(failures: u32, longest: Duration, dice: f64) -> Duration {
     let doubled = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    doubled.min(LONGEST_PAUSE).mul_f64(0.5 + 0.5 * dice)
+    doubled.min(longest).mul_f64(0.5 + 0.5 * dice)
 }
 
-/// Takes up what an earlier process left.
+/// Takes up what an earlier process left on tmpfs, where it did not hand it over itself.
 fn restore(certificates: &Certificates, keys: &KeyDir) {
     let now = certificates.now();
+    let handed: HashSet<Identity> = certificates
+        .issued()
+        .iter()
+        .map(|i| i.identity.clone())
+        .collect();
     let node = keys
         .node()
         .map_err(IssuedError::from)
         .and_then(|b| b.map(|b| NodeCertificate::from_bundle(b, now)).transpose());
     match node {
-        Ok(Some(node)) => certificates.put_node(node),
-        Ok(None) => {}
+        Ok(Some(node)) if certificates.node().is_none() => certificates.put_node(node),
+        Ok(Some(_) | None) => {}
         Err(error) => tracing::warn!(%error, "the node's kept certificate is not used"),
     }
     let workloads = keys.workloads().unwrap_or_else(|error| {
         tracing::warn!(%error, "kept certificates cannot be read");
         Vec::new()
     });
-    for (identity, bundle) in workloads {
+    let missing = workloads.into_iter().filter(|(i, _)| !handed.contains(i));
+    for (identity, bundle) in missing {
         match Issued::from_bundle(&bundle, &identity, now) {
             Ok(issued) => certificates.put(issued),
             Err(error) => tracing::warn!(%identity, %error, "a kept certificate is not used"),

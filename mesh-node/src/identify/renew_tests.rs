@@ -75,6 +75,7 @@ async fn the_node_comes_first_and_then_every_held_identity() {
         keys.clone(),
         signer.clone(),
         "n1".into(),
+        &Metrics::new(),
     );
     let task = tokio::spawn(renewer.run());
     within("a certificate", certificates.server(&web)).await;
@@ -85,7 +86,7 @@ async fn the_node_comes_first_and_then_every_held_identity() {
     // A new process without a CA starts with what the directory holds.
     *signer.0.broken.lock().expect("not poisoned") = true;
     let after = Certificates::new(SystemTime::now);
-    let _renewer = Renewer::new(after.clone(), keys, signer, "n1".into());
+    let _renewer = Renewer::new(after.clone(), keys, signer, "n1".into(), &Metrics::new());
     assert!(after.node().is_some());
     assert!(after.try_server(&web).is_ok());
 }
@@ -98,8 +99,16 @@ async fn a_certificate_is_replaced_before_it_expires() {
     let web = identity("shop", "web");
     let _held = certificates.hold(&web);
     let keys = KeyDir::open(dir.path()).expect("writable");
-    let task =
-        tokio::spawn(Renewer::new(certificates.clone(), keys, signer.clone(), "n1".into()).run());
+    let task = tokio::spawn(
+        Renewer::new(
+            certificates.clone(),
+            keys,
+            signer.clone(),
+            "n1".into(),
+            &Metrics::new(),
+        )
+        .run(),
+    );
     let first = within("a certificate", certificates.server(&web)).await;
     let replaced = async {
         let mut changes = certificates.changes();
@@ -124,8 +133,16 @@ async fn a_failed_renewal_keeps_the_old_certificate_and_says_why() {
     let web = identity("shop", "web");
     let _held = certificates.hold(&web);
     let keys = KeyDir::open(dir.path()).expect("writable");
-    let task =
-        tokio::spawn(Renewer::new(certificates.clone(), keys, signer.clone(), "n1".into()).run());
+    let task = tokio::spawn(
+        Renewer::new(
+            certificates.clone(),
+            keys,
+            signer.clone(),
+            "n1".into(),
+            &Metrics::new(),
+        )
+        .run(),
+    );
     within("a certificate", certificates.server(&web)).await;
     *signer.0.broken.lock().expect("not poisoned") = true;
     let failed = async {
@@ -156,7 +173,8 @@ fn times_are_spread_and_bounded() {
     assert_eq!(half_life(start, end, 0.0), start + Duration::from_secs(400));
     assert_eq!(half_life(start, end, 0.5), start + Duration::from_secs(500));
     assert_eq!(half_life(start, end, 1.0), start + Duration::from_secs(600));
-    assert_eq!(pause(1, 1.0), FIRST_PAUSE);
-    assert_eq!(pause(1, 0.0), FIRST_PAUSE / 2);
-    assert_eq!(pause(1_000_000, 1.0), LONGEST_PAUSE);
+    assert_eq!(pause(1, LONGEST_PAUSE, 1.0), FIRST_PAUSE);
+    assert_eq!(pause(1, LONGEST_PAUSE, 0.0), FIRST_PAUSE / 2);
+    assert_eq!(pause(1_000_000, LONGEST_PAUSE, 1.0), LONGEST_PAUSE);
+    assert_eq!(pause(1_000_000, LONGEST_WITHOUT, 1.0), LONGEST_WITHOUT);
 }

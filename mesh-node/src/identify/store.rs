@@ -237,6 +237,28 @@ impl Certificates {
         gone
     }
 
+    /// Until when an identity's certificate holds.
+    pub(super) fn until(&self, identity: &Identity) -> Option<SystemTime> {
+        let state = self.state();
+        let current = state.entries.get(identity)?.current.as_ref()?;
+        Some(current.not_after)
+    }
+
+    /// Every certificate that is there.
+    pub(super) fn issued(&self) -> Vec<Arc<Issued>> {
+        let state = self.state();
+        state
+            .entries
+            .values()
+            .filter_map(|e| e.current.clone())
+            .collect()
+    }
+
+    /// The roots that the controller published.
+    pub(super) fn published_roots(&self) -> Option<Trust> {
+        self.state().published.clone()
+    }
+
     /// What is known about every certificate.
     pub fn status(&self) -> Vec<CertificateStatus> {
         let state = self.state();
