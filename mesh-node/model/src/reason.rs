@@ -118,6 +118,10 @@ reasons! {
     NoListener = 30, Refused, 503, 503, "CONNECT", "no_listener", "no listener of the node proxy in the pod";
     /// A failure inside the proxy.
     Internal = 31, Refused, 503, 500, "CONNECT", "internal", "the proxy failed";
+    /// Everything that could take the connection is on another network, to which there is no way.
+    OtherNetwork = 32, HostUnreachable, 503, 503, "CONNECT", "other_network", "the destination is on another network and no gateway to it is known";
+    /// The destination is known by a host name only, which does not resolve.
+    NameUnresolved = 33, Refused, 503, 503, "CONNECT", "name_unresolved", "the destination is known by its host name only, and the name could not be resolved";
 }
 
 #[cfg(test)]

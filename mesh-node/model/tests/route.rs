@@ -281,6 +281,7 @@ fn ports_families_and_protocols() {
         let at = match c.via {
             Via::Hbone { tunnel, .. } => tunnel,
             Via::Plain(at) => at,
+            Via::Named(named) => panic!("{named:?} has an address"),
         };
         assert_eq!(
             at.is_ipv6(),

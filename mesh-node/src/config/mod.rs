@@ -18,6 +18,8 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use mesh_model::name::{ClusterId, NodeName};
 
+use crate::dns::{Resolvers, TtlBounds};
+
 /// Everything that can be configured from outside, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -59,6 +61,10 @@ pub struct Config {
     pub limits: Limits,
     /// Bounds of the control path.
     pub control: Control,
+    /// Whom the node asks for the addresses of host names.
+    pub resolvers: Resolvers,
+    /// How long their answers are kept.
+    pub name_ttl: TtlBounds,
 }
 
 /// Bounds of the data path.

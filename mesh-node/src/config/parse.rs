@@ -11,7 +11,10 @@ use super::{
     Config, Control, Limits, LogFormat, Source, Takeover,
     settings::{SETTINGS, Setting},
 };
-use crate::role::Role;
+use crate::{
+    dns::{Resolvers, TtlBounds},
+    role::Role,
+};
 
 /// What the command line asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,6 +231,8 @@ impl Values<'_> {
                 .unwrap_or(Takeover::Auto),
             limits: self.limits()?,
             control: self.control()?,
+            resolvers: self.get("resolvers", parsed)?.unwrap_or(Resolvers::System),
+            name_ttl: self.name_ttl()?,
         })
     }
 
@@ -251,6 +256,20 @@ impl Values<'_> {
             tunnel_idle: self
                 .get("tunnel-idle", positive)?
                 .unwrap_or(Duration::from_secs(300)),
+        })
+    }
+
+    fn name_ttl(&self) -> Result<TtlBounds, ConfigError> {
+        let least = self
+            .get("name-ttl-min", positive)?
+            .unwrap_or(Duration::from_secs(5));
+        let most = self.get("name-ttl-max", |text| match positive(text)? {
+            most if most < least => Err("expected no less than --name-ttl-min".into()),
+            most => Ok(most),
+        })?;
+        Ok(TtlBounds {
+            least,
+            most: most.unwrap_or(least.max(Duration::from_secs(300))),
         })
     }
 

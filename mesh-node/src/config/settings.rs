@@ -203,6 +203,24 @@ pub const SETTINGS: &[Setting] = &[
         "How long a certificate is asked to be valid; it is renewed at half of what was granted",
     ),
     row(
+        "resolvers",
+        "IP[:PORT],...",
+        "those of /etc/resolv.conf",
+        "Whom the node asks for the addresses of endpoints that are known by host name only",
+    ),
+    row(
+        "name-ttl-min",
+        "TIME",
+        "5s",
+        "How long such an address is kept at least, and the pause after a failure",
+    ),
+    row(
+        "name-ttl-max",
+        "TIME",
+        "5m",
+        "How long such an address is kept at most",
+    ),
+    row(
         "metrics-port",
         "PORT",
         "15020",

@@ -110,6 +110,18 @@ fn what_is_wrong_is_named_with_its_origin() {
         "https://HOST:PORT",
     );
     check(&["--instance", "../x"], &[], "", "--instance");
+    check(
+        &["--resolvers", "10.0.0.53,dns"],
+        &[],
+        "",
+        "\"dns\" is not an IP or IP:PORT",
+    );
+    check(
+        &["--name-ttl-min", "10s", "--name-ttl-max", "9s"],
+        &[],
+        "",
+        "no less than --name-ttl-min",
+    );
     check(&["--takeover", "maybe"], &[], "", "auto, never");
     check(&["--no-such-flag"], &[], "", "--no-such-flag");
 }

@@ -8,6 +8,7 @@ use mesh_model::reason::Reason;
 
 use crate::{
     accept::Family,
+    dns::NameError,
     tunnel::{OpenError, TunnelError},
 };
 
@@ -38,6 +39,9 @@ pub enum DialError {
     /// The stream was not opened.
     #[error("{0}")]
     Open(#[from] OpenError),
+    /// The candidate's host name could not be turned into an address.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// Too many flows or tunnels to one destination.
     #[error("too many flows need a tunnel to this destination")]
     Overloaded,
@@ -63,7 +67,22 @@ impl DialError {
             Self::NoCertificate => Reason::NoCertificate,
             Self::Tunnel(e) => e.reason(),
             Self::Open(e) => e.reason(),
+            Self::Name(_) => Reason::NameUnresolved,
             Self::Shared(e) => e.reason(),
+        }
+    }
+
+    /// Whether the destination or the way to it failed, rather than something of this node.
+    pub fn is_of_the_far_side(&self) -> bool {
+        match self {
+            Self::Timeout
+            | Self::NoAddress(_)
+            | Self::Tcp(_)
+            | Self::Tunnel(_)
+            | Self::Open(_)
+            | Self::Name(_) => true,
+            Self::Shared(e) => e.is_of_the_far_side(),
+            Self::NoCandidate | Self::Socket(_) | Self::NoCertificate | Self::Overloaded => false,
         }
     }
 
@@ -78,6 +97,7 @@ impl DialError {
             | Self::NoAddress(_)
             | Self::Tcp(_)
             | Self::Tunnel(_)
+            | Self::Name(_)
             | Self::Overloaded => false,
         }
     }

@@ -15,18 +15,27 @@ pub use error::DialError;
 pub use hbone::Tunnels;
 pub use headers::baggage;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_model::{
     authz::{Egress, Permit},
-    route::{Candidate, Plan, Via},
+    route::{Candidate, Named, Plan, Via},
 };
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
 
-use crate::{accept::Pod, tunnel::Stream};
+use crate::{accept::Pod, dns::Names, tunnel::Stream};
+
+/// Addresses of one host name that are tried.
+const ADDRESSES: usize = 3;
 
 /// A connected upstream.
 #[derive(Debug)]
@@ -48,6 +57,8 @@ pub struct Request<'a> {
     pub client: SocketAddr,
     /// How long all attempts may take together.
     pub timeout: Duration,
+    /// Where hosts are that are known by name only.
+    pub names: &'a Names,
 }
 
 /// Dials the candidates in order; gives the one that answered.
@@ -55,20 +66,26 @@ pub async fn outbound<'p>(
     tunnels: &Rc<Tunnels>,
     request: &Request<'_>,
     plan: &'p Plan,
-) -> Result<(Upstream, &'p Candidate), DialError> {
+) -> Result<(Upstream, Cow<'p, Candidate>), DialError> {
     let deadline = Instant::now() + request.timeout;
     let mut last = DialError::NoCandidate;
     for (tried, candidate) in plan.candidates.iter().enumerate() {
-        let left = plan.candidates.len() - tried;
-        // Each candidate gets its share of what is left, so that a dead one cannot use it all up.
-        let share = deadline.saturating_duration_since(Instant::now())
-            / u32::try_from(left.min(3)).unwrap_or(1);
-        let attempt = timeout_at(
-            Instant::now() + share,
-            one(tunnels, request, plan, candidate),
-        );
-        match attempt.await.unwrap_or(Err(DialError::Timeout)) {
-            Ok(upstream) => return Ok((upstream, candidate)),
+        let attempt = async {
+            match &candidate.via {
+                Via::Named(named) => by_name(tunnels, request, plan, candidate, named)
+                    .await
+                    .map(|(upstream, found)| (upstream, Cow::Owned(found))),
+                via @ (Via::Hbone { .. } | Via::Plain(_)) => one(tunnels, request, plan, via)
+                    .await
+                    .map(|upstream| (upstream, Cow::Borrowed(candidate))),
+            }
+        };
+        let share = share(deadline, plan.candidates.len() - tried);
+        match timeout_at(share, attempt)
+            .await
+            .unwrap_or(Err(DialError::Timeout))
+        {
+            Ok(reached) => return Ok(reached),
             Err(error) if error.is_final() => return Err(error),
             Err(error) => {
                 tracing::debug!(pod = %request.pod.workload, via = ?candidate.via, %error, "a candidate could not be reached");
@@ -82,13 +99,56 @@ pub async fn outbound<'p>(
     Err(last)
 }
 
-async fn one(
+/// When one of `left` attempts must be over: each gets its share, so that a dead one cannot use all of the time up.
+fn share(deadline: Instant, left: usize) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / u32::try_from(left.min(3)).unwrap_or(1)
+}
+
+/// Resolves a candidate's name and dials its addresses, those of the client's family first.
+async fn by_name(
     tunnels: &Rc<Tunnels>,
     request: &Request<'_>,
     plan: &Plan,
     candidate: &Candidate,
+    named: &Named,
+) -> Result<(Upstream, Candidate), DialError> {
+    let deadline = Instant::now() + request.timeout;
+    let known = request.names.lookup(&named.host).await?;
+    let mut addresses: Vec<IpAddr> = known.to_vec();
+    // One host's addresses share its connections, whatever the order of its resolver's answers.
+    let turn = fastrand::usize(..addresses.len().max(1));
+    addresses.rotate_left(turn);
+    addresses.sort_by_key(|ip| ip.is_ipv6() != named.v6);
+    addresses.truncate(ADDRESSES);
+    let mut last = DialError::NoCandidate;
+    for (tried, ip) in addresses.iter().enumerate() {
+        let via = named.at(*ip);
+        let attempt = one(tunnels, request, plan, &via);
+        let attempt = timeout_at(share(deadline, addresses.len() - tried), attempt);
+        match attempt.await.unwrap_or(Err(DialError::Timeout)) {
+            Ok(upstream) => {
+                let found = Candidate {
+                    workload: candidate.workload.clone(),
+                    via,
+                };
+                return Ok((upstream, found));
+            }
+            Err(error) if error.is_final() => return Err(error),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Goes one way.
+async fn one(
+    tunnels: &Rc<Tunnels>,
+    request: &Request<'_>,
+    plan: &Plan,
+    via: &Via,
 ) -> Result<Upstream, DialError> {
-    match &candidate.via {
+    match via {
         Via::Hbone {
             tunnel,
             authority,
@@ -117,5 +177,7 @@ async fn one(
         Via::Plain(address) => tcp::connect(request.pod, *address, None)
             .await
             .map(Upstream::Plain),
+        // A name leads to addresses, never to another name.
+        Via::Named(_) => Err(DialError::NoCandidate),
     }
 }

@@ -153,6 +153,8 @@ metrics! {
     xds_connections: Family<ResultLabel, Counter> = "warren_xds_connections";
     /// Responses of the controller that were refused.
     xds_nacks: Family<TypeLabel, Counter> = "warren_xds_nacks";
+    /// Host names of endpoints that the node resolved itself.
+    name_lookups: Family<ResultLabel, Counter> = "warren_name_lookups";
     /// Resources received from the controller.
     xds_resources: Family<TypeLabel, Counter> = "warren_xds_resources";
     /// When the certificate of an identity expires, in seconds since 1970.

@@ -11,15 +11,15 @@ use mesh_model::{
     authz::{Conn, Denial},
     name::Identity,
     reason::Reason,
-    route::Via,
 };
 use rustls::pki_types::UnixTime;
 use tokio::time::{sleep, timeout};
 
-use super::{Data, Flow, stopped::Stopped, thread::Place};
+use super::{Data, Flow, parties, stopped::Stopped, thread::Place};
 use crate::{
     accept::{Accepted, Pod, authority, reset},
     authorize::{self, Permitted},
+    capture::FailedDial,
     dial::{self, Upstream},
     identify::{self, Proven},
     observe::{Direction, DirectionLabel, FlowGuard, Path, ResultLabel, Verdict},
@@ -28,9 +28,6 @@ use crate::{
     tunnel::{self, Incoming, ServerTunnel, error::REASON_HEADER},
     wire::{Headers, Limits},
 };
-
-/// How long a failed dial makes further ones fail at once.
-const FAILED_DIAL_LASTS: Duration = Duration::from_secs(1);
 
 /// A connection that a pod dialed and the kernel brought here.
 pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
@@ -47,6 +44,8 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
         return accepted.reset();
     };
     report.record_mut().destination.addr = Some(original);
+    // Read before anything is decided: a failure is void as soon as the destination's configuration changes.
+    let epoch = data.shared.datapath.epoch(original.ip());
     match connect(&data, &accepted, original, &mut report).await {
         Ok((upstream, decided_in)) => {
             report.opened();
@@ -67,12 +66,15 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
         }
         Err(stopped) => {
             stopped.report(&mut report);
-            data.shared.datapath.note_failed_dial(
-                accepted.pod.netns_cookie,
-                original,
-                stopped.reason(),
-                FAILED_DIAL_LASTS,
-            );
+            if let Some(lasting) = stopped.lasting() {
+                data.shared.datapath.note_failed_dial(FailedDial {
+                    source: accepted.pod.netns_cookie,
+                    original,
+                    epoch,
+                    reason: stopped.reason(),
+                    lasting,
+                });
+            }
             accepted.reset();
         }
     }
@@ -103,6 +105,7 @@ async fn connect(
         permit: &permit,
         client: accepted.peer,
         timeout: shared.limits.connect_timeout,
+        names: &shared.names,
     };
     let dialed = dial::outbound(&data.tunnels, &request, &plan).await;
     route::learn(
@@ -115,32 +118,9 @@ async fn connect(
     // A failure is reported with what was tried first.
     let candidate = dialed
         .as_ref()
-        .map_or(plan.candidates.first(), |(_, c)| Some(*c));
+        .map_or(plan.candidates.first(), |(_, c)| Some(&**c));
     if let Some(candidate) = candidate {
-        let record = report.record_mut();
-        record.destination.workload = candidate.workload.clone();
-        match &candidate.via {
-            Via::Hbone {
-                tunnel,
-                authority,
-                identities,
-            } => {
-                record.path = Some(Path::Hbone);
-                record.hbone_addr = Some(*tunnel);
-                if let mesh_model::route::Authority::Address(address) = authority {
-                    record.destination.addr = Some(*address);
-                }
-                record.destination.identity = if let [only] = &identities[..] {
-                    Some(only.clone())
-                } else {
-                    None
-                };
-            }
-            Via::Plain(address) => {
-                record.path = Some(Path::Plain);
-                record.destination.addr = Some(*address);
-            }
-        }
+        parties::went_to(candidate, report);
     }
     Ok((dialed?.0, decided_in))
 }
@@ -377,7 +357,7 @@ async fn reach(
     } = inbound;
     report.record_mut().destination.addr = Some(destination);
     report.record_mut().destination.identity = Some(pod.identity.clone());
-    identify_parties(data, pod, &transport, peer, report);
+    parties::identify(data, pod, &transport, peer, report);
     let permitted =
         authorize::inbound(&data.shared.state, pod, &transport, peer, destination).await?;
     let record = report.record_mut();
@@ -395,29 +375,6 @@ async fn reach(
     )
     .await?;
     Ok((app, permitted))
-}
-
-/// Names the workloads at both ends, for the report only.
-fn identify_parties(
-    data: &Rc<Data>,
-    pod: &Pod,
-    transport: &Transport,
-    peer: SocketAddr,
-    report: &mut FlowGuard,
-) {
-    let snapshot = data.shared.state.load();
-    let Some(own) = snapshot.mesh.workload(&pod.workload) else {
-        return;
-    };
-    let source = snapshot.mesh.workload_at(&own.network, peer.ip());
-    // An address alone proves nothing: with a proven identity, only a workload of that identity is named.
-    let source = source.filter(|w| {
-        transport
-            .identity()
-            .is_none_or(|proven| *proven == w.identity)
-    });
-    report.record_mut().destination.workload = Some(own.clone());
-    report.record_mut().source.workload = source.cloned();
 }
 
 /// What is needed to keep an eye on a live flow.

@@ -30,6 +30,7 @@ use crate::{
     capture::Datapath,
     config::Limits,
     dial::Tunnels,
+    dns::Names,
     identify::{Certificates, Handshakes, Held},
     observe::Observer,
     state::MeshState,
@@ -58,6 +59,8 @@ pub struct Shared {
     pub handshakes: Arc<Handshakes>,
     /// Bounds.
     pub limits: Limits,
+    /// Addresses of hosts that are known by name only.
+    pub names: Names,
     /// Flows under way.
     pub flows: AtomicUsize,
 }

@@ -12,7 +12,7 @@ use crate::{
     mesh::{Action, Enrolment, Mesh, MtlsMode, Policy, PolicyScope, Validity, Workload},
     name::Identity,
     reason::Reason,
-    route::{self, Authority, Candidate, Chooser, Shortcut, Via},
+    route::{self, Authority, Candidate, Chooser, Named, Shortcut, Via},
 };
 
 /// Why a connection passes or not, from one workload to an address.
@@ -42,7 +42,7 @@ pub struct Way {
     /// `hbone`, `direct` or `plain`.
     pub path: &'static str,
     /// Where the connection or its tunnel goes.
-    pub address: SocketAddr,
+    pub address: String,
     /// The CONNECT authority.
     pub authority: Option<String>,
     /// The identities that the peer may prove.
@@ -153,17 +153,15 @@ fn name_of(mesh: &Mesh, source: &Workload, target: &Target, dialed: SocketAddr) 
 }
 
 fn way(mesh: &Mesh, source: &Arc<Workload>, candidate: &Candidate) -> Way {
+    let texts = |identities: &[Identity]| identities.iter().map(Identity::to_string).collect();
     let (address, authority, expects) = match &candidate.via {
         Via::Plain(address) => (*address, None, Vec::new()),
         Via::Hbone {
             tunnel,
             authority,
             identities,
-        } => (
-            *tunnel,
-            Some(authority),
-            identities.iter().map(Identity::to_string).collect(),
-        ),
+        } => (*tunnel, Some(authority), texts(identities)),
+        Via::Named(named) => return by_name(candidate, named, texts),
     };
     let authority_text = authority.map(|a| match a {
         Authority::Address(a) => a.to_string(),
@@ -183,7 +181,7 @@ fn way(mesh: &Mesh, source: &Arc<Workload>, candidate: &Candidate) -> Way {
         } else {
             "plain"
         },
-        address,
+        address: address.to_string(),
         authority: authority_text,
         expects,
         mtls: None,
@@ -194,6 +192,29 @@ fn way(mesh: &Mesh, source: &Arc<Workload>, candidate: &Candidate) -> Way {
         judge(mesh, source, workload, at, &mut way);
     }
     way
+}
+
+/// A way whose address only a resolver knows.
+fn by_name(
+    candidate: &Candidate,
+    named: &Named,
+    texts: impl Fn(&[Identity]) -> Vec<String>,
+) -> Way {
+    Way {
+        workload: candidate.workload.as_ref().map(|w| w.uid.to_string()),
+        node: None,
+        path: if named.identities.is_some() {
+            "hbone"
+        } else {
+            "plain"
+        },
+        address: format!("{}:{}", named.host, named.port),
+        authority: None,
+        expects: named.identities.as_deref().map(texts).unwrap_or_default(),
+        mtls: None,
+        policies: Vec::new(),
+        decision: None,
+    }
 }
 
 /// Adds what the destination says.
@@ -218,7 +239,8 @@ fn judge(
     let short = route::short(mesh, source, workload, at);
     let decision = match (short.way, short.decision) {
         (Shortcut::Direct, Some(decision)) => {
-            (way.path, way.address, way.authority, way.expects) = ("direct", at, None, Vec::new());
+            (way.path, way.address, way.authority, way.expects) =
+                ("direct", at.to_string(), None, Vec::new());
             decision
         }
         (Shortcut::Direct | Shortcut::Proxy | Shortcut::Refuse(_), _) => {

@@ -1,19 +1,20 @@
 //! The endpoints of a service that can take a connection, and how each is reached.
 //!
 //! Invariants: only healthy endpoints (unless the service says otherwise) that serve the port and share the
-//! client's network; mutual TLS unless the endpoint's port is known to refuse it.
+//! client's network; mutual TLS unless the endpoint's port is known to refuse it; a host name is used only
+//! where there is no address.
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use super::{Authority, Candidate, Chooser, Via};
+use super::{Authority, Candidate, Chooser, Named, Via};
 use crate::{
     authz::Egress,
     balance::{self, Draw, Viewpoint},
     mesh::{Mesh, MtlsMode, Service, Workload, service::ServicePort, workload::TunnelProtocol},
-    name::Identity,
+    name::{Hostname, Identity},
     reason::Reason,
 };
 
@@ -26,8 +27,49 @@ const CANDIDATES: usize = 4;
 /// A chosen endpoint.
 pub(super) struct Endpoint {
     pub workload: Arc<Workload>,
-    /// Its address and its own port.
-    pub address: SocketAddr,
+    /// Its address or name.
+    host: Host,
+    /// Its own port.
+    port: u16,
+    /// Whether the client's family is IPv6.
+    v6: bool,
+}
+
+#[derive(Clone)]
+enum Host {
+    Ip(IpAddr),
+    Name(Hostname),
+}
+
+impl Endpoint {
+    /// Its address and port; `None` when only its name is known.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Ip(ip) => Some(SocketAddr::new(ip, self.port)),
+            Host::Name(_) => None,
+        }
+    }
+
+    /// It as a place to go.
+    pub fn candidate(&self, mesh: &Mesh, names: &[Identity]) -> Candidate {
+        let host = match &self.host {
+            Host::Ip(ip) => {
+                let address = SocketAddr::new(*ip, self.port);
+                return candidate(mesh, &self.workload, address, names);
+            }
+            Host::Name(host) => host.clone(),
+        };
+        let tunnelled = takes_hbone(mesh, &self.workload, self.port);
+        Candidate {
+            workload: Some(Arc::clone(&self.workload)),
+            via: Via::Named(Named {
+                host,
+                port: self.port,
+                v6: self.v6,
+                identities: tunnelled.then(|| identities(&self.workload, names)),
+            }),
+        }
+    }
 }
 
 /// Chooses endpoints for a port of a service, best first; never empty.
@@ -47,17 +89,19 @@ pub(super) fn pick(
         network: &source.network,
     };
     let v6 = flow.original.ip().to_canonical().is_ipv6();
-    let usable: Vec<_> = mesh
-        .endpoints(&service.name)
+    let fit = |w: &Arc<Workload>| {
+        let rank = balance::rank(&service.balancing, &from, w)?;
+        Some((rank, target_port(w, service, declared)?))
+    };
+    let all = mesh.endpoints(&service.name);
+    let usable: Vec<_> = all
         .iter()
-        .filter_map(|w| {
-            let (rank, port) = (
-                balance::rank(&service.balancing, &from, w)?,
-                target_port(w, service, declared)?,
-            );
-            (w.network == source.network).then(|| (rank, w.capacity, w.uid.as_str(), (w, port)))
-        })
+        .filter(|w| w.network == source.network)
+        .filter_map(|w| fit(w).map(|(rank, port)| (rank, w.capacity, w.uid.as_str(), (w, port))))
         .collect();
+    if usable.is_empty() && all.iter().any(|w| fit(w).is_some()) {
+        return Err(Reason::OtherNetwork);
+    }
     let draw = match mesh.service_extra(&service.name).and_then(|e| e.affinity) {
         Some(_) => Draw::Sticky(chooser.client),
         None => Draw::Random(chooser.seed),
@@ -67,7 +111,9 @@ pub(super) fn pick(
         let reachable = |(w, port): (&Arc<Workload>, u16)| {
             Some(Endpoint {
                 workload: Arc::clone(w),
-                address: SocketAddr::new(address(mesh, w, v6)?, port),
+                host: host(mesh, w, v6)?,
+                port,
+                v6,
             })
         };
         let picked: Vec<Endpoint> = balance::order(usable.clone(), draw, count)
@@ -122,6 +168,14 @@ pub(super) fn address(mesh: &Mesh, workload: &Workload, v6: bool) -> Option<IpAd
     own().find(|ip| ip.is_ipv6() == v6).or_else(|| own().next())
 }
 
+/// Where an endpoint is: its address, or its name when it has none.
+fn host(mesh: &Mesh, workload: &Workload, v6: bool) -> Option<Host> {
+    if workload.addresses.is_empty() {
+        return workload.hostname.clone().map(Host::Name);
+    }
+    address(mesh, workload, v6).map(Host::Ip)
+}
+
 /// A workload as a place to go.
 pub(super) fn candidate(
     mesh: &Mesh,
@@ -136,17 +190,27 @@ pub(super) fn candidate(
 }
 
 fn via(mesh: &Mesh, workload: &Workload, address: SocketAddr, names: &[Identity]) -> Via {
+    if takes_hbone(mesh, workload, address.port()) {
+        hbone(address, identities(workload, names))
+    } else {
+        Via::Plain(address)
+    }
+}
+
+fn takes_hbone(mesh: &Mesh, workload: &Workload, port: u16) -> bool {
     // Until a workload's extra part came, mutual TLS is assumed: the tunnel then fails rather than leaks.
     let plain = mesh
         .extra(&workload.uid)
-        .is_some_and(|e| e.mtls_for(address.port()) == MtlsMode::Disable);
-    if workload.protocol == TunnelProtocol::None || workload.host_network || plain {
-        return Via::Plain(address);
-    }
+        .is_some_and(|e| e.mtls_for(port) == MtlsMode::Disable);
+    !(workload.protocol == TunnelProtocol::None || workload.host_network || plain)
+}
+
+/// A tunnel to the workload that has this address, for itself.
+pub(super) fn hbone(address: SocketAddr, identities: Box<[Identity]>) -> Via {
     Via::Hbone {
         tunnel: SocketAddr::new(address.ip(), HBONE_PORT),
         authority: Authority::Address(address),
-        identities: identities(workload, names),
+        identities,
     }
 }
 

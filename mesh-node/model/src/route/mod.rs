@@ -18,7 +18,7 @@ use std::{
 use crate::{
     authz::{Conn, Egress, Permit, Target},
     mesh::{Mesh, Service, Workload, service::Mode},
-    name::{Identity, NodeName, ServiceName},
+    name::{Hostname, Identity, NodeName, ServiceName},
     reason::Reason,
 };
 
@@ -54,6 +54,32 @@ pub enum Via {
     },
     /// Plain TCP to an address.
     Plain(SocketAddr),
+    /// To a host whose addresses only a resolver knows.
+    Named(Named),
+}
+
+/// A candidate that is known by its host name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The name to resolve.
+    pub host: Hostname,
+    /// The port.
+    pub port: u16,
+    /// Whether an address of the client's family is better.
+    pub v6: bool,
+    /// Whom the peer must prove to be on HBONE; plain TCP when absent.
+    pub identities: Option<Box<[Identity]>>,
+}
+
+impl Named {
+    /// The way once an address of the host is known.
+    pub fn at(&self, ip: IpAddr) -> Via {
+        let address = SocketAddr::new(ip.to_canonical(), self.port);
+        match &self.identities {
+            Some(identities) => endpoint::hbone(address, identities.clone()),
+            None => Via::Plain(address),
+        }
+    }
 }
 
 /// The authority of a CONNECT.
@@ -133,10 +159,7 @@ fn to_service(
         });
     }
     let picked = endpoint::pick(mesh, service, port, flow, chooser)?;
-    let candidates = picked
-        .iter()
-        .map(|e| endpoint::candidate(mesh, &e.workload, e.address, &names))
-        .collect();
+    let candidates = picked.iter().map(|e| e.candidate(mesh, &names)).collect();
     Ok(Plan {
         service: name,
         candidates,

@@ -111,7 +111,9 @@ fn slot(mesh: &Mesh, workload: &Arc<Workload>, port: u16, node: &NodeName) -> Op
         .extra(&workload.uid)
         .is_some_and(|e| e.enrolment == Enrolment::Enrolled);
     let local = workload.node == *node && captured && enrolled;
-    (v4.is_some() || v6.is_some()).then(|| Slot {
+    // One that only its name tells of is for the proxy to find.
+    let named = workload.addresses.is_empty() && workload.hostname.is_some();
+    (v4.is_some() || v6.is_some() || named).then(|| Slot {
         workload: Arc::clone(workload),
         v4,
         v6,

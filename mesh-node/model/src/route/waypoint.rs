@@ -88,7 +88,7 @@ pub(super) fn plan(
             identities: endpoint::identities(workload, names),
         },
     };
-    let candidates =
+    let candidates: Vec<Candidate> =
         match resolve(mesh, address)? {
             Gateway::Workload(workload, ip) => vec![tunnel(
                 workload,
@@ -105,10 +105,13 @@ pub(super) fn plan(
                     })?;
                 picked
                     .iter()
-                    .map(|e| tunnel(&e.workload, e.address, &names))
+                    .filter_map(|e| Some(tunnel(&e.workload, e.address()?, &names)))
                     .collect()
             }
         };
+    if candidates.is_empty() {
+        return Err(Reason::NoEndpoints);
+    }
     Ok(Plan {
         service,
         candidates,

@@ -111,12 +111,92 @@ async fn a_denied_flow_is_reset_and_named_and_nothing_reaches_the_application() 
     .await;
     node.line(&["direction=outbound", "reason=peer_denied"])
         .await;
-    assert_eq!(
-        node.kernel.told().failed,
-        vec![(7, app, Reason::PeerDenied)]
+    let failed = node.kernel.told().failed.clone();
+    let seen: Vec<_> = failed
+        .iter()
+        .map(|f| (f.source, f.original, f.reason))
+        .collect();
+    assert_eq!(seen, vec![(7, app, Reason::PeerDenied)]);
+    assert!(
+        failed[0].lasting <= Duration::from_millis(200),
+        "only the far side knows when this ends: {failed:?}"
     );
     let reached = tokio::time::timeout(Duration::from_millis(200), listener.accept()).await;
     assert!(reached.is_err(), "the application was dialed");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_remembered_in_the_epoch_that_it_was_decided_in() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.11.1", MtlsMode::Strict).await;
+    let vip: SocketAddr = "127.7.11.100:80".parse().expect("an address");
+    let service = testing::service("shop", "db", "127.7.11.100", 80, 8080);
+    node.state.apply([Change::Service(service)]);
+    for _ in 0..3 {
+        node.kernel.bump_epoch(vip.ip()).expect("a number");
+    }
+    assert!(is_refused(node.try_dial(&web, vip).await).await);
+    node.line(&["direction=outbound", "reason=no_endpoints"])
+        .await;
+    let failed = node.kernel.told().failed.clone();
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    assert_eq!(
+        (failed[0].epoch, failed[0].reason),
+        (3, Reason::NoEndpoints)
+    );
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_name_that_does_not_resolve_is_refused_by_that_name() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.13.1", MtlsMode::Strict).await;
+    let mut outside = testing::pod("shop", "outside", "", "192.0.2.1");
+    outside.addresses = Box::new([]);
+    outside.hostname = Some("db.example.com".into());
+    outside.protocol = mesh_model::mesh::workload::TunnelProtocol::None;
+    node.state.apply([
+        Change::Service(testing::service("shop", "db", "127.7.13.100", 80, 8080)),
+        Change::Workload(testing::serving(outside, "shop", "db")),
+    ]);
+    let vip = "127.7.13.100:80".parse().expect("an address");
+    assert!(is_refused(node.try_dial(&web, vip).await).await);
+    let line = node
+        .line(&["connection failed", "reason=name_unresolved", "path=plain"])
+        .await;
+    assert!(line.contains("db.example.com"), "it says which: {line}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_proves_another_identity_is_an_identity_error() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.12.1", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.12.2", MtlsMode::Strict).await;
+    let app = echo(db.ip).await;
+    // The address is said to be another's, whose certificate the listener does not have.
+    let mut claimed = testing::pod("shop", "bank", "n1", "127.7.12.2");
+    claimed.uid = db.workload.uid.clone();
+    node.state.apply([Change::Workload(claimed)]);
+    assert!(is_refused(node.try_dial(&web, app).await).await);
+    let line = node
+        .line(&[
+            "connection failed",
+            "direction=outbound",
+            "reason=identity_mismatch",
+        ])
+        .await;
+    assert!(
+        line.contains("spiffe://cluster.local/ns/shop/sa/db") && line.contains("sa/bank"),
+        "it says who came and who was expected: {line}"
+    );
+    let text = node.shared.observer.metrics().text().expect("text");
+    let counted = text.lines().any(|l| {
+        l.starts_with("istio_tcp_connections_failed_total")
+            && l.contains("response_flags=\"IDENTITY_ERROR\"")
+    });
+    assert!(counted, "{text}");
     node.stop().await;
 }
 

@@ -25,8 +25,9 @@ mod flows;
 use super::*;
 use crate::{
     accept::{Family, Kind, Listeners, Pod, PodSockets, PodUid},
-    capture::FakeDatapath,
+    capture::{Datapath, FakeDatapath},
     config::Limits,
+    dns::{Names, Resolvers, TtlBounds},
     identify::{Certificates, Handshakes, testing::Authority},
     observe::{AccessFormat, LogSink, Metrics, Observer},
     state::MeshState,
@@ -94,6 +95,12 @@ impl Node {
         );
         let certificates = Certificates::new(SystemTime::now);
         let sink = LogSink::new(lines.clone()).expect("a thread");
+        let bounds = TtlBounds {
+            least: Duration::from_millis(50),
+            most: Duration::from_secs(60),
+        };
+        let (names, resolving) = Names::new(Resolvers::Fixed(Vec::new()), bounds, Metrics::new());
+        tokio::spawn(resolving.run());
         let shared = Arc::new(Shared {
             node: "n1".into(),
             state: state.clone(),
@@ -102,6 +109,7 @@ impl Node {
             observer: Observer::new(Metrics::new(), sink, AccessFormat::Text, true),
             handshakes: Handshakes::new(64, 32),
             limits: limits(),
+            names,
             flows: AtomicUsize::new(0),
         });
         let (listeners, receivers) = Listeners::new(2);

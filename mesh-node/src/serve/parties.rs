@@ -1,0 +1,77 @@
+//! Who and what is at the ends of a flow, for its report only: nothing here decides.
+//!
+//! Invariant: a workload is named only where its identity was proven or nobody claimed one.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use mesh_model::{
+    authn::Transport,
+    name::Identity,
+    route::{Authority, Candidate, Named, Via},
+};
+
+use super::Data;
+use crate::{
+    accept::Pod,
+    observe::{FlowGuard, Path},
+};
+
+/// Says in the report where a flow went.
+pub(super) fn went_to(candidate: &Candidate, report: &mut FlowGuard) {
+    let record = report.record_mut();
+    record.destination.workload = candidate.workload.clone();
+    let sole = |identities: &[Identity]| match identities {
+        [only] => Some(only.clone()),
+        _ => None,
+    };
+    match &candidate.via {
+        Via::Hbone {
+            tunnel,
+            authority,
+            identities,
+        } => {
+            record.path = Some(Path::Hbone);
+            record.hbone_addr = Some(*tunnel);
+            if let Authority::Address(address) = authority {
+                record.destination.addr = Some(*address);
+            }
+            record.destination.identity = sole(identities);
+        }
+        Via::Plain(address) => {
+            record.path = Some(Path::Plain);
+            record.destination.addr = Some(*address);
+        }
+        // It was not resolved or not reached, so that its address is not known.
+        Via::Named(Named {
+            identities: Some(identities),
+            ..
+        }) => {
+            record.path = Some(Path::Hbone);
+            record.destination.identity = sole(identities);
+        }
+        Via::Named(_) => record.path = Some(Path::Plain),
+    }
+}
+
+/// Names the workloads at both ends, for the report only.
+pub(super) fn identify(
+    data: &Rc<Data>,
+    pod: &Pod,
+    transport: &Transport,
+    peer: SocketAddr,
+    report: &mut FlowGuard,
+) {
+    let snapshot = data.shared.state.load();
+    let Some(own) = snapshot.mesh.workload(&pod.workload) else {
+        return;
+    };
+    let source = snapshot.mesh.workload_at(&own.network, peer.ip());
+    // An address alone proves nothing: with a proven identity, only a workload of that identity is named.
+    let source = source.filter(|w| {
+        transport
+            .identity()
+            .is_none_or(|proven| *proven == w.identity)
+    });
+    report.record_mut().destination.workload = Some(own.clone());
+    report.record_mut().source.workload = source.cloned();
+}
