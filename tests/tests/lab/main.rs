@@ -4,18 +4,30 @@
 
 mod cluster;
 mod control;
+mod discovery;
+mod errors;
 mod faults;
+mod hbone;
 mod life;
+mod limits;
 mod load;
+mod play;
 mod policy;
 mod programs;
+mod reuse;
+mod trust;
 mod tunnel;
+mod wire;
 
 use std::process::ExitCode;
 
 use mesh_tests::{lab::suite, lab_tests};
 
 fn main() -> ExitCode {
+    // In a pod this program is what a test wants to be there.
+    if let Some(played) = play::asked() {
+        return played;
+    }
     suite::main(lab_tests![
         cluster::pods_reach_services_by_name_and_both_families,
         cluster::scaling_rescheduling_and_deletion_by_apply,
@@ -36,5 +48,21 @@ fn main() -> ExitCode {
         programs::nginx_serves_wrk,
         programs::iperf_moves_bytes_both_ways,
         programs::t21_a_server_that_speaks_first_is_heard_at_once,
+        trust::t12_without_a_ca_certificates_serve_until_they_expire,
+        trust::t13_rotation_under_load_fails_nothing,
+        trust::t16_a_stolen_or_made_up_identity_is_refused,
+        trust::an_upgrade_hands_keys_over_in_memory,
+        wire::t17_a_connect_to_anything_but_the_pod_is_refused_undialed,
+        wire::t18_early_bytes_of_a_denied_stream_reach_nobody,
+        wire::t20_connections_end_as_they_would_without_the_mesh,
+        limits::t25_without_descriptors_live_streams_go_on,
+        limits::t25_without_memory_nothing_leaks_and_service_comes_back,
+        reuse::t28_an_address_that_is_used_again_brings_no_old_identity,
+        reuse::t37_no_connection_is_taken_for_another,
+        errors::t40_what_nobody_answers_is_refused_at_once,
+        errors::t40_a_dead_node_looks_like_one,
+        discovery::services_lead_where_they_say,
+        discovery::what_is_outside_and_what_a_port_accepts,
+        discovery::a_running_node_tells_and_is_told,
     ])
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use mesh_tests::lab::{Lab, capture::contains, suite};
+use mesh_tests::lab::{Lab, capture::contains, suite, supervisor::Spec};
 
 /// Long enough for anything that has to happen at all.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -34,7 +34,12 @@ spec: {nodeName: n2, serviceAccountName: client, containers: [{name: c, image: i
 
 /// A lab with the pair captured.
 pub async fn pair() -> Result<Lab> {
-    let lab = Lab::up(suite::spec()).await?;
+    pair_in(suite::spec()).await
+}
+
+/// The same in a lab that is made in a certain way.
+pub async fn pair_in(spec: Spec) -> Result<Lab> {
+    let lab = Lab::up(spec).await?;
     lab.apply(PAIR).await?;
     lab.wait_ready(SOON).await?;
     lab.wait_for(SOON, |s| {
