@@ -46,7 +46,8 @@ pub async fn t10_a_workload_is_never_open_before_its_policy() -> Result<()> {
                       if (exec 3<>/dev/tcp/late/9000 && echo x >&3 && timeout 1 head -1 <&3 | grep -q x) 2>/dev/null; then echo through; fi; n=$((n+1)); done; echo tried $n";
         let stop = format!("/tmp/stop-{}-{action}", std::process::id());
         let script = script.replace("/tmp/stop-NAME", &stop);
-        let trying = lab.exec("shop/client", &["bash", "-c", &script]);
+        let program = ["bash", "-c", &script];
+        let trying = lab.exec("shop/client", &program);
         let meanwhile = async {
             lab.apply(&guarded(action, account)).await?;
             lab.wait_ready(SOON).await?;
