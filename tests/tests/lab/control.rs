@@ -41,7 +41,10 @@ spec: {{selector: {{matchLabels: {{app: late}}}}, action: {action}, rules: [{{fr
 /// by DENY.
 pub async fn t10_a_workload_is_never_open_before_its_policy() -> Result<()> {
     let lab = pair().await?;
-    for (action, account) in [("ALLOW", "friend"), ("DENY", "client")] {
+    for (action, account, reason) in [
+        ("ALLOW", "friend", "reason=policy_not_allowed"),
+        ("DENY", "client", "reason=policy_denied"),
+    ] {
         let script = "end=$((SECONDS+60)); n=0; while [ $SECONDS -lt $end ] && [ ! -e /tmp/stop-NAME ]; do \
                       if (exec 3<>/dev/tcp/late/9000 && echo x >&3 && timeout 1 head -1 <&3 | grep -q x) 2>/dev/null; then echo through; fi; n=$((n+1)); done; echo tried $n";
         let stop = format!("/tmp/stop-{}-{action}", std::process::id());
@@ -60,7 +63,7 @@ pub async fn t10_a_workload_is_never_open_before_its_policy() -> Result<()> {
                 ensure!(
                     lines
                         .iter()
-                        .any(|l| l.contains("late") && l.contains("reason=policy_denied")),
+                        .any(|l| l.contains("late") && l.contains(reason)),
                     "nothing says that the policy refused:\n{}",
                     lines.join("\n")
                 );
