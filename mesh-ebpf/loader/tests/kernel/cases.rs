@@ -149,19 +149,20 @@ pub fn refuse(w: &mut World) {
     dp.refuse_vip(vip, reason::NO_ENDPOINTS).unwrap();
     assert_eq!(w.a.app.ask(&format!("connect {vip}")).unwrap_err(), "111");
     dp.remove_vip(vip).unwrap();
-    let failed = |epoch: u32, lasting: Duration| {
+    let failed = |w: &World, epoch: u32, lasting: Duration| {
         let refused = Outcome::Refuse(reason::CONNECT_TIMEOUT);
-        dp.set_verdict(cookie, vip, refused, epoch, Some(lasting))
+        w.dp()
+            .set_verdict(cookie, vip, refused, epoch, Some(lasting))
             .unwrap();
     };
     let epoch = dp.epoch(vip.ip());
-    failed(epoch, Duration::from_secs(60));
+    failed(w, epoch, Duration::from_secs(60));
     assert_eq!(w.a.app.ask(&format!("connect {vip}")).unwrap_err(), "113");
-    dp.bump_epoch(vip.ip());
+    w.dp().bump_epoch(vip.ip());
     captured(w, "connect", vip);
-    failed(epoch, Duration::from_secs(60));
+    failed(w, epoch, Duration::from_secs(60));
     captured(w, "connect", vip);
-    failed(dp.epoch(vip.ip()), Duration::ZERO);
+    failed(w, w.dp().epoch(vip.ip()), Duration::ZERO);
     captured(w, "connect", vip);
     let mut seen = 0;
     w.dp().events().unwrap().drain(10_000, |e| {
