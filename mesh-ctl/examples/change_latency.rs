@@ -19,7 +19,11 @@ use std::{
 };
 
 use clap::Parser;
-use mesh_api::{delta::Client, resource::Kind};
+use mesh_api::{
+    delta::Client,
+    discovery::DeltaDiscoveryRequest,
+    resource::{COMPLETE, Kind},
+};
 use mesh_model::mesh::{Change, Mesh, policy::Policy};
 use tokio::task::JoinSet;
 use world::{Node, World};
@@ -93,79 +97,78 @@ async fn main() {
     );
     drop(first);
 
-    // The whole again, to a node that knows nothing, and to one that knows everything.
+    let (mut back, mut mesh) = one(&world, &credential, &mut table).await;
+    let alone = change(&args, 0, &world, &cluster, &mut back, &mut mesh).await;
+    report(&args, "one node", &alone, &mut table);
+    let messages = many(&args, &world, &mut table).await;
+    let together = change(&args, args.changes, &world, &cluster, &mut back, &mut mesh).await;
+    report(
+        &args,
+        &format!("{} nodes", args.nodes),
+        &together,
+        &mut table,
+    );
+    let sent = messages.load(Ordering::Relaxed);
+    table.row("messages to the other nodes", &sent.to_string());
+    table.print();
+}
+
+/// The whole again, to a node that knows nothing, and to one that knows everything.
+async fn one(world: &World, credential: &world::Credential, table: &mut Table) -> (Node, Mesh) {
     let begin = Instant::now();
-    let mut second = subscribe(&world, &credential, Client::new("n0", "Kubernetes")).await;
+    let mut second = subscribe(world, credential, Client::new("n0", "Kubernetes")).await;
     let mut mesh = Mesh::empty();
     while !second.client.is_complete() {
         take(&mut second, &mut mesh).await;
     }
-    table.row(
-        "full synchronisation of one node",
-        &format!("{}, {:.2} MB", ms(begin.elapsed()), mb(second.received)),
-    );
+    let seen = format!("{}, {:.2} MB", ms(begin.elapsed()), mb(second.received));
+    table.row("full synchronisation of one node", &seen);
     let begin = Instant::now();
-    let mut back = subscribe(&world, &credential, second.client).await;
+    let mut back = subscribe(world, credential, second.client).await;
     back.until("the end of the list", |n| n.client.is_complete())
         .await;
-    table.row(
-        "reconnect when nothing changed",
-        &format!(
-            "{}, {} B asked, {} B answered, {} resources",
-            ms(begin.elapsed()),
-            back.sent,
-            back.received,
-            back.updates.len()
-        ),
+    let seen = format!(
+        "{}, {} B asked, {} B answered, {} resources",
+        ms(begin.elapsed()),
+        back.sent,
+        back.received,
+        back.updates.len()
     );
+    table.row("reconnect when nothing changed", &seen);
+    (back, mesh)
+}
 
-    let begin = Instant::now();
-    let acknowledged = Arc::new(AtomicUsize::new(0));
-    let mut others = JoinSet::new();
-    let mut ready = JoinSet::new();
+/// Many more subscribers; they share this machine, so they only take and acknowledge.
+async fn many(args: &Args, world: &World, table: &mut Table) -> Arc<AtomicUsize> {
+    let messages = Arc::new(AtomicUsize::new(0));
+    let mut channels = Vec::new();
     for n in 1..args.nodes {
         let credential = world.join(&format!("n{n}")).await;
-        let channel = world.channel(Some(&credential)).await;
+        channels.push(world.channel(Some(&credential)).await);
+    }
+    let begin = Instant::now();
+    let mut ready = JoinSet::new();
+    for channel in channels {
         let (told, synced) = tokio::sync::oneshot::channel();
-        let acknowledged = acknowledged.clone();
-        others.spawn(follow(channel, format!("n{n}"), told, acknowledged));
+        tokio::spawn(follow(channel, told, messages.clone()));
         ready.spawn(async move { synced.await.expect("a subscriber ended") });
     }
-    let joined = begin.elapsed();
     while let Some(end) = ready.join_next().await {
         end.expect("no panic");
     }
-    table.row(
-        &format!("full synchronisation of {} nodes", args.nodes),
-        &format!(
-            "{} (certificates and connections: {})",
-            ms(begin.elapsed()),
-            ms(joined)
-        ),
-    );
+    let what = format!("full synchronisation of {} more nodes", args.nodes - 1);
+    table.row(&what, &ms(begin.elapsed()));
+    messages
+}
 
-    let latencies = change(&args, &world, &cluster, &mut back, mesh).await;
-    let all = quantiles(&latencies);
-    table.row(
-        &format!(
-            "{} changes at {}/s, made to applied",
-            args.changes, args.rate
-        ),
-        &all,
-    );
+fn report(args: &Args, to: &str, latencies: &[(Edit, Duration)], table: &mut Table) {
+    let what = format!("{} changes at {}/s to {to}", args.changes, args.rate);
+    table.row(&what, &quantiles(latencies));
     for kind in [Edit::Pod, Edit::Policy, Edit::Service] {
-        let own: Vec<_> = latencies
-            .iter()
-            .filter(|(edit, _)| *edit == kind)
-            .copied()
-            .collect();
+        let own = latencies.iter().filter(|(edit, _)| *edit == kind);
+        let own: Vec<_> = own.copied().collect();
         table.row(&format!("  {kind:?}"), &quantiles(&own));
     }
-    table.row(
-        "messages to the other nodes",
-        &acknowledged.load(Ordering::Relaxed).to_string(),
-    );
-    table.print();
 }
 
 async fn subscribe(world: &World, credential: &world::Credential, client: Client) -> Node {
@@ -186,17 +189,29 @@ async fn take(node: &mut Node, mesh: &mut Mesh) -> Vec<Change> {
 /// A subscriber that takes and acknowledges.
 async fn follow(
     channel: tonic::transport::Channel,
-    name: String,
     told: tokio::sync::oneshot::Sender<()>,
-    acknowledged: Arc<AtomicUsize>,
+    messages: Arc<AtomicUsize>,
 ) {
-    let mut node = Node::over(channel, Client::new(&name, "Kubernetes"))
+    let mut node = Node::over(channel, Client::new("n", "Kubernetes"))
         .await
         .expect("may subscribe");
-    let mut told = Some(told);
-    while node.next().await.is_ok() {
-        acknowledged.fetch_add(1, Ordering::Relaxed);
-        if node.client.is_complete()
+    let (mut told, mut markers) = (Some(told), 0);
+    while let Ok(Some(response)) = node.responses.message().await {
+        messages.fetch_add(1, Ordering::Relaxed);
+        let marker = response
+            .resources
+            .last()
+            .is_some_and(|r| r.name == COMPLETE);
+        markers += usize::from(marker);
+        let reply = DeltaDiscoveryRequest {
+            type_url: response.type_url,
+            response_nonce: response.nonce,
+            ..Default::default()
+        };
+        if node.requests.send(reply).await.is_err() {
+            return;
+        }
+        if markers == Kind::ALL.len()
             && let Some(told) = told.take()
         {
             told.send(()).expect("somebody waits");
@@ -207,10 +222,11 @@ async fn follow(
 /// Makes changes at the wanted rate, and measures until each is in the snapshot.
 async fn change(
     args: &Args,
+    before: usize,
     world: &World,
     cluster: &Cluster,
     node: &mut Node,
-    mut mesh: Mesh,
+    mesh: &mut Mesh,
 ) -> Vec<(Edit, Duration)> {
     let made: Made = Arc::default();
     let maker = {
@@ -218,8 +234,9 @@ async fn change(
         let folder = world.manifests.path().to_owned();
         std::thread::spawn(move || {
             let begin = Instant::now();
-            for n in 1..=args.changes {
-                let at = begin + Duration::from_secs_f64(n as f64 / args.rate as f64);
+            for i in 1..=args.changes {
+                let n = before + i;
+                let at = begin + Duration::from_secs_f64(i as f64 / args.rate as f64);
                 std::thread::sleep(at.saturating_duration_since(Instant::now()));
                 let (file, text) = cluster.edit(n);
                 let aside = folder.join(format!(".{file}.new"));
@@ -231,7 +248,7 @@ async fn change(
     };
     let mut latencies = Vec::new();
     while latencies.len() < args.changes {
-        let said = tokio::time::timeout(Duration::from_secs(30), take(node, &mut mesh)).await;
+        let said = tokio::time::timeout(Duration::from_secs(30), take(node, mesh)).await;
         let Ok(said) = said else {
             println!(
                 "{} changes were never seen on their own: later ones overtook them",

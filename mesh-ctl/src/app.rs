@@ -372,7 +372,6 @@ impl Followers {
         self.placed.update(hosted);
         self.handle.apply(changes);
         self.said.send_if_modified(|said| {
-            let changed = !statuses.is_empty();
             let told = said.translated(statuses);
             for warning in told.new {
                 warn!("{warning}");
@@ -380,7 +379,7 @@ impl Followers {
             for settled in told.settled {
                 info!("settled: {settled}");
             }
-            changed
+            told.changed
         });
     }
 }

@@ -22,6 +22,8 @@ const NODES_NAMED: usize = 8;
 #[derive(Debug, Default)]
 pub struct Statuses {
     translated: BTreeMap<ObjectRef, Status>,
+    /// Whether anything was translated yet: what an earlier process left in the file holds no longer then.
+    begun: bool,
     /// What each node refused, by the resource's name.
     refused: BTreeMap<String, BTreeMap<String, String>>,
 }
@@ -41,12 +43,18 @@ pub struct Told {
     pub new: Vec<String>,
     /// Not to be said any more.
     pub settled: Vec<String>,
+    /// Whether the statuses are others than before.
+    pub changed: bool,
 }
 
 impl Statuses {
     /// Takes over what a translation said anew; `None` where nothing is to be said any more.
     pub fn translated(&mut self, statuses: BTreeMap<ObjectRef, Option<Status>>) -> Told {
-        let mut told = Told::default();
+        let begins = !std::mem::replace(&mut self.begun, true);
+        let mut told = Told {
+            changed: begins || !statuses.is_empty(),
+            ..Told::default()
+        };
         for (object, status) in statuses {
             let after: Vec<String> = status.iter().flat_map(warnings).collect();
             let before = match status {

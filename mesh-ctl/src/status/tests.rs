@@ -54,3 +54,32 @@ fn the_file_is_written_whole() {
     assert_eq!(read["statuses"][0]["object"]["name"], "deny");
     assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 1);
 }
+
+#[test]
+fn what_is_new_and_what_is_settled_is_told_once() {
+    let object = ObjectRef::new("Service", "shop", "web");
+    let message = |text: &str| Message {
+        severity: Severity::Warning,
+        field: "spec".to_owned(),
+        text: text.to_owned(),
+    };
+    let status = |texts: &[&str]| Status {
+        messages: texts.iter().map(|text| message(text)).collect(),
+        ..fresh(object.clone())
+    };
+    let mut statuses = Statuses::default();
+    let nothing = statuses.translated(BTreeMap::new());
+    assert!(
+        nothing.changed,
+        "the file of an earlier process must be replaced"
+    );
+    assert!(!statuses.translated(BTreeMap::new()).changed);
+    let told = statuses.translated([(object.clone(), Some(status(&["a", "b"])))].into());
+    assert_eq!((told.new.len(), told.settled.len()), (2, 0));
+    let told = statuses.translated([(object.clone(), Some(status(&["b", "c"])))].into());
+    assert_eq!(told.new, ["cluster: Service shop/web: spec: c"]);
+    assert_eq!(told.settled, ["cluster: Service shop/web: spec: a"]);
+    let told = statuses.translated([(object.clone(), None)].into());
+    assert_eq!((told.new.len(), told.settled.len()), (0, 2));
+    assert!(statuses.all().is_empty());
+}

@@ -23,8 +23,8 @@ type Place = (Arc<str>, u32);
 #[derive(Debug, Default)]
 pub struct Folder {
     files: BTreeMap<Arc<str>, Vec<Held>>,
-    /// Who gives which object, with the fingerprint of its document.
-    given: BTreeMap<ObjectRef, BTreeMap<Place, (u64, Found)>>,
+    /// Who gives which object, by place, with the fingerprint of its document. Mostly one.
+    given: HashMap<ObjectRef, Vec<(Place, u64, Found)>>,
     /// What was last said about each object.
     said: HashMap<ObjectRef, Said>,
     /// Places that give an object again, as they were last named.
@@ -60,15 +60,16 @@ impl Folder {
         touched.extend(new.iter().map(|held| reference(&file, held)));
         for object in &touched {
             if let Some(places) = self.given.get_mut(object) {
-                places.retain(|(path, _), _| *path != file);
+                places.retain(|((path, _), ..)| *path != file);
             }
         }
         for held in &new {
             let place = (file.clone(), held.start + held.found.line() - 1);
             let places = self.given.entry(reference(&file, held)).or_default();
-            places
-                .entry(place)
-                .or_insert_with(|| (held.digest, held.found.clone()));
+            if let Err(at) = places.binary_search_by(|(other, ..)| other.cmp(&place)) {
+                places.reserve_exact(1);
+                places.insert(at, (place, held.digest, held.found.clone()));
+            }
         }
         if !new.is_empty() {
             self.files.insert(file.clone(), new);
@@ -102,8 +103,7 @@ impl Folder {
     /// Says what has changed about one object and about those who give it again.
     fn say(&mut self, object: ObjectRef) -> Vec<Delta> {
         let places = self.given.get(&object).filter(|places| !places.is_empty());
-        let Some((place, (digest, found))) = places.and_then(|places| places.first_key_value())
-        else {
+        let Some((place, digest, found)) = places.and_then(|places| places.first()) else {
             self.given.remove(&object);
             let mut deltas = self.say_again(&object, BTreeMap::new());
             if self.said.remove(&object).is_some() {
@@ -112,7 +112,9 @@ impl Folder {
             return deltas;
         };
         let (place, digest, found) = (place.clone(), *digest, found.clone());
-        let others = places.into_iter().flat_map(|places| places.keys().skip(1));
+        let others = places
+            .into_iter()
+            .flat_map(|places| places.iter().skip(1).map(|(place, ..)| place));
         let others: BTreeMap<Place, Place> =
             others.map(|other| (other.clone(), place.clone())).collect();
         let said = Said {

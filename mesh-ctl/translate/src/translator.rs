@@ -33,7 +33,7 @@ pub struct Translator {
     settings: Settings,
     hasher: RandomState,
     index: Index,
-    made: HashMap<ObjectRef, Vec<Change>>,
+    made: HashMap<ObjectRef, Box<[Change]>>,
     statuses: BTreeMap<ObjectRef, Status>,
     hosted: BTreeMap<NodeName, BTreeMap<Identity, usize>>,
     /// Objects that changed since the last refresh, and the subjects about which they tell something else.
@@ -295,7 +295,7 @@ impl Translator {
                     refreshed.changes.push(change.clone());
                 }
             }
-            self.made.insert(owner, made);
+            self.made.insert(owner, made.into());
         }
         refreshed
             .changes
