@@ -1,6 +1,10 @@
 //! Pods to workloads.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use mesh_k8s::{ObjectMeta, ObjectRef, core::Pod};
 use mesh_model::{
@@ -20,6 +24,9 @@ use crate::{
     status::{InForce, Message, Reports, Severity},
     view::{ClusterView, Entry, Key},
 };
+
+/// Istio's label by which a workload says that it ends tunnels itself, and in which protocols.
+const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
 
 /// Adds the pods that are placed on a node and have not ended.
 pub(crate) fn collect<'a>(
@@ -93,6 +100,16 @@ fn duplicate(draft: &Draft<'_>, other: &Draft<'_>, ip: IpAddr, reports: &mut Rep
     }
 }
 
+/// What a workload that nobody here captures speaks by itself: the label says that it ends HBONE on its own.
+pub(crate) fn own_tunnel(labels: &BTreeMap<String, String>) -> TunnelProtocol {
+    match labels.get(TUNNEL_LABEL) {
+        Some(protocols) if protocols.split(',').any(|p| p.trim() == "http") => {
+            TunnelProtocol::Hbone
+        }
+        _ => TunnelProtocol::None,
+    }
+}
+
 fn draft<'a>(
     view: &ClusterView,
     entry: &'a Entry<Pod>,
@@ -112,7 +129,7 @@ fn draft<'a>(
     let protocol = if enrolment == Enrolment::Enrolled {
         TunnelProtocol::Hbone
     } else {
-        TunnelProtocol::None
+        own_tunnel(&meta.labels)
     };
     let workload = Workload {
         uid: WorkloadUid::new(format!(

@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use mesh_k8s::{ObjectRef, networking::WorkloadEntry};
 use mesh_model::{
-    mesh::{
-        Workload,
-        workload::{Canonical, TunnelProtocol},
-    },
+    mesh::{Workload, workload::Canonical},
     name::{Identity, Namespace, NetworkAddress, NetworkId, NodeName, ServiceAccount, WorkloadUid},
 };
 
@@ -15,7 +12,7 @@ use super::entry_endpoints::Place;
 use crate::{
     core::{
         draft::{Draft, Drafts, outside},
-        pod::{canonical, locality_of},
+        pod::{canonical, locality_of, own_tunnel},
     },
     settings::Settings,
     status::{InForce, Reports, Severity},
@@ -151,7 +148,7 @@ fn draft<'a>(
         hostname: None,
         node: NodeName::from(""),
         cluster: settings.cluster.clone(),
-        protocol: TunnelProtocol::None,
+        protocol: own_tunnel(labels),
         host_network: false,
         healthy: !metadata.is_terminating(),
         locality: locality_of(&spec.locality),
