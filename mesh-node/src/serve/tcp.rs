@@ -25,7 +25,7 @@ use crate::{
     observe::{Direction, DirectionLabel, FlowGuard, Path, ResultLabel, Verdict},
     relay::{self, CutSignal, Cutter, End, Meter},
     route,
-    tunnel::{self, Incoming, ServerTunnel, error::REASON_HEADER},
+    tunnel::{self, Incoming, ServerTunnel, TunnelError, error::REASON_HEADER},
     wire::{Headers, Limits},
 };
 
@@ -170,6 +170,15 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
                 tunnel.drain();
             }
         }
+    }
+    // A peer that broke the rules is named, also when none of its flows lived to say so.
+    if let Some(error @ TunnelError::Protocol { .. }) = tunnel.error() {
+        let mut report = data.shared.observer.flow(Direction::Inbound, Some(peer));
+        let record = report.record_mut();
+        record.path = Some(Path::Hbone);
+        record.hbone_addr = Some(local);
+        record.source.identity = Some(arrived.identity.clone());
+        report.fail(error.reason(), error.to_string());
     }
     drop(place);
 }
