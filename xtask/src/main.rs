@@ -9,6 +9,7 @@ mod demo;
 mod deny;
 mod ebpf;
 mod lab;
+mod peers;
 mod provision;
 mod root;
 mod step;

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{deny, ebpf, root, step};
+use crate::{deny, ebpf, peers, root, step};
 
 const TRIES: u32 = 3;
 
@@ -26,6 +26,8 @@ pub enum Group {
     Lab,
     /// Real programs that the tests and the benchmark drive through the mesh.
     Programs,
+    /// Envoy and an HBONE peer's library, for the tests of interoperation.
+    Interop,
     /// The toolchain of the kernel programs.
     Ebpf,
     /// cargo-deny, for the gate.
@@ -47,6 +49,7 @@ impl Group {
                 "postgresql",
                 "postgresql-client",
             ],
+            Self::Interop => &["python3", "python3-venv"],
             Self::Ebpf | Self::Deny => &[],
         }
     }
@@ -69,6 +72,9 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let wanted: Vec<&str> = groups.iter().flat_map(|g| g.packages()).copied().collect();
     packages(&wanted)?;
+    if groups.contains(&Group::Interop) {
+        peers::install()?;
+    }
     if groups.contains(&Group::Ebpf) {
         ebpf::run(&ebpf::Args::default())?;
     }
@@ -80,9 +86,13 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// What the tests in the lab and in the kernel need: with it, none of them has a reason to be skipped.
 pub fn for_tests() -> Result<()> {
-    let groups = [Group::Build, Group::Lab, Group::Programs];
+    let groups = [Group::Build, Group::Lab, Group::Programs, Group::Interop];
     let wanted: Vec<&str> = groups.iter().flat_map(|g| g.packages()).copied().collect();
     packages(&wanted)?;
+    // PyPI is not a Debian mirror: a machine may well have the one and not the other.
+    if let Err(e) = peers::install() {
+        println!("provision: the tests with peers of other make will be SKIPPED: {e:#}");
+    }
     mount_bpffs()
 }
 
