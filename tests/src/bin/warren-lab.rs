@@ -21,6 +21,7 @@ use mesh_tests::lab::{
     net::{FABRIC_NAME, nft_present},
     place::{LabName, Place, traces},
     pod::Programs,
+    show,
     supervisor::{self, Spec},
 };
 
@@ -230,7 +231,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let name: LabName = cli.name.parse()?;
     let attach = || Lab::attach(cli.name.parse()?);
     match cli.command {
-        Cmd::Up(options) => up(name, options).await?,
+        Cmd::Up(options) => up(name, options, cli.output).await?,
         Cmd::Apply(options) => {
             let lab = attach()?;
             print_lines(
@@ -292,7 +293,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn up(name: LabName, options: Up) -> Result<()> {
+async fn up(name: LabName, options: Up, output: Format) -> Result<()> {
     let begun = Instant::now();
     let sources = read(&options.files)?;
     let agent_env = options
@@ -325,13 +326,18 @@ async fn up(name: LabName, options: Up) -> Result<()> {
     let lab = Lab::up(spec).await?;
     if !sources.is_empty() {
         for line in lab.apply_sources(sources, &options.namespace).await? {
-            println!("{line}");
+            if output == Format::Text {
+                println!("{line}");
+            }
         }
     }
     let settled = lab.wait_ready(Duration::from_secs(options.patience)).await;
     // A lab that is not quite as hoped is left running, to be looked at.
     lab.keep();
     let status = settled.context("the lab runs, but not as asked; see `lab ps` and `lab logs`")?;
+    if output == Format::Json {
+        return show(&status, output);
+    }
     println!(
         "lab {name} is up after {:.1} s: {} nodes, {} pods. Next: lab ps | exec POD -- CMD | logs n1 | metrics n1 | down",
         begun.elapsed().as_secs_f32(),
@@ -371,93 +377,11 @@ fn print_lines(lines: &[String], output: Format) -> Result<()> {
 }
 
 fn show(status: &Status, output: Format) -> Result<()> {
-    if output == Format::Json {
-        println!("{}", serde_json::to_string_pretty(status)?);
-        return Ok(());
-    }
-    let mut rows = vec![
-        ["COMPONENT", "PID", "STARTS", "LAST END"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    rows.extend(status.components.iter().map(|c| {
-        let pid = c
-            .condition
-            .pid
-            .map_or_else(|| "-".to_owned(), |p| p.to_string());
-        vec![
-            c.name.clone(),
-            pid,
-            c.condition.starts.to_string(),
-            c.condition.last_end.clone(),
-        ]
-    }));
-    table(&rows);
-    println!();
-    let mut rows = vec![
-        [
-            "NAMESPACE",
-            "POD",
-            "READY",
-            "STATUS",
-            "RESTARTS",
-            "NODE",
-            "IP",
-            "MESH",
-            "NOTE",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-    ];
-    rows.extend(status.pods.iter().map(|p| {
-        let yes = if p.ready { "yes" } else { "no" };
-        vec![
-            p.namespace.clone(),
-            p.name.clone(),
-            yes.into(),
-            p.phase.clone(),
-            p.restarts.to_string(),
-            p.node.clone(),
-            p.ip.to_string(),
-            p.mesh.clone(),
-            p.note.clone(),
-        ]
-    }));
-    table(&rows);
-    println!();
-    let mut rows = vec![
-        ["NAMESPACE", "SERVICE", "ADDRESSES"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    rows.extend(status.services.iter().map(|s| {
-        let addresses = if s.cluster_ips.is_empty() {
-            "headless".to_owned()
-        } else {
-            s.cluster_ips.join(" ")
-        };
-        vec![s.namespace.clone(), s.name.clone(), addresses]
-    }));
-    table(&rows);
-    for warning in &status.warnings {
-        println!("\nwarning: {warning}");
+    match output {
+        Format::Json => println!("{}", serde_json::to_string_pretty(status)?),
+        Format::Text => print!("{}", show::text(status)),
     }
     Ok(())
-}
-
-fn table(rows: &[Vec<String>]) {
-    let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns)
-        .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0))
-        .collect();
-    for row in rows {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        println!("{}", line.join("  ").trim_end());
-    }
 }
 
 async fn logs(path: &Path, follow: bool) -> Result<()> {

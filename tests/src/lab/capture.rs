@@ -122,7 +122,14 @@ fn listen(
     let mut kept = Vec::new();
     let (mut buffer, mut control) = (vec![0; SNAP], nix::cmsg_space!(u32));
     loop {
-        match receive(fd.as_raw_fd(), &mut buffer, &mut control) {
+        // What was queued when the stop came is still read, but what traffic goes on is not waited for.
+        let ending = stop.load(Ordering::Relaxed);
+        let flags = if ending {
+            MsgFlags::MSG_DONTWAIT
+        } else {
+            MsgFlags::empty()
+        };
+        match receive(fd.as_raw_fd(), &mut buffer, &mut control, flags) {
             // A socket hears all interfaces of its namespace; each packet names its own.
             Ok((n, Some(from), lost)) => {
                 if lost > 0 {
@@ -144,8 +151,7 @@ fn listen(
                 }
             }
             Ok((_, None, _)) | Err(Errno::EINTR) => {}
-            // Everything that was queued when the stop came has been read once nothing is left to read.
-            Err(Errno::EAGAIN) if stop.load(Ordering::Relaxed) => break,
+            Err(Errno::EAGAIN) if ending => break,
             Err(Errno::EAGAIN) => {}
             Err(e) => return Err(e).context("reading packets"),
         }
@@ -164,9 +170,10 @@ fn receive(
     fd: i32,
     buffer: &mut [u8],
     control: &mut [u8],
+    flags: MsgFlags,
 ) -> nix::Result<(usize, Option<usize>, u32)> {
     let mut slices = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<LinkAddr>(fd, &mut slices, Some(control), MsgFlags::empty())?;
+    let message = recvmsg::<LinkAddr>(fd, &mut slices, Some(control), flags)?;
     let mut lost = 0;
     for part in message.cmsgs()? {
         if let ControlMessageOwned::RxqOvfl(n) = part {

@@ -25,6 +25,7 @@ pub mod record;
 pub mod register;
 pub mod schedule;
 pub mod service;
+pub mod show;
 pub mod suite;
 pub mod supervisor;
 
@@ -325,10 +326,16 @@ impl Lab {
     /// A command that runs in a pod, on a node or on the fabric.
     pub async fn command(&self, who: &str, program: &[impl AsRef<str>]) -> Result<Command> {
         let words: Vec<String> = program.iter().map(|w| w.as_ref().to_owned()).collect();
-        Ok(self
+        let mut command = self
             .surroundings(who)
             .await?
-            .command(&self.programs.lab, &words))
+            .command(&self.programs.lab, &words);
+        // What this workspace builds can be called by its name, as what the machine has.
+        let own = self.programs.lab.parent().map(Path::to_owned);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::env::split_paths(&path).chain(own);
+        command.env("PATH", std::env::join_paths(dirs)?);
+        Ok(command)
     }
 
     /// Runs a program to its end, at most a minute.
