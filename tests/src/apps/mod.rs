@@ -3,6 +3,7 @@
 //! Invariants: each app is an ordinary program with the paths, ports and JSON shapes that tutorials expect;
 //! `program_for_image` is the only place that knows which container image is which app.
 
+pub mod ask;
 pub mod book;
 pub mod bookinfo;
 pub mod grpc_echo;

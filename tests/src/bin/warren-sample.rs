@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mesh_tests::apps::{book, bookinfo, grpc_echo, httpbin, tcp_echo};
+use mesh_tests::apps::{ask, book, bookinfo, grpc_echo, httpbin, tcp_echo};
 
 /// Sample applications for the lab and the tests. They know nothing of the mesh.
 #[derive(Parser)]
@@ -32,6 +32,40 @@ enum App {
     GrpcEcho(Versioned),
     /// TCP echo, banner, sink or source.
     TcpEcho(Tcp),
+    /// Call a sample and check every answer; prints one JSON object.
+    Ask(Ask),
+}
+
+#[derive(clap::Args)]
+struct Ask {
+    /// In which protocol.
+    #[arg(value_enum)]
+    protocol: Protocol,
+    /// host:port
+    to: String,
+    /// Messages of a stream.
+    #[arg(long, default_value_t = 100)]
+    count: u32,
+    /// Bytes of a message at most.
+    #[arg(long, default_value_t = 1000)]
+    size: usize,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Protocol {
+    /// All four kinds of call to the gRPC echo.
+    Grpc,
+    /// Messages over one connection to the HTTP echo.
+    Websocket,
+}
+
+async fn ask_for(a: Ask) -> Result<()> {
+    let seen = match a.protocol {
+        Protocol::Grpc => ask::grpc(&a.to, a.count, a.size).await?,
+        Protocol::Websocket => ask::websocket(&a.to, a.count as usize, a.size).await?,
+    };
+    println!("{seen}");
+    Ok(())
 }
 
 #[derive(clap::Args)]
@@ -94,6 +128,7 @@ async fn main() -> Result<()> {
         App::GrpcEcho(a) => {
             grpc_echo::grpc_echo(a.port.unwrap_or(grpc_echo::PORT), a.version).await
         }
+        App::Ask(a) => ask_for(a).await,
         App::TcpEcho(a) => tcp_echo::tcp_echo(&a.port, a.manner()).await,
     }
 }

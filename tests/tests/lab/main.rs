@@ -2,19 +2,26 @@
 //!
 //! Run them by `cargo xtask test lab [filter]`; without root each is printed as ignored, with the reason.
 
+mod boot;
 mod cluster;
 mod control;
 mod discovery;
 mod errors;
 mod faults;
+mod flows;
 mod hbone;
+mod hostile;
+mod interop;
 mod life;
 mod limits;
 mod load;
+mod packets;
 mod play;
 mod policy;
 mod programs;
 mod reuse;
+mod samples;
+mod secrecy;
 mod trust;
 mod tunnel;
 mod wire;
@@ -47,6 +54,22 @@ fn main() -> ExitCode {
         programs::redis_answers,
         programs::nginx_serves_wrk,
         programs::iperf_moves_bytes_both_ways,
+        programs::postgres_answers_psql,
+        programs::websocket_and_grpc_echo_every_message,
+        boot::t06_whatever_starts_first_nothing_leaves_unprotected,
+        secrecy::every_kind_of_address_is_encrypted,
+        secrecy::a_proxy_that_restarts_under_traffic_lets_nothing_out,
+        secrecy::a_pod_that_is_being_deleted_lets_nothing_out,
+        hostile::what_is_not_tls_is_ended_and_named,
+        hostile::wrong_certificates_get_no_tunnel,
+        hostile::hostile_frames_end_their_tunnel_and_no_other,
+        hostile::the_proxys_other_ports_serve_nobody,
+        interop::openssl_and_hyper_h2_reach_a_captured_pod,
+        interop::a_captured_pod_reaches_openssl_and_hyper_h2,
+        interop::envoy_reaches_a_captured_pod,
+        interop::a_captured_pod_reaches_envoy,
+        samples::every_sample_answers_on_every_path,
+        samples::the_readme_works_word_by_word,
         programs::t21_a_server_that_speaks_first_is_heard_at_once,
         trust::t12_without_a_ca_certificates_serve_until_they_expire,
         trust::t13_rotation_under_load_fails_nothing,
