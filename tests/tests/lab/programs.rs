@@ -254,7 +254,7 @@ pub async fn iperf_moves_bytes_both_ways() -> Result<()> {
         port: 5201,
         // A control connection and one or two for the data, there and back.
         flows: 5,
-        bytes: 80 << 20,
+        bytes: 128 << 20,
     };
     everywhere(&lab, &served, async |way, ip| {
         let ip = ip.to_string();
@@ -264,10 +264,10 @@ pub async fn iperf_moves_bytes_both_ways() -> Result<()> {
             } else {
                 &[]
             };
-            let program = [&["iperf3", "-J", "-c", &ip, "-n", "32M"], streams, reverse].concat();
+            let program = [&["iperf3", "-J", "-c", &ip, "-n", "96M"], streams, reverse].concat();
             let report: Value = serde_json::from_str(&run(&lab, way, &program).await?.out)?;
             // A sender does not wait for what is still on its way when it is done, so the receiver may count less.
-            let all = 32 << 20;
+            let all = 96 << 20;
             let (end, least) = if reverse.is_empty() {
                 ("sum_sent", all / 2)
             } else {
