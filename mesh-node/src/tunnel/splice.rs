@@ -25,7 +25,7 @@ use crate::wire::{conn::Fill, error::Code, out::CAPACITY};
 
 /// What one stream may send before others get their turn.
 const QUANTUM: usize = 128 << 10;
-/// A stream whose last read was larger than this, or left something, waits its turn.
+/// A stream whose last read was larger than this waits its turn.
 const GREEDY: usize = 8 << 10;
 /// Greedy streams fill the outgoing buffer only to here, so that there is always room for the others.
 const HIGH: usize = CAPACITY - (80 << 10);
@@ -231,7 +231,7 @@ impl Splice {
                     self.meter.add_forward(n);
                     inner.wake_driver();
                     if let Some(slot) = inner.conn.get(id) {
-                        slot.greedy = n > GREEDY || n == asked;
+                        slot.greedy = n > GREEDY;
                         slot.turn = Turn::None;
                     }
                     if n == asked {
