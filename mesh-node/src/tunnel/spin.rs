@@ -10,11 +10,13 @@ use std::{
 };
 
 /// More events than this in a millisecond keep a thread awake without spinning.
-const BUSY: u32 = 40;
+const BUSY: u32 = 100;
 /// With more bytes than this in a millisecond it is the rate that counts, and the core is of better use elsewhere.
 const BULK: usize = 64 << 10;
 /// With more active streams than this in a millisecond there is always something to do.
 const FEW: u32 = 2;
+/// How long a millisecond that was not calm counts against the next.
+const HINDSIGHT: Duration = Duration::from_millis(3);
 /// After this many turns in vain in a row, spinning is tried ever more rarely.
 const MAX_MISSES: u32 = 8;
 
@@ -32,6 +34,8 @@ struct State {
     bytes: usize,
     /// A bit for each stream that was active; two streams may share one.
     streams: u64,
+    /// The millisecond before was not calm.
+    hectic: bool,
 }
 
 impl State {
@@ -45,11 +49,28 @@ impl State {
             events: 0,
             bytes: 0,
             streams: 0,
+            hectic: false,
+        }
+    }
+
+    /// Begins another millisecond if the running one is over.
+    fn go_on(&mut self, now: Instant) {
+        let age = self
+            .bucket
+            .map(|since| now.saturating_duration_since(since));
+        if age.is_none_or(|age| age > Duration::from_millis(1)) {
+            let quiet = self.is_quiet();
+            self.hectic = !quiet && age.is_some_and(|age| age < HINDSIGHT);
+            (self.bucket, self.events, self.bytes, self.streams) = (Some(now), 0, 0, 0);
         }
     }
 
     /// Whether the next event may be worth waiting for.
     fn is_calm(&self) -> bool {
+        !self.hectic && self.is_quiet()
+    }
+
+    fn is_quiet(&self) -> bool {
         self.events <= BUSY && self.bytes <= BULK && self.streams.count_ones() <= FEW
     }
 }
@@ -72,12 +93,7 @@ pub fn event(now: Instant, spin: Duration, bytes: usize) {
         return;
     }
     let mut state = STATE.get();
-    if state
-        .bucket
-        .is_none_or(|since| now.saturating_duration_since(since) > Duration::from_millis(1))
-    {
-        (state.bucket, state.events, state.bytes, state.streams) = (Some(now), 0, 0, 0);
-    }
+    state.go_on(now);
     state.events += 1;
     state.bytes += bytes;
     if state.running {
@@ -142,6 +158,23 @@ mod tests {
         assert!(!spins(BUSY, 128, 16), "many flows");
         assert!(!spins(BUSY + 1, 128, 1), "busy anyway");
         assert!(!spins(3, BULK / 2, 1), "much to move");
+    }
+
+    #[test]
+    fn a_millisecond_that_was_not_calm_counts_against_the_next() {
+        let begin = Instant::now();
+        let mut state = State::new();
+        state.go_on(begin);
+        (state.events, state.streams) = (10, 0xff);
+        assert!(!state.is_calm());
+        state.go_on(begin + Duration::from_millis(2));
+        assert!(!state.is_calm());
+        state.events = 10;
+        state.go_on(begin + Duration::from_millis(4));
+        assert!(state.is_calm());
+        state.streams = 0xff;
+        state.go_on(begin + Duration::from_millis(9));
+        assert!(state.is_calm(), "that was long ago");
     }
 
     #[test]
