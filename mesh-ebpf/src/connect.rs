@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_abi::decide::{self, Connect, Gate, Judged, Pick, Scope, proto};
 use mesh_abi::{
-    Addr, Counter, Endpoint, POD_DIRECT, Pod, SOCK_CAPTURED, SOCK_DIRECT, SOCK_DNS, SOCK_NONE,
+    Addr, Counter, Endpoint, Pod, SOCK_CAPTURED, SOCK_DIRECT, SOCK_DNS, SOCK_NONE,
     Sock, State, VerdictKey, ports, reason,
 };
 
@@ -96,7 +96,7 @@ fn tcp(
             }
         }
     }
-    let able = judged == Judged::Direct && able(ctx, pod, v4, &target);
+    let able = judged == Judged::Direct && able(ctx, state, pod, v4, &target);
     match decide::connect(judged, able, used) {
         Connect::Refuse(why) => refuse(pod, cookie, dst, why),
         Connect::Direct => direct(ctx, v4, pod, dst, &target),
@@ -122,14 +122,14 @@ fn known(cookie: u64, dst: &Endpoint, state: &State, now: u64) -> Judged {
     )
 }
 
-/// Whether the socket can go direct to a pod of this node. A multipath socket cannot: its segments come from
-/// other sockets, which the guard does not know.
+/// Whether the socket can go direct to a pod of this node.
 #[inline(always)]
-fn able(ctx: &SockAddrContext, pod: &Pod, v4: bool, target: &Endpoint) -> bool {
+fn able(ctx: &SockAddrContext, state: &State, pod: &Pod, v4: bool, target: &Endpoint) -> bool {
     // SAFETY: a readable field of the context.
     let plain = unsafe { (*ctx.sock_addr).protocol } == proto::TCP;
     let family = target.addr().is_v4() || !v4;
-    pod.flags() & POD_DIRECT != 0 && plain && family && ADDRS.get_ptr(target.addr()).is_some()
+    let here = ADDRS.get_ptr(target.addr()).is_some();
+    decide::able(state, pod, plain, family, here)
 }
 
 #[inline(always)]

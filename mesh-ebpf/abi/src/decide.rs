@@ -137,6 +137,15 @@ pub fn pick(vip: &Vip, random: u32) -> Pick {
     }
 }
 
+/// Whether a connection can go direct at all. `plain`: it is TCP and not multipath, whose segments come from
+/// sockets that the guard does not know; `family`: the socket can reach the target; `here`: the target is an
+/// enrolled pod of this node.
+#[inline(always)]
+pub fn able(state: &State, pod: &Pod, plain: bool, family: bool, here: bool) -> bool {
+    let anchored = state.flags() & STATE_ANCHORED != 0;
+    anchored && pod.flags() & POD_DIRECT != 0 && plain && family && here
+}
+
 /// The end of `connect`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connect {
@@ -148,8 +157,7 @@ pub enum Connect {
     Refuse(u16),
 }
 
-/// Decides a TCP `connect` of an enrolled pod. `able`: the source may go direct, its protocol can, and the
-/// destination is an enrolled pod of this node.
+/// Decides a TCP `connect` of an enrolled pod. `able`: what the function of that name says.
 #[inline(always)]
 pub fn connect(judged: Judged, able: bool, used: &Use) -> Connect {
     match judged {

@@ -44,6 +44,8 @@ pub const IFACE_ENROLLED: u32 = 1;
 
 /// `State::flags`: the guard counts and lets pass.
 pub const STATE_AUDIT: u32 = 1;
+/// `State::flags`: `guard` or `anchor` is in its place on every interface, so that connections may go direct.
+pub const STATE_ANCHORED: u32 = 2;
 
 /// `Verdict::action`: native TCP to the pod.
 pub const VERDICT_DIRECT: u16 = 1;

@@ -17,6 +17,7 @@ pub mod packet;
 pub mod plain;
 pub mod ports;
 pub mod reason;
+pub mod trial;
 
 pub use addr::Addr;
 pub use counters::Counter;

@@ -6,22 +6,23 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
 
 use aya::maps::{MapData, RingBuf};
-use aya_obj::generated::bpf_attach_type;
 use mesh_abi::{
     self as abi, Addr, Asked, Authorised, Endpoint, Iface, ListenerKey, Meta, Owner, Pod, Sock,
     State, Tuple, Use, Verdict, VerdictKey, Vip, counters,
 };
 
+use crate::attach::{attach, program};
 use crate::events::{Events, socket_addr};
+use crate::iface::Tc;
 use crate::links::Links;
 use crate::maps::{Map, Shared, subtract};
 use crate::object::{self, Loaded};
@@ -50,10 +51,12 @@ pub struct Config {
     pub pods_cgroup: PathBuf,
     /// A cgroup that the proxy is in; on a node the agent's own.
     pub node_cgroup: PathBuf,
-    /// The cgroup that kubelet is in, if its probes are to be recognised.
-    pub kubelet_cgroup: Option<PathBuf>,
     /// How long the proxy may be silent before new connections are refused; zero: for ever.
     pub stale_after: Duration,
+    /// The namespace of the pods' interfaces; `None`: that of whoever calls.
+    pub node_netns: Option<Arc<OwnedFd>>,
+    /// How programs get on interfaces.
+    pub tc: Tc,
     /// The compiled programs.
     pub object: Cow<'static, [u8]>,
     /// Where a verifier's log is written.
@@ -72,8 +75,9 @@ impl Config {
             bpffs: PathBuf::from("/sys/fs/bpf"),
             pods_cgroup: pods_cgroup.into(),
             node_cgroup: node_cgroup.into(),
-            kubelet_cgroup: None,
             stale_after: Duration::from_secs(10),
+            node_netns: None,
+            tc: Tc::Auto,
             object: Cow::Borrowed(object::embedded()),
             logs: std::env::temp_dir(),
         }
@@ -128,11 +132,18 @@ pub(crate) struct Programs {
     pub(crate) lookup: OwnedFd,
     pub(crate) guard: OwnedFd,
     pub(crate) anchor: OwnedFd,
+    pub(crate) probe: OwnedFd,
 }
 
 /// The kernel side of one node. Shared by reference; every call may be made from any thread.
 pub struct Datapath {
     pub(crate) folder: PathBuf,
+    pub(crate) instance: String,
+    pub(crate) tc: Tc,
+    pub(crate) node: Option<Arc<OwnedFd>>,
+    /// What is loaded again when a program has to be put in its place again.
+    pub(crate) object: Cow<'static, [u8]>,
+    pub(crate) logs: PathBuf,
     pub(crate) links: Links,
     pub(crate) programs: Programs,
     pub(crate) pods: Mutex<BTreeMap<String, Known>>,
@@ -166,7 +177,8 @@ impl std::fmt::Debug for Datapath {
 
 impl Datapath {
     /// Loads the programs and attaches them, or puts them behind the links that an earlier process pinned.
-    /// Whatever that process had decided is void; the pods that it had enrolled stay enrolled (`pods`).
+    /// Whatever that process had decided is void; the pods that it had enrolled stay enrolled (`pods`). Nothing
+    /// goes direct before the first `look`.
     pub fn open(config: &Config) -> Result<Datapath, LoadError> {
         if config.object.is_empty() {
             return Err(LoadError::NoObject);
@@ -184,30 +196,39 @@ impl Datapath {
         let loaded = object::load(&config.object, &maps, &config.logs)?;
         let links = Links::new(links);
         attach(config, &links, &loaded)?;
-        let this = Self::with_maps(folder, &maps, links, &loaded)?;
+        let this = Self::with_maps(config, folder, links, &loaded)?;
         this.adopt()?;
+        this.allow_direct(false);
         this.bump_all();
         this.set_stale_after(config.stale_after);
         Ok(this)
     }
 
     fn with_maps(
+        config: &Config,
         folder: PathBuf,
-        maps: &Path,
         links: Links,
         loaded: &Loaded,
     ) -> Result<Datapath, LoadError> {
+        let maps = &folder.join("maps");
         let program = |name: &str| {
             program(loaded, name)?
                 .try_clone_to_owned()
                 .map_err(LoadError::io("duplicate a descriptor"))
         };
+        let settled = config.tc.settle();
         Ok(Datapath {
+            instance: config.instance.clone(),
+            tc: settled.map_err(LoadError::io("choose how programs get on interfaces"))?,
+            node: config.node_netns.clone(),
+            object: config.object.clone(),
+            logs: config.logs.clone(),
             links,
             programs: Programs {
                 lookup: program("lookup")?,
                 guard: program("guard")?,
                 anchor: program("anchor")?,
+                probe: program("probe")?,
             },
             pods: Mutex::default(),
             ledger: Ledger::default(),
@@ -317,7 +338,8 @@ impl Datapath {
             .collect())
     }
 
-    /// What was counted: (`decision`, name), (`refused`, reason) and (`dropped`, reason).
+    /// What was counted: (`decision`, name), (`refused`, reason), (`dropped`, reason), and (`full`, map) for what
+    /// this process could not write.
     pub fn counters(&self) -> Result<Vec<(&'static str, &'static str, u64)>, LoadError> {
         let mut all = Vec::new();
         for (slot, name) in counters::NAMES {
@@ -335,6 +357,16 @@ impl Datapath {
                 self.counters.sum(counters::dropped(*number), self.cpus)?,
             ));
         }
+        let full = [
+            self.pod_map.fullness(),
+            self.metas.fullness(),
+            self.addrs.fullness(),
+            self.ifaces.fullness(),
+            self.probe_ports.fullness(),
+            self.verdicts.fullness(),
+            self.vips.fullness(),
+        ];
+        all.extend(full.map(|(map, times)| ("full", map, times)));
         Ok(all)
     }
 
@@ -395,63 +427,6 @@ impl Datapath {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
-}
-
-fn program<'a>(loaded: &'a Loaded, name: &str) -> Result<BorrowedFd<'a>, LoadError> {
-    let fd = loaded.programs.get(name).map(AsFd::as_fd);
-    fd.ok_or_else(|| LoadError::Layout(format!("there is no program `{name}`")))
-}
-
-/// Programs on the pods' cgroup.
-const PODS: &[(&str, bpf_attach_type)] = &[
-    ("connect4", bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
-    ("connect6", bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
-    (
-        "getpeername4",
-        bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
-    ),
-    (
-        "getpeername6",
-        bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
-    ),
-    ("sendmsg4", bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
-    ("sendmsg6", bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG),
-    ("recvmsg4", bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG),
-    ("recvmsg6", bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG),
-    ("release", bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE),
-    ("flows", bpf_attach_type::BPF_CGROUP_SOCK_OPS),
-];
-
-/// What reports comes before what captures, so that nothing captured goes unreported; the reverse on paper
-/// would reset the first connections.
-fn attach(config: &Config, links: &Links, loaded: &Loaded) -> Result<(), LoadError> {
-    let mut jobs: Vec<(&'static str, bpf_attach_type, &Path)> = vec![(
-        "node",
-        bpf_attach_type::BPF_CGROUP_SOCK_OPS,
-        &config.node_cgroup,
-    )];
-    if let Some(kubelet) = &config.kubelet_cgroup {
-        jobs.push(("probe", bpf_attach_type::BPF_CGROUP_SOCK_OPS, kubelet));
-    }
-    jobs.extend(
-        PODS.iter()
-            .rev()
-            .map(|(name, kind)| (*name, *kind, config.pods_cgroup.as_path())),
-    );
-    for (name, kind, cgroup) in jobs {
-        let fail = |error| LoadError::Attach {
-            program: name,
-            target: cgroup.display().to_string(),
-            error,
-        };
-        let folder = fs::File::open(cgroup).map_err(fail)?;
-        let id = folder.metadata().map_err(fail)?.ino();
-        let prog = program(loaded, name)?;
-        links
-            .ensure(name, prog, id, || sys::link_fd(prog, folder.as_fd(), kind))
-            .map_err(fail)?;
-    }
-    Ok(())
 }
 
 pub(crate) fn tuple(client: SocketAddr, server: SocketAddr) -> Tuple {

@@ -3,26 +3,33 @@
 //! Invariants: the only user of aya and of the bpf system call; no call waits for the network; what is
 //! pinned outlives the process, so that a dead proxy means refused connections and never plaintext; an
 //! agent that starts over adopts what is pinned.
-#![allow(unsafe_code)] // the bpf system call, setns and a few shared pages: sys.rs, maps.rs, netns.rs
+#![allow(unsafe_code)] // the bpf system call, setns and a few shared pages: sys.rs, maps.rs, netns.rs, pins.rs, trial.rs
 
+mod attach;
+mod clsact;
 mod datapath;
 mod diag;
 mod error;
 mod events;
+mod iface;
 mod links;
 mod maps;
+mod netlink;
 mod netns;
 mod object;
 mod pins;
 mod pods;
 mod sys;
+mod trial;
 mod verdicts;
 
 pub use datapath::{Config, Datapath, Flow, Original, Usage};
 pub use error::LoadError;
 pub use events::{Event, EventKind, Events};
+pub use iface::{Finding, Looked, Tc};
 pub use mesh_abi::{self as abi, ports};
 pub use netns::{cookie as netns_cookie, inside as in_netns};
 pub use object::{embedded, statistics};
 pub use pods::{Family, PodId, PodInfo, PodSpec};
+pub use trial::Compiled;
 pub use verdicts::{Outcome, VipSlot};

@@ -43,6 +43,23 @@ impl Links {
         sys::pin(link.as_fd(), &path)
     }
 
+    /// Pins another link under this name; the earlier one is detached when the new one is in its place.
+    pub fn replace(&self, name: &str, link: BorrowedFd<'_>) -> io::Result<()> {
+        let new = self.folder.join(format!("{name}-next"));
+        gone(std::fs::remove_file(&new))?;
+        sys::pin(link, &new)?;
+        std::fs::rename(&new, self.folder.join(name))
+    }
+
+    /// The kernel's number of the link with this name; `None`: there is none.
+    pub fn id(&self, name: &str) -> io::Result<Option<u32>> {
+        match sys::get(&self.folder.join(name)) {
+            Ok(link) => sys::link_info(link.as_fd()).map(|i| Some(i.id)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Detaches, if attached.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         gone(std::fs::remove_file(self.folder.join(name)))

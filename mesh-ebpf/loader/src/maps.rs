@@ -20,7 +20,10 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Map<K, V> {
     name: &'static str,
+    capacity: u32,
     fd: OwnedFd,
+    /// How often it was too full.
+    full: AtomicU64,
     _types: PhantomData<fn(K) -> V>,
 }
 
@@ -35,9 +38,16 @@ impl<K: Plain, V: Plain> Map<K, V> {
         );
         Ok(Self {
             name,
+            capacity: row.capacity,
             fd,
+            full: AtomicU64::new(0),
             _types: PhantomData,
         })
+    }
+
+    /// Its name, and how often it was too full for what we wanted to write.
+    pub fn fullness(&self) -> (&'static str, u64) {
+        (self.name, self.full.load(Ordering::Relaxed))
     }
 
     /// The value.
@@ -62,7 +72,19 @@ impl<K: Plain, V: Plain> Map<K, V> {
 
     /// Writes.
     pub fn set(&self, key: &K, value: &V) -> Result<(), LoadError> {
-        sys::update(self.fd.as_fd(), key, value, 0).map_err(self.failed("write"))
+        sys::update(self.fd.as_fd(), key, value, 0).map_err(|e| self.refused(e))
+    }
+
+    fn refused(&self, error: io::Error) -> LoadError {
+        // What a hash says when it has no room left.
+        if error.raw_os_error() == Some(libc::E2BIG) {
+            self.full.fetch_add(1, Ordering::Relaxed);
+            return LoadError::Full {
+                what: format!("entries of the kernel map {}", self.name),
+                limit: self.capacity,
+            };
+        }
+        self.failed("write")(error)
     }
 
     /// Deletes; false when it was not there.

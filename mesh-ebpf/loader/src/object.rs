@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
 use mesh_abi::MAPS;
 
 use crate::LoadError;
@@ -31,18 +31,44 @@ pub fn load(object: &[u8], maps: &Path, logs: &Path) -> Result<Loaded, LoadError
     if object.is_empty() {
         return Err(LoadError::NoObject);
     }
-    let mut loader = EbpfLoader::new();
-    for row in MAPS {
-        loader.map_pin_path(row.name, maps.join(row.name));
-    }
-    let mut object = loader.load(object).map_err(LoadError::Object)?;
+    let mut object = loader(maps).load(object).map_err(LoadError::Object)?;
     let mut programs = HashMap::new();
-    for (name, program) in object.programs_mut() {
+    for (name, program) in object.programs_mut().filter(|(n, _)| *n != TRIAL) {
         let fd = into_kernel(program).map_err(|e| explain(name, e, logs))?;
         programs.insert(name.to_owned(), fd);
     }
     crate::maps::check_all(maps)?;
     Ok(Loaded { programs })
+}
+
+/// Loads one program of the object once more, on the maps that are pinned in `maps`.
+pub fn one(object: &[u8], maps: &Path, logs: &Path, name: &str) -> Result<OwnedFd, LoadError> {
+    let loaded = loader(maps).load(object);
+    single(&mut loaded.map_err(LoadError::Object)?, logs, name)
+}
+
+/// The program that is attached nowhere.
+pub const TRIAL: &str = "trial";
+
+/// Loads one program of the object with maps of its own.
+pub fn alone(object: &[u8], logs: &Path, name: &str) -> Result<OwnedFd, LoadError> {
+    let loaded = EbpfLoader::new().load(object);
+    single(&mut loaded.map_err(LoadError::Object)?, logs, name)
+}
+
+fn single(object: &mut Ebpf, logs: &Path, name: &str) -> Result<OwnedFd, LoadError> {
+    let program = object
+        .program_mut(name)
+        .ok_or_else(|| LoadError::Layout(format!("there is no program `{name}`")))?;
+    into_kernel(program).map_err(|e| explain(name, e, logs))
+}
+
+fn loader(maps: &Path) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    for row in MAPS {
+        loader.map_pin_path(row.name, maps.join(row.name));
+    }
+    loader
 }
 
 fn into_kernel(program: &mut Program) -> Result<OwnedFd, ProgramError> {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::{fs, io};
 
 use crate::datapath::Datapath;
+use crate::iface::{purge_filters, tags};
 use crate::links::remove_tree;
 use crate::maps::pages;
 use crate::{LoadError, sys};
@@ -43,14 +44,20 @@ impl Datapath {
     /// Removes what earlier layouts left. Their flows lose their peer addresses; call it when they are gone.
     pub fn purge_previous(&self) -> Result<(), LoadError> {
         for folder in self.previous()? {
+            let layout = folder.file_name().unwrap_or_default().to_string_lossy();
+            let tag = format!("{}{layout}", tags(&self.instance));
+            self.within(|| purge_filters(&tag))
+                .map_err(LoadError::io("remove classifiers"))?;
             remove_tree(&folder).map_err(LoadError::io(format!("remove {}", folder.display())))?;
         }
         Ok(())
     }
 
-    /// Removes everything of an instance from the kernel. Pods are then no longer captured.
+    /// Removes everything of an instance from the kernel, filters from the interfaces of the calling thread's
+    /// namespace. Pods are then no longer captured.
     pub fn purge(bpffs: &Path, instance: &str) -> Result<(), LoadError> {
         let folder = instance_folder(bpffs, instance)?;
+        purge_filters(&tags(instance)).map_err(LoadError::io("remove classifiers"))?;
         remove_tree(&folder).map_err(LoadError::io(format!("remove {}", folder.display())))
     }
 }

@@ -3,17 +3,17 @@
 //! Invariants: an address belongs to one pod; an index is reused only when every entry that names it is gone;
 //! a step that fails leaves the pod either as it was or refused, never half captured and open.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::MutexGuard;
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
-use aya_obj::generated::bpf_attach_type::{BPF_SK_LOOKUP, BPF_TCX_INGRESS};
+use aya_obj::generated::bpf_attach_type::BPF_SK_LOOKUP;
 use mesh_abi::{self as abi, Addr, Iface, ListenerKey, Meta, Owner, Pod, ports};
 
 use crate::datapath::{Datapath, USED_DIRECT};
 use crate::events::socket_addr;
+use crate::iface::{Which, anchor_link, guard_link};
 use crate::maps::subtract;
 use crate::{LoadError, diag, netns, sys};
 
@@ -41,8 +41,6 @@ pub struct PodSpec<'a> {
     pub addresses: Vec<IpAddr>,
     /// The host side of its veth; 0: none, then there is neither guard nor anchor.
     pub veth_ifindex: u32,
-    /// The namespace of that interface; `None`: the calling thread's.
-    pub node_netns: Option<BorrowedFd<'a>>,
     /// Ports that kubelet may probe past the proxy, at most 16.
     pub probe_ports: Vec<u16>,
     /// How many outbound listeners there are, from port 15001 upwards.
@@ -75,12 +73,12 @@ pub struct PodInfo {
 /// What this process knows of a pod.
 #[derive(Debug)]
 pub(crate) struct Known {
-    info: PodInfo,
+    pub(crate) info: PodInfo,
     /// Absent for a pod adopted from an earlier process, until it is enrolled again.
     netns: Option<OwnedFd>,
 }
 
-type Pods<'a> = MutexGuard<'a, BTreeMap<String, Known>>;
+pub(crate) type Pods<'a> = MutexGuard<'a, BTreeMap<String, Known>>;
 
 impl Datapath {
     /// Enrols a pod, or brings an enrolled one up to date.
@@ -145,38 +143,6 @@ impl Datapath {
         self.listeners.put_socket(&listener(pod, family), socket)
     }
 
-    /// Watches an interface of a pod that is not enrolled: nothing may come from it in an enrolled pod's name.
-    pub fn anchor(
-        &self,
-        ifindex: u32,
-        node_netns: Option<BorrowedFd<'_>>,
-    ) -> Result<(), LoadError> {
-        if self.lock().values().any(|k| k.info.veth_ifindex == ifindex) {
-            return Ok(());
-        }
-        self.ifaces
-            .set(&ifindex, &Iface::new(0, 0, Addr::NONE, Addr::NONE))?;
-        self.attach_iface(
-            "anchor",
-            &format!("if-{ifindex}-anchor"),
-            ifindex,
-            node_netns,
-        )
-    }
-
-    /// Stops watching an interface.
-    pub fn remove_anchor(&self, ifindex: u32) -> Result<(), LoadError> {
-        self.links
-            .remove(&format!("if-{ifindex}-anchor"))
-            .map_err(LoadError::io("detach anchor"))?;
-        match self.ifaces.get(&ifindex)? {
-            Some(i) if i.flags() & abi::IFACE_ENROLLED == 0 => {
-                self.ifaces.delete(&ifindex).map(drop)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Ends a direct flow: both ends see a reset. False when there is no such connection any more.
     pub fn cut(&self, client: SocketAddr, server: SocketAddr) -> Result<bool, LoadError> {
         let pods = self.lock();
@@ -209,11 +175,24 @@ impl Datapath {
                 .or_default()
                 .push_back(key);
         }
+        self.adopt_links()?;
+        self.adopt_ifaces(&pods)
+    }
+
+    fn adopt_links(&self) -> Result<(), LoadError> {
         for name in self.links.names().map_err(LoadError::io("list links"))? {
             let prog = match name.rsplit('-').next() {
                 Some("lookup") => &self.programs.lookup,
                 Some("guard") => &self.programs.guard,
                 Some("anchor") => &self.programs.anchor,
+                Some("probe") => &self.programs.probe,
+                // Pinned by a process that ended before it came to its place.
+                Some("next") => {
+                    self.links
+                        .remove(&name)
+                        .map_err(LoadError::io("remove half a link"))?;
+                    continue;
+                }
                 _ => continue,
             };
             let path = self.folder.join("links").join(&name);
@@ -228,7 +207,23 @@ impl Datapath {
         Ok(())
     }
 
-    fn lock(&self) -> Pods<'_> {
+    /// Filters of an earlier process get our programs; those of the other kind of attachment give way to ours.
+    fn adopt_ifaces(&self, pods: &Pods<'_>) -> Result<(), LoadError> {
+        for (ifindex, iface) in self.ifaces.entries()? {
+            let enrolled = iface.flags() & abi::IFACE_ENROLLED != 0;
+            let pod = pods.values().find(|k| k.info.veth_ifindex == ifindex);
+            let (which, link) = match pod {
+                Some(k) if enrolled => (Which::Guard, guard_link(k.info.id.0)),
+                _ => (Which::Anchor, anchor_link(ifindex)),
+            };
+            if let Err(error) = self.attach_iface(which, ifindex, &link) {
+                tracing::info!(ifindex, %error, "an interface that an earlier process guarded cannot be guarded; its pod is gone, or waits to be enrolled again");
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn lock(&self) -> Pods<'_> {
         self.pods.lock().expect("no panic while the pods are held")
     }
 
@@ -347,48 +342,17 @@ impl Datapath {
                 &info.veth_ifindex,
                 &Iface::new(index, abi::IFACE_ENROLLED, addr4, addr6),
             )?;
-            self.attach_iface(
-                "guard",
-                &format!("pod-{index}-guard"),
-                info.veth_ifindex,
-                spec.node_netns,
-            )?;
+            self.attach_iface(Which::Guard, info.veth_ifindex, &guard_link(index))?;
             self.links
-                .remove(&format!("if-{}-anchor", info.veth_ifindex))
+                .remove(&anchor_link(info.veth_ifindex))
                 .map_err(LoadError::io("detach anchor"))?;
         }
         Ok(())
     }
 
-    fn attach_iface(
-        &self,
-        program: &'static str,
-        name: &str,
-        ifindex: u32,
-        node: Option<BorrowedFd<'_>>,
-    ) -> Result<(), LoadError> {
-        let prog = if program == "guard" {
-            self.programs.guard.as_fd()
-        } else {
-            self.programs.anchor.as_fd()
-        };
-        let attach = || sys::link_ifindex(prog, ifindex, BPF_TCX_INGRESS);
-        let ensure = || self.links.ensure(name, prog, ifindex.into(), attach);
-        let done: io::Result<()> = match node {
-            Some(netns) => netns::inside(netns, ensure),
-            None => ensure(),
-        };
-        done.map_err(|error| LoadError::Attach {
-            program,
-            target: format!("interface {ifindex}"),
-            error,
-        })
-    }
-
     fn uninstall(&self, info: &PodInfo) -> Result<(), LoadError> {
         let index = info.id.0;
-        self.links
-            .remove(&format!("pod-{index}-guard"))
+        self.detach_iface(info.veth_ifindex, &guard_link(index))
             .map_err(LoadError::io("detach guard"))?;
         if info.veth_ifindex != 0 {
             self.ifaces.delete(&info.veth_ifindex)?;

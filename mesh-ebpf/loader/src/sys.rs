@@ -57,6 +57,41 @@ struct Info {
     info: u64,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    progs: u64,
+    count: u32,
+    pad: u32,
+    prog_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+}
+
 /// What the kernel says about a link; the meaning of `target` follows from its type.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -267,6 +302,35 @@ pub fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()>
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
+/// Programs in one chain, as the kernel limits them.
+const CHAIN: usize = 64;
+
+/// The links of an interface's TCX ingress in the order in which they run; 0 for a program without a link.
+pub fn tcx_links(ifindex: u32) -> io::Result<Vec<u32>> {
+    let (mut progs, mut links) = ([0u32; CHAIN], [0u32; CHAIN]);
+    let mut attr = Query {
+        target: ifindex,
+        attach_type: bpf_attach_type::BPF_TCX_INGRESS as u32,
+        progs: progs.as_mut_ptr() as u64,
+        links: links.as_mut_ptr() as u64,
+        count: CHAIN as u32,
+        ..Query::default()
+    };
+    match bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) {
+        Ok(_) => Ok(links[..(attr.count as usize).min(CHAIN)].to_vec()),
+        // A chain that never was.
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether the kernel has TCX.
+pub fn tcx_present() -> bool {
+    static PRESENT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    // Every namespace has a first interface; a kernel that does not know the hook says EINVAL.
+    *PRESENT.get_or_init(|| !tcx_links(1).is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL)))
+}
+
 /// Asks about a link.
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
@@ -287,6 +351,17 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
         info: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(|_| info)
+}
+
+/// Runs a program once on a packet that never was; gives what it returned.
+pub fn test_run(prog: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
+    let mut attr = TestRun {
+        prog_fd: raw(prog),
+        data_size_in: packet.len() as u32,
+        data_in: packet.as_ptr() as u64,
+        ..TestRun::default()
+    };
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(|_| attr.retval)
 }
 
 /// CLOCK_MONOTONIC, the programs' clock.

@@ -1,5 +1,7 @@
-//! A million random (policies, connection) pairs: the compiled decision against the naive one.
+//! A million random (policies, connection) pairs: the compiled decision against the naive one, and what
+//! the kernel's functions make of it.
 
+use mesh_abi::{VERDICT_DIRECT, VERDICT_PROXY, VERDICT_REFUSE, Verdict, decide};
 use mesh_model::{
     authz,
     reason::Reason,
@@ -45,6 +47,22 @@ fn a_million_decisions_agree_with_the_oracle() {
     assert!(total(0) > PAIRS / 10, "allowed {} times only", total(0));
 }
 
+/// What the kernel makes of an outcome that was given to it: its functions, compiled for the host.
+fn carried_out(outcome: Result<(), Reason>) -> Result<(), Reason> {
+    let (action, reason) = match outcome {
+        Ok(()) => (VERDICT_DIRECT, 0),
+        Err(Reason::NotReady) => (VERDICT_PROXY, 0),
+        Err(why) => (VERDICT_REFUSE, why as u16),
+    };
+    let judged = decide::judge(Some(&Verdict::new(0, 1, action, reason)), 1, 1);
+    match decide::connect(judged, true, &mesh_abi::Use::new(0, 0, 0)) {
+        decide::Connect::Direct => Ok(()),
+        // The proxy waits for what is not ready, and then refuses for that reason.
+        decide::Connect::Proxy => Err(Reason::NotReady),
+        decide::Connect::Refuse(n) => Err(Reason::from_number(n).expect("a reason of the table")),
+    }
+}
+
 /// Counts of outcomes by reason; 0 is "allowed".
 fn run(seed: u64, worlds: usize) -> [usize; 32] {
     let mut rng = Rng::with_seed(seed);
@@ -57,6 +75,7 @@ fn run(seed: u64, worlds: usize) -> [usize; 32] {
             for _ in 0..PAIRS / WORLDS / STEPS {
                 let conn = world.connection(&mut rng);
                 let expected = oracle::decide(&world, &conn);
+                assert_eq!(carried_out(expected.outcome), expected.outcome);
                 seen[expected.outcome.err().map_or(0, |r| r as usize)] += 1;
                 for mesh in [Some(&world.mesh), shuffled.as_ref()].into_iter().flatten() {
                     let decision = authz::ingress(mesh, conn.clone());

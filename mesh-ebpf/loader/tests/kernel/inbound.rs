@@ -39,9 +39,7 @@ pub fn steer(w: &mut World) {
     w.b.outbound6.clear();
     w.b.dns = None;
     crate::world::listen(&dp, &mut w.b).unwrap();
-    let again = dp
-        .enrol(&crate::world::spec("uid-b", &w.b, &w.node))
-        .unwrap();
+    let again = dp.enrol(&crate::world::spec("uid-b", &w.b)).unwrap();
     assert_eq!(
         Some(&again),
         w.b.info.as_ref(),

@@ -26,7 +26,7 @@ pub fn adopt(w: &mut World) {
     assert_eq!(known, expect, "the pods are known");
     for (uid, pod) in [("uid-a", &w.a), ("uid-b", &w.b)] {
         assert_eq!(
-            dp.enrol(&spec(uid, pod, &w.node)).unwrap(),
+            dp.enrol(&spec(uid, pod)).unwrap(),
             *pod.info.as_ref().unwrap()
         );
     }
@@ -49,7 +49,7 @@ pub fn withdraw(w: &mut World) {
     w.a.app.must(&format!("close {}", c.id));
     w.stranger.app.must(&format!("close {}", s.id));
     w.stranger.app.must(&format!("close {l}"));
-    w.a.info = Some(dp.enrol(&spec("uid-a", &w.a, &w.node)).unwrap());
+    w.a.info = Some(dp.enrol(&spec("uid-a", &w.a)).unwrap());
     w.dp = Some(dp);
     captured(w, "connect", to);
 }
@@ -67,7 +67,7 @@ pub fn replace_layout(w: &mut World) {
     assert_eq!(dp.previous().unwrap().len(), 1);
     assert!(dp.pods().is_empty(), "a new layout begins empty");
     for (uid, pod) in [("uid-a", &mut w.a), ("uid-b", &mut w.b)] {
-        pod.info = Some(dp.enrol(&spec(uid, pod, &w.node)).unwrap());
+        pod.info = Some(dp.enrol(&spec(uid, pod)).unwrap());
     }
     for l in
         w.a.outbound
@@ -96,7 +96,7 @@ pub fn replace_layout(w: &mut World) {
 
 pub fn bad_pods(w: &mut World) {
     let dp = w.dp();
-    let mut twin = spec("uid-twin", &w.b, &w.node);
+    let mut twin = spec("uid-twin", &w.b);
     twin.netns = std::os::fd::AsFd::as_fd(&w.stranger.netns);
     twin.addresses = vec![w.a.v4];
     match dp.enrol(&twin).unwrap_err() {
@@ -105,13 +105,13 @@ pub fn bad_pods(w: &mut World) {
         }
         other => panic!("{other}"),
     }
-    let same = spec("uid-other", &w.a, &w.node);
+    let same = spec("uid-other", &w.a);
     let error = dp.enrol(&same).unwrap_err().to_string();
     assert!(
         error.contains("uid-other") && error.contains("uid-a"),
         "{error}"
     );
-    let mut none = spec("uid-a", &w.a, &w.node);
+    let mut none = spec("uid-a", &w.a);
     none.addresses.clear();
     assert!(dp.enrol(&none).is_err());
     assert_eq!(dp.pods().len(), 2, "a refused pod leaves nothing");

@@ -103,6 +103,49 @@ fn rise(w: &mut World, enrolled: bool, reason: &str, frame: Vec<u8>) -> u64 {
     dp.counter("dropped", reason).unwrap() - before - extra
 }
 
+/// A SYN from `a` that no socket of the proxy's sent: by how much the guard's drops rise, or `None` when the
+/// guard does not see what comes from there.
+pub fn syn(w: &mut World) -> Option<u64> {
+    let (to, from) = (w.stranger.v4, w.a.v4);
+    let frame = [
+        eth(&w.a, &w.stranger, 0x0800),
+        ipv4(from, to, 6, 0, &tcp(0x02)),
+    ]
+    .concat();
+    seen(w, true, "bypass", frame)
+}
+
+/// A packet of the stranger's that claims `b`'s address: by how much the anchor's drops rise, or `None` when
+/// the anchor does not see what comes from there.
+pub fn claim(w: &mut World) -> Option<u64> {
+    let frame = [
+        eth(&w.stranger, &w.a, 0x0800),
+        ipv4(w.b.v4, w.a.v4, 17, 0, &[0; 8]),
+    ]
+    .concat();
+    seen(w, false, "address_claimed", frame)
+}
+
+/// Sends a frame, and behind it one datagram to the other pod that says when both have been decided.
+fn seen(w: &mut World, enrolled: bool, reason: &str, frame: Vec<u8>) -> Option<u64> {
+    let before = w.dp().counter("dropped", reason).unwrap();
+    let fence = std::net::SocketAddr::new(w.b.v4, 7798);
+    let at = w.b.app.must(&format!("udp {fence}")).id;
+    let app = if enrolled {
+        &mut w.a.app
+    } else {
+        &mut w.stranger.app
+    };
+    app.must(&format!("packet eth0 {}", hex(&frame)));
+    let from = app.must("udp 0.0.0.0:0").id;
+    app.must(&format!("sendto {from} {fence} fence"));
+    app.must(&format!("close {from}"));
+    w.b.app.must(&format!("recvfrom {at}"));
+    w.b.app.must(&format!("close {at}"));
+    let rise = w.dp().counter("dropped", reason).unwrap() - before;
+    (rise > 0).then_some(rise)
+}
+
 pub fn guard(w: &mut World) {
     let (a, a6) = (w.a.v4, w.a.v6);
     let (c, c6) = (w.stranger.v4, w.stranger.v6);

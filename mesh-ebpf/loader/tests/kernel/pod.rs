@@ -14,6 +14,8 @@ enum Sock {
     Listener(TcpListener),
     Stream(TcpStream),
     Udp(UdpSocket),
+    /// Held until they are closed.
+    Many(#[allow(dead_code)] Vec<OwnedFd>),
 }
 
 /// Enters the namespace of this name and serves commands until its input ends.
@@ -22,6 +24,9 @@ pub fn run(netns: &str) {
     nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
     let mut socks: HashMap<u32, Sock> = HashMap::new();
     let mut next = 0;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("up to the hard limit");
     println!("ready");
     for line in io::stdin().lock().lines() {
         let line = line.expect("a line");
@@ -109,6 +114,35 @@ fn command(words: &[&str], socks: &mut HashMap<u32, Sock>) -> Answer {
             s.send_to(words[3].as_bytes(), addr(2))
                 .map(|n| (None, n.to_string()))
         }
+        "flood" => {
+            // Begins connections to one port after the other, until so many were tried; says how many went
+            // out and how many were refused.
+            let (ip, n) = (
+                words[1].parse().expect("an address"),
+                words[2].parse().expect("a number"),
+            );
+            flood(ip, n)
+        }
+        "flood-dns" => {
+            let (to, n) = (addr(1), words[2].parse::<u32>().expect("a number"));
+            let many = (0..n).map(|_| {
+                let s = unbound(to)?;
+                s.connect(to)?;
+                Ok(OwnedFd::from(s))
+            });
+            Ok((
+                Some(Sock::Many(many.collect::<io::Result<_>>()?)),
+                String::new(),
+            ))
+        }
+        // What is there already.
+        "peek" => {
+            let Some(Sock::Udp(s)) = socks.get(&id()) else {
+                panic!("not UDP")
+            };
+            s.set_nonblocking(true)?;
+            s.recv_from(&mut [0u8; 16]).map(|_| (None, String::new()))
+        }
         "recvfrom" => {
             let Some(Sock::Udp(s)) = socks.get(&id()) else {
                 panic!("not UDP")
@@ -158,6 +192,27 @@ fn stream(s: TcpStream) -> Answer {
     s.set_read_timeout(Some(PATIENCE))?;
     let text = format!("{} {}", s.local_addr()?, s.peer_addr()?);
     Ok((Some(Sock::Stream(s)), text))
+}
+
+fn flood(ip: IpAddr, n: u32) -> Answer {
+    use nix::sys::socket::*;
+    let (mut many, mut refused) = (Vec::new(), 0);
+    for i in 0..n {
+        let s = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        let to = SocketAddr::new(ip, 1000 + i as u16);
+        match connect(s.as_raw_fd(), &SockaddrStorage::from(to)) {
+            Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => many.push(s),
+            Err(nix::errno::Errno::ECONNREFUSED) => refused += 1,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let text = format!("{} {refused}", many.len());
+    Ok((Some(Sock::Many(many)), text))
 }
 
 /// Connects an IPv6 socket to a v4-mapped address.

@@ -7,10 +7,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use mesh_loader::{Config, Datapath, Family, PodInfo, PodSpec, in_netns, ports};
+use mesh_loader::{Config, Datapath, Family, PodInfo, PodSpec, Tc, in_netns, ports};
 
 pub type Result<T> = std::result::Result<T, anyhow::Error>;
 
@@ -181,7 +182,7 @@ impl Drop for Home {
 }
 
 impl World {
-    pub fn build() -> Result<World> {
+    pub fn build(tc: Tc) -> Result<World> {
         let root = cgroup_root().expect("checked");
         let prefix = format!("w-ebpf-{}", std::process::id());
         let cgroup = root.join(&prefix);
@@ -216,7 +217,8 @@ impl World {
         let config = Config {
             object: object(),
             bpffs,
-            kubelet_cgroup: Some(cgroup.join("kubelet")),
+            node_netns: Some(Arc::new(node_file.try_clone()?.into())),
+            tc,
             ..Config::new(prefix, cgroup.join("pods"), cgroup.join("node"))
         };
         let pods = cgroup.join("pods");
@@ -225,6 +227,7 @@ impl World {
         let stranger = pod(&mut home, &node, &node_file, &pods, "c", 4)?;
         let kubelet = App::start(&node, &cgroup.join("kubelet"))?;
         let dp = Datapath::open(&config)?;
+        dp.set_kubelet_cgroup(Some(&cgroup.join("kubelet")))?;
         dp.heartbeat();
         let mut world = World {
             dp: Some(dp),
@@ -239,9 +242,11 @@ impl World {
         let dp = world.dp.take().expect("just opened");
         for (uid, pod) in [("uid-a", &mut world.a), ("uid-b", &mut world.b)] {
             listen(&dp, pod)?;
-            pod.info = Some(dp.enrol(&spec(uid, pod, &world.node))?);
+            pod.info = Some(dp.enrol(&spec(uid, pod))?);
         }
-        dp.anchor(world.stranger.veth, Some(world.node.as_fd()))?;
+        dp.anchor(world.stranger.veth)?;
+        let looked = dp.look()?;
+        anyhow::ensure!(looked.direct, "a fresh world is not in order: {looked:?}");
         world.dp = Some(dp);
         Ok(world)
     }
@@ -264,21 +269,29 @@ impl World {
     }
 
     /// The name of the world, as in its namespaces.
-    #[allow(dead_code)]
     pub fn name(&self) -> &str {
         &self.home.prefix
+    }
+
+    /// The cgroup above all others of the world.
+    pub fn cgroup(&self) -> &Path {
+        &self.home.cgroup
+    }
+
+    /// Does something in the node's namespace.
+    pub fn on_node<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> T {
+        in_netns(self.node.as_fd(), work).expect("it works on the node")
     }
 }
 
 /// What the agent would say about a pod.
-pub fn spec<'a>(uid: &str, pod: &'a Pod, node: &'a fs::File) -> PodSpec<'a> {
+pub fn spec<'a>(uid: &str, pod: &'a Pod) -> PodSpec<'a> {
     let (four, six) = pod.inbound.as_ref().expect("listening");
     PodSpec {
         uid: uid.into(),
         netns: pod.netns.as_fd(),
         addresses: vec![pod.v4, pod.v6],
         veth_ifindex: pod.veth,
-        node_netns: Some(node.as_fd()),
         probe_ports: vec![8081],
         outbound_listeners: 5,
         inbound: vec![(Family::V4, four.as_fd()), (Family::V6, six.as_fd())],
@@ -379,11 +392,21 @@ fn pod(
     })
 }
 
-fn ip(args: &str) -> Result<()> {
-    let out = Command::new("ip").args(args.split(' ')).output()?;
+pub fn ip(args: &str) -> Result<()> {
+    run("ip", args)
+}
+
+/// Runs a program of iproute2.
+pub fn run(program: &str, args: &str) -> Result<()> {
+    run_words(program, &args.split(' ').collect::<Vec<_>>())
+}
+
+/// The same, for words with spaces in them.
+pub fn run_words(program: &str, args: &[&str]) -> Result<()> {
+    let out = Command::new(program).args(args).output()?;
     anyhow::ensure!(
         out.status.success(),
-        "ip {args}: {}",
+        "{program} {args:?}: {}",
         String::from_utf8_lossy(&out.stderr).trim()
     );
     Ok(())
