@@ -21,10 +21,13 @@ use crate::{
     accept::Listeners,
     admin::{AdminParts, AdminServer},
     capture::{
-        Capture, CaptureParts, Enroller, Finder, Kernel, KernelMetrics, KernelReporter,
-        LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
+        Capture, CaptureParts, Enroller, Finder, Guards, Kernel, KernelMetrics, KernelReporter,
+        Kubelet, LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
     },
-    config::{Config, Invocation, LogFormat, Takeover, cgroup},
+    config::{
+        Config, Invocation, LogFormat, Takeover,
+        cgroup::{self, Cgroups},
+    },
     dns::{DnsHandle, DnsParts, DnsServer, Names},
     identify::{
         CaClient, Certificates, Controller, HANDED, Handshakes, KeyDir, Renewer, describe,
@@ -163,13 +166,20 @@ async fn node(config: Config, log: Log) -> Result<()> {
         tracing::info!(taken, "certificates and keys were handed over in memory");
     }
     control(&config, &tasks, &state, &certificates, &metrics)?;
-    let kernel = open_kernel(&config)?;
+    let groups = cgroup::find(config.pods_cgroup.as_deref()).context("finding the cgroups")?;
+    let kernel = open_kernel(&config, &groups)?;
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
     let (listeners, receivers) = Listeners::new(config.threads);
     let shared = data_parts(&config, &tasks, &state, &certificates, &kernel, &observer);
     let data =
         DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
-    let capture = start_capture(&config, &tasks, &state, &kernel, &observer, listeners)?;
+    let lookouts = Lookouts {
+        guards: Guards::default(),
+        kubelet: Kubelet::new(config.kubelet_cgroup.clone(), groups),
+    };
+    let capture = start_capture(
+        &config, &tasks, &state, &kernel, &observer, listeners, &lookouts,
+    )?;
     if predecessor.is_some() {
         configured(&state, &certificates).await;
     }
@@ -184,6 +194,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
             certificates,
             observer,
             shared: shared.clone(),
+            lookouts,
             log: log.control,
         },
     )?;
@@ -318,14 +329,13 @@ fn control(
     Ok(())
 }
 
-fn open_kernel(config: &Config) -> Result<Arc<LoadedDatapath>> {
-    let groups = cgroup::find(config.pods_cgroup.as_deref()).context("finding the cgroups")?;
+fn open_kernel(config: &Config, groups: &Cgroups) -> Result<Arc<LoadedDatapath>> {
     let mut loader = mesh_loader::Config::new(
         config.instance.clone(),
         groups.pods.clone(),
         groups.own.clone(),
     );
-    loader.kubelet_cgroup = config.kubelet_cgroup.clone();
+    loader.tc = config.tc;
     let kernel = LoadedDatapath::open(&loader)
         .with_context(|| format!("attaching the kernel programs to {}", groups.pods.display()))?;
     Ok(Arc::new(kernel))
@@ -369,6 +379,7 @@ fn start_capture(
     kernel: &Arc<LoadedDatapath>,
     observer: &Observer,
     listeners: Listeners,
+    lookouts: &Lookouts,
 ) -> Result<Capture> {
     let metrics = observer.metrics();
     let network = NetworkId::new("");
@@ -408,11 +419,32 @@ fn start_capture(
     let director = Director::new(config.node_name.clone(), state.clone(), kernel.clone());
     tasks.spawn_until_handed_over("direct paths", director.run());
     tasks.spawn_until_handed_over("heartbeat", beat(seen.clone(), metrics.clone()));
+    let Lookouts { guards, kubelet } = lookouts;
+    tasks.spawn_until_handed_over(
+        "interfaces",
+        guards.clone().run(seen.clone(), metrics.clone()),
+    );
+    tasks.spawn_until_handed_over(
+        "kubelet",
+        kubelet.clone().run(seen.clone(), metrics.clone()),
+    );
     tasks.spawn_until_handed_over(
         "kernel events",
-        KernelReporter::new(seen, state.clone(), observer.clone(), network).run(),
+        KernelReporter::new(seen, state.clone(), observer.clone(), network, guards).run(),
     );
     Ok(capture)
+}
+
+/// Who looks after the node around the pods.
+struct Lookouts {
+    guards: Guards,
+    kubelet: Kubelet,
+}
+
+impl Lookouts {
+    fn describe(&self) -> serde_json::Value {
+        serde_json::json!({ "interfaces": self.guards.describe(), "kubelet": self.kubelet.describe() })
+    }
 }
 
 /// What the sockets of the process show and change.
@@ -423,6 +455,7 @@ struct Sockets {
     certificates: Certificates,
     observer: Observer,
     shared: Arc<Shared>,
+    lookouts: Lookouts,
     log: LogControl,
 }
 
@@ -435,6 +468,7 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
         certificates,
         observer,
         shared,
+        lookouts,
         log,
     } = parts;
     let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
@@ -463,6 +497,7 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
             drain: config.drain,
             config: serde_json::json!({ "node": config.node_name.as_str(), "settings": format!("{config:?}") }),
             certificates: Arc::new(move || describe(&certificates)),
+            guards: Arc::new(move || lookouts.describe()),
             sessions: Arc::new(move || serde_json::json!({ "flows": shared.flows.load(Relaxed) })),
         },
     );

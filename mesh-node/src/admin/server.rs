@@ -54,6 +54,8 @@ pub struct AdminParts {
     pub config: Value,
     /// Certificates, without keys.
     pub certificates: Section,
+    /// Interfaces that are guarded, and whether connections may go direct.
+    pub guards: Section,
     /// Flows and tunnels.
     pub sessions: Section,
 }
@@ -170,6 +172,7 @@ impl AdminParts {
         let snapshot = self.state.load();
         let mut dump = dump::mesh(&snapshot.mesh);
         dump.insert("certificates".into(), (self.certificates)());
+        dump.insert("guards".into(), (self.guards)());
         dump.insert(
             "pods".into(),
             self.capture

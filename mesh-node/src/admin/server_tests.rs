@@ -70,6 +70,7 @@ fn world(name: &str) -> (World, AdminParts) {
             seen.store(true, SeqCst);
             json!([{"identity": "spiffe://cluster.local/ns/shop/sa/web"}])
         }),
+        guards: Arc::new(|| json!({"direct": true})),
         sessions: Arc::new(|| json!({"flows": []})),
     };
     (

@@ -11,6 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use super::{
     datapath::Datapath,
     diag::{self, Existing},
+    forwarding::forwards,
     kernel::{Kernel, ListenerEntry, PodEntry},
     netns::Netns,
     registration::Registration,
@@ -194,15 +195,29 @@ fn check(pod: &Registration, netns: &Netns, terms: &Terms) -> Result<(), EnrolEr
         .filter(|(_, ip)| pod.addresses.contains(ip))
         .map(|(name, _)| name.as_str())
         .collect();
-    let foreign = inside
+    if terms.allow_forwarded {
+        return Ok(());
+    }
+    const PERMIT: &str = "the annotation warren.dev/allow-forwarded: \"true\" permits that";
+    if let Some((name, ip)) = inside
         .iter()
-        .find(|(name, _)| !own.contains(&name.as_str()));
-    match foreign {
-        Some((name, ip)) if !terms.allow_forwarded => Err(EnrolError::Refused(format!(
-            "it has a further interface {name} with address {ip}, whose traffic would not be captured; \
-             the annotation warren.dev/allow-forwarded: \"true\" permits that"
+        .find(|(name, _)| !own.contains(&name.as_str()))
+    {
+        return Err(EnrolError::Refused(format!(
+            "it has a further interface {name} with address {ip}, whose traffic would not be captured; {PERMIT}"
+        )));
+    }
+    let up = netns.links().map_err(at("listing its interfaces"))?;
+    if let Some(name) = up.iter().find(|name| !own.contains(&name.as_str())) {
+        return Err(EnrolError::Refused(format!(
+            "it has a further interface {name}, and what comes through it would not be captured; {PERMIT}"
+        )));
+    }
+    match forwards(netns).map_err(at("reading its settings"))? {
+        Some(setting) => Err(EnrolError::Refused(format!(
+            "it forwards packets for others ({setting} is on), whose connections would not be captured; {PERMIT}"
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -19,8 +19,10 @@ use mesh_model::{
     reason::Reason,
     route::short,
 };
+use tokio::sync::watch;
 
 use super::{
+    Guards,
     kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent},
     sys,
 };
@@ -43,24 +45,28 @@ pub struct KernelReporter {
     state: MeshState,
     observer: Observer,
     network: NetworkId,
+    guards: watch::Receiver<Option<Arc<str>>>,
     open: HashMap<(SocketAddr, SocketAddr), FlowGuard>,
     window: (Instant, u32),
     unsaid: u64,
 }
 
 impl KernelReporter {
-    /// Reports what `kernel` tells, with names from `state`.
+    /// Reports what `kernel` tells, with names from `state`; cuts direct flows while `guards` says that an
+    /// interface is open.
     pub fn new(
         kernel: Arc<dyn Kernel>,
         state: MeshState,
         observer: Observer,
         network: NetworkId,
+        guards: &Guards,
     ) -> Self {
         Self {
             kernel,
             state,
             observer,
             network,
+            guards: guards.opened(),
             open: HashMap::new(),
             window: (Instant::now(), 0),
             unsaid: 0,
@@ -85,8 +91,16 @@ impl KernelReporter {
                     }
                 }
                 diff = diffs.next() => self.review(&diff),
+                open = opened(&mut self.guards) => self.withdraw(&open),
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Cuts every live direct flow: somebody may listen who is not the pod.
+    pub fn withdraw(&mut self, why: &str) {
+        for flow in self.flows() {
+            self.cut(flow, None, why);
         }
     }
 
@@ -126,11 +140,7 @@ impl KernelReporter {
     /// Decides again about the live direct flows that a change may concern, and cuts those it no longer allows.
     pub fn review(&mut self, diff: &Diff) {
         let snapshot = self.state.load();
-        let flows = self.kernel.direct_flows().unwrap_or_else(|error| {
-            tracing::error!(%error, "live direct flows cannot be listed; a change of policy does not reach them");
-            Vec::new()
-        });
-        for flow in flows {
+        for flow in self.flows() {
             let at = |a: SocketAddr| snapshot.mesh.workload_at(&self.network, a.ip()).cloned();
             let (Some(from), Some(to)) = (at(flow.source), at(flow.destination)) else {
                 continue;
@@ -140,27 +150,37 @@ impl KernelReporter {
             }
             let decision = short(&snapshot.mesh, &from, &to, flow.destination).decision;
             if let Some(Err(denial)) = decision.map(|d| d.outcome) {
-                self.cut(flow, &denial);
+                let text = denial.to_string();
+                self.cut(flow, Some(denial), &text);
             }
         }
     }
 
-    fn cut(&mut self, flow: DirectFlow, denial: &Denial) {
+    fn flows(&self) -> Vec<DirectFlow> {
+        self.kernel.direct_flows().unwrap_or_else(|error| {
+            tracing::error!(%error, "live direct flows cannot be listed; what changed does not reach them");
+            Vec::new()
+        })
+    }
+
+    fn cut(&mut self, flow: DirectFlow, denial: Option<Denial>, why: &str) {
         match self.kernel.cut(flow.source, flow.destination) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                tracing::error!(source = %flow.source, destination = %flow.destination, %denial, %error, "a direct flow that policy denies could not be cut");
+                tracing::error!(source = %flow.source, destination = %flow.destination, why, %error, "a direct flow that may not go on could not be cut");
                 return;
             }
         }
         self.observer.metrics().node().sessions_cut.inc();
         let key = (flow.source, flow.destination);
         let mut guard = self.open.remove(&key).unwrap_or_else(|| self.direct(flow));
-        guard.record_mut().policy_name = denial.policy.clone();
-        guard.record_mut().policy = Some(Verdict::Deny);
+        if let Some(denial) = denial {
+            guard.record_mut().policy_name = denial.policy;
+            guard.record_mut().policy = Some(Verdict::Deny);
+        }
         let text = Reason::PolicyChanged.shown().text;
-        guard.fail(Reason::PolicyChanged, format!("{text}: {denial}"));
+        guard.fail(Reason::PolicyChanged, format!("{text}: {why}"));
         // The line is written when the kernel tells the flow's end, with its bytes.
         self.open.insert(key, guard);
     }
@@ -267,6 +287,18 @@ impl KernelReporter {
         let (key, text) =
             reason.map_or(("unknown", "unknown"), |r| (r.shown().key, r.shown().text));
         tracing::warn!(reason = key, %source, %destination, ifindex, "a packet was dropped: {text}");
+    }
+}
+
+/// Waits until an interface is open.
+async fn opened(guards: &mut watch::Receiver<Option<Arc<str>>>) -> Arc<str> {
+    loop {
+        if guards.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if let Some(why) = guards.borrow_and_update().clone() {
+            return why;
+        }
     }
 }
 

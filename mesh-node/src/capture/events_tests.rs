@@ -30,7 +30,14 @@ fn check(events: Vec<KernelEvent>) -> (String, String) {
     let sink = LogSink::new(lines.clone()).unwrap();
     let observer = Observer::new(Metrics::new(), sink.clone(), AccessFormat::Text, true);
     fake.told().events.extend(events);
-    KernelReporter::new(fake, MeshState::new(), observer.clone(), "".into()).take();
+    KernelReporter::new(
+        fake,
+        MeshState::new(),
+        observer.clone(),
+        "".into(),
+        &Guards::default(),
+    )
+    .take();
     assert!(sink.flush(Duration::from_secs(5)));
     (
         String::from_utf8(lines.0.lock().unwrap().clone()).unwrap(),

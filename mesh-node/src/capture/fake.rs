@@ -7,13 +7,14 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use super::{
     datapath::{Datapath, FailedDial, Verdict, VipSlot},
-    kernel::{DirectFlow, Kernel, KernelEvent, KnownPod, PodEntry},
+    kernel::{DirectFlow, Kernel, KernelEvent, KnownPod, Looked, PodEntry},
 };
 
 /// The fake. Share it by `Arc`.
@@ -49,6 +50,10 @@ pub struct Told {
     pub flows: Vec<DirectFlow>,
     /// Interfaces that are anchored.
     pub anchored: Vec<u32>,
+    /// What the next look at the interfaces finds.
+    pub looked: Looked,
+    /// Kubelet's cgroup.
+    pub kubelet: Option<PathBuf>,
     /// Clients shown, in the order of marking.
     pub marked: Vec<Option<SocketAddr>>,
     /// How often earlier layouts were retired.
@@ -146,6 +151,15 @@ impl Kernel for FakeDatapath {
 
     fn anchor(&self, veth: u32) -> io::Result<()> {
         self.told().anchored.push(veth);
+        Ok(())
+    }
+
+    fn look(&self) -> io::Result<Looked> {
+        Ok(self.told().looked.clone())
+    }
+
+    fn set_kubelet(&self, cgroup: Option<&Path>) -> io::Result<()> {
+        self.told().kubelet = cgroup.map(Path::to_path_buf);
         Ok(())
     }
 

@@ -7,9 +7,11 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
     time::Duration,
 };
 
+pub use mesh_loader::{Finding, Looked};
 use mesh_model::reason::Reason;
 
 use crate::accept::Family;
@@ -138,6 +140,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// belongs to a pod that is not enrolled.
     fn anchor(&self, veth: u32) -> io::Result<()>;
 
+    /// Looks whether every interface that must be guarded is, puts right what is not, and allows connections to
+    /// go direct only when everything was in order.
+    fn look(&self) -> io::Result<Looked>;
+
+    /// Recognises kubelet's probes by this cgroup; `None`: recognises none.
+    fn set_kubelet(&self, cgroup: Option<&Path>) -> io::Result<()>;
+
     /// The pods that are enrolled in the kernel, whoever enrolled them.
     fn known(&self) -> io::Result<Vec<KnownPod>>;
 
@@ -160,7 +169,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// The resolver that a UDP query with this source was sent to by the application.
     fn resolver(&self, client: SocketAddr) -> Option<SocketAddr>;
 
-    /// What the kernel counted: `decision`, `refused` or `dropped`; which decision or the reason's key; how often.
+    /// What the kernel counted: `decision`, `refused`, `dropped` or `full`; which decision, the reason's key, or
+    /// which map; how often.
     fn counters(&self) -> io::Result<Vec<(&'static str, &'static str, u64)>>;
 
     /// The direct flows that are open.

@@ -7,6 +7,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -20,7 +21,7 @@ use mesh_model::reason::Reason;
 
 use super::{
     datapath::{Datapath, FailedDial, Outcome, Verdict, VipSlot},
-    kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, PodEntry},
+    kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, Looked, PodEntry},
 };
 use crate::accept::Family;
 
@@ -104,6 +105,11 @@ impl Datapath for LoadedDatapath {
     }
 
     fn install(&self, verdict: Verdict) -> io::Result<()> {
+        if verdict.outcome == Outcome::Direct && !self.inner.is_direct_allowed() {
+            return Err(io::Error::other(
+                "the direct path is withdrawn while an interface is not guarded",
+            ));
+        }
         let outcome = match verdict.outcome {
             Outcome::Direct => mesh_loader::Outcome::Direct,
             Outcome::Proxy => mesh_loader::Outcome::Proxy,
@@ -153,7 +159,6 @@ impl Kernel for LoadedDatapath {
             netns: pod.netns,
             addresses: pod.addresses.to_vec(),
             veth_ifindex: pod.veth,
-            node_netns: None,
             probe_ports: pod.probe_ports.to_vec(),
             outbound_listeners: pod.outbound,
             inbound: inbound.collect(),
@@ -172,7 +177,17 @@ impl Kernel for LoadedDatapath {
     }
 
     fn anchor(&self, veth: u32) -> io::Result<()> {
-        self.inner.anchor(veth, None).map_err(io::Error::other)
+        self.inner.anchor(veth).map_err(io::Error::other)
+    }
+
+    fn look(&self) -> io::Result<Looked> {
+        self.inner.look().map_err(io::Error::other)
+    }
+
+    fn set_kubelet(&self, cgroup: Option<&Path>) -> io::Result<()> {
+        self.inner
+            .set_kubelet_cgroup(cgroup)
+            .map_err(io::Error::other)
     }
 
     fn known(&self) -> io::Result<Vec<KnownPod>> {

@@ -87,6 +87,17 @@ impl Netns {
         done
     }
 
+    /// The interfaces inside that are up, without the loopback.
+    pub fn links(&self) -> io::Result<BTreeSet<String>> {
+        self.enter(|| {
+            let up = getifaddrs()?.filter(|i| {
+                i.flags.contains(InterfaceFlags::IFF_UP)
+                    && !i.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+            });
+            Ok(up.map(|i| i.interface_name).collect())
+        })
+    }
+
     /// The interfaces inside that have an address of more than the link.
     pub fn interfaces(&self) -> io::Result<Vec<(String, IpAddr)>> {
         self.enter(|| {

@@ -17,6 +17,8 @@ pub struct Cgroups {
     pub own: PathBuf,
     /// The one below which all pods live.
     pub pods: PathBuf,
+    /// The root of the hierarchy.
+    pub mount: PathBuf,
 }
 
 /// Finds both; `pods` is what was configured.
@@ -47,7 +49,11 @@ pub fn find(pods: Option<&Path>) -> io::Result<Cgroups> {
             io::Error::other("no kubepods* cgroup above the agent's own; pass --pods-cgroup")
         })?,
     };
-    Ok(Cgroups { own, pods })
+    Ok(Cgroups {
+        own,
+        pods,
+        mount: mount.to_path_buf(),
+    })
 }
 
 /// The nearest `kubepods*` among the ancestors of `from` and what lies directly in them.

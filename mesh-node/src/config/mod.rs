@@ -16,6 +16,7 @@ pub use source::{Process, Source};
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
+pub use mesh_loader::Tc;
 use mesh_model::name::{ClusterId, NodeName};
 
 use crate::dns::{Resolvers, TtlBounds};
@@ -43,6 +44,8 @@ pub struct Config {
     pub kubelet_cgroup: Option<PathBuf>,
     /// Data threads.
     pub threads: usize,
+    /// How programs get on interfaces.
+    pub tc: Tc,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// Which log lines are written.

@@ -8,7 +8,7 @@ use clap::{Arg, Command, error::ErrorKind};
 use mesh_model::name::{ClusterId, NodeName};
 
 use super::{
-    Config, Control, Limits, LogFormat, Source, Takeover,
+    Config, Control, Limits, LogFormat, Source, Takeover, Tc,
     settings::{SETTINGS, Setting},
 };
 use crate::{
@@ -211,6 +211,14 @@ impl Values<'_> {
                 .unwrap_or_else(|| "/var/run/secrets/tokens/warren-token".into()),
             pods_cgroup: self.get("pods-cgroup", ok)?,
             kubelet_cgroup: self.get("kubelet-cgroup", ok)?,
+            tc: self
+                .get("tc", |t| {
+                    choice(
+                        t,
+                        &[("auto", Tc::Auto), ("tcx", Tc::Tcx), ("clsact", Tc::Clsact)],
+                    )
+                })?
+                .unwrap_or_default(),
             threads: self
                 .get("threads", |t| within(t, 1, 256))?
                 .unwrap_or_else(|| self.source.cpus().clamp(1, 16)),

@@ -102,8 +102,14 @@ pub const SETTINGS: &[Setting] = &[
     row(
         "kubelet-cgroup",
         "DIR",
-        "none: probes count as plaintext from outside the mesh",
+        "found: that of the process that listens on port 10250",
         "Cgroup of kubelet, whose probes pass under STRICT to the ports that pods declare",
+    ),
+    row(
+        "tc",
+        "auto|tcx|clsact",
+        "auto: TCX where the kernel has it, else clsact",
+        "How programs are attached to the pods' interfaces",
     ),
     row(
         "threads",

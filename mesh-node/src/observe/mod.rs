@@ -17,7 +17,7 @@ pub use flow::{Direction, FlowGuard, FlowRecord, Observer, Party, Path, Verdict}
 pub use http::{MetricsServer, ReadyCheck};
 pub use log::{LogControl, LogError, LogFormat, LogSink, init_logging};
 pub use node::{
-    DirectionLabel, DnsLabel, IdentityLabel, KernelCounters, Metrics, NodeMetrics, ReasonLabel,
-    ResultLabel, StateLabel, TypeLabel,
+    DirectionLabel, DnsLabel, IdentityLabel, KernelCounters, Metrics, NodeMetrics, ProgramLabel,
+    ReasonLabel, ResultLabel, StateLabel, TypeLabel,
 };
 pub use traffic::{Reporter, Traffic, TrafficCounters};

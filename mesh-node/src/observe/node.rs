@@ -24,7 +24,8 @@ use super::{LogSink, Traffic};
 
 /// Where the kernel's counters come from.
 pub trait KernelCounters: fmt::Debug + Send + Sync {
-    /// `decision`, `refused` or `dropped`; which decision or the key of the reason; how often it happened.
+    /// `decision`, `refused`, `dropped` or `full`; which decision, the key of the reason, or which map; how often
+    /// it happened.
     fn read(&self) -> Vec<(&'static str, &'static str, u64)>;
 }
 
@@ -74,6 +75,13 @@ pub struct DirectionLabel {
 pub struct StateLabel {
     /// Its value.
     pub state: &'static str,
+}
+
+/// The one label `program`: a kernel program.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ProgramLabel {
+    /// Its value: `guard` or `anchor`.
+    pub program: &'static str,
 }
 
 /// The one label `type`: a short name of an xDS type.
@@ -147,6 +155,18 @@ metrics! {
     kernel_events_lost: Counter = "warren_kernel_events_lost";
     /// Heartbeats that could not be written to the kernel.
     heartbeat_failures: Counter = "warren_heartbeat_failures";
+    /// Whether connections between pods of this node may go direct.
+    direct_allowed: Gauge = "warren_direct_allowed";
+    /// Interfaces that have a guard or an anchor.
+    interfaces_watched: Gauge = "warren_interfaces_watched";
+    /// Interfaces that should have a guard or an anchor at the head of their chain and have not.
+    interfaces_open: Gauge = "warren_interfaces_open";
+    /// Guards and anchors that had lost their places on an interface and were put back.
+    programs_restored: Family<ProgramLabel, Counter> = "warren_programs_restored";
+    /// Whether the node's kubelet was found, so that its probes are recognised.
+    kubelet_found: Gauge = "warren_kubelet_found";
+    /// Programs that share kubelet's cgroup, whose connections pass as probes too.
+    kubelet_cgroup_others: Gauge = "warren_kubelet_cgroup_others";
     /// Whether the stream to the controller is up.
     xds_connected: Gauge = "warren_xds_connected";
     /// Streams to the controller that were opened, by result.
@@ -291,7 +311,7 @@ struct Kernel(Arc<dyn KernelCounters>);
 
 impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Decisions, refusals at connect and drops of the kernel programs";
+        let help = "Decisions, refusals at connect and drops of the kernel programs, and maps that were full";
         let mut family =
             encoder.encode_descriptor("warren_kernel", help, None, MetricType::Counter)?;
         for (kind, name, value) in self.0.read() {
