@@ -246,7 +246,6 @@ fn agent(
         ("--controller-ca", ca.display().to_string()),
         ("--token-file", token.display().to_string()),
         ("--pods-cgroup", cgroup("kubepods")),
-        ("--kubelet-cgroup", cgroup("kubelet")),
     ];
     let mut program = vec![beside(programs, "mesh-node").display().to_string()];
     program.extend(flags.into_iter().flat_map(|(k, v)| [k.to_owned(), v]));

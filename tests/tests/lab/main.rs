@@ -3,18 +3,21 @@
 //! Run them by `cargo xtask test lab [filter]`; without root each is printed as ignored, with the reason.
 
 mod boot;
+mod capture;
 mod cluster;
 mod control;
 mod discovery;
 mod errors;
 mod faults;
 mod flows;
+mod frames;
 mod hbone;
 mod hostile;
 mod interop;
 mod life;
 mod limits;
 mod load;
+mod node;
 mod packets;
 mod play;
 mod policy;
@@ -39,6 +42,12 @@ fn main() -> ExitCode {
         cluster::pods_reach_services_by_name_and_both_families,
         cluster::scaling_rescheduling_and_deletion_by_apply,
         cluster::down_removes_what_a_killed_supervisor_left,
+        capture::t32_nobody_speaks_in_an_enrolled_pods_name,
+        capture::a_detached_anchor_withdraws_the_direct_path,
+        capture::an_open_port_keeps_the_direct_path_withdrawn,
+        node::t33_only_kubelet_probes_a_strict_pod,
+        node::t34_pods_that_cannot_be_captured_are_left_alone,
+        node::t36_a_flood_costs_the_neighbours_nothing,
         tunnel::an_echo_across_nodes_is_encrypted_and_logged,
         faults::t03_a_killed_node_proxy_leaks_nothing_and_comes_back,
         life::t01_an_upgrade_under_load_loses_nothing,
