@@ -231,6 +231,11 @@ impl KernelReporter {
         let mut guard = known.unwrap_or_else(|| self.direct(flow));
         if end.established {
             guard.opened();
+            let node = self.observer.metrics().node();
+            node.direct_flows.inc();
+            node.direct_retransmits.inc_by(end.retransmits.into());
+            let micros = u64::try_from(end.rtt.as_micros()).unwrap_or(u64::MAX);
+            node.direct_rtt.inc_by(micros);
         } else {
             guard.fail(
                 Reason::ConnectRefused,

@@ -62,7 +62,8 @@ fn a_direct_flow_leaves_one_line_and_both_ends_counters() {
         sent: 80,
         received: 175,
         duration: Duration::from_millis(1500),
-        ..DirectEnd::default()
+        rtt: Duration::from_micros(42),
+        retransmits: 3,
     };
     let (log, metrics) = check(vec![
         KernelEvent::DirectOpened(flow()),
@@ -82,6 +83,13 @@ fn a_direct_flow_leaves_one_line_and_both_ends_counters() {
         "{metrics}"
     );
     assert!(!metrics.contains("mutual_tls"));
+    for line in [
+        "warren_direct_flows_total 1",
+        "warren_direct_rtt_microseconds_total 42",
+        "warren_direct_retransmits_total 3",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
 }
 
 #[test]

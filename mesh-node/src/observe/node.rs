@@ -157,6 +157,12 @@ metrics! {
     heartbeat_failures: Counter = "warren_heartbeat_failures";
     /// Whether connections between pods of this node may go direct.
     direct_allowed: Gauge = "warren_direct_allowed";
+    /// Direct flows that ended, of those that were established.
+    direct_flows: Counter = "warren_direct_flows";
+    /// Their smoothed round trip times at the end, added up, in microseconds.
+    direct_rtt: Counter = "warren_direct_rtt_microseconds";
+    /// Segments that they sent again.
+    direct_retransmits: Counter = "warren_direct_retransmits";
     /// Interfaces that have a guard or an anchor.
     interfaces_watched: Gauge = "warren_interfaces_watched";
     /// Interfaces that should have a guard or an anchor at the head of their chain and have not.
