@@ -294,15 +294,28 @@ struct Held {
 }
 
 impl Held {
+    /// The first connection to the pod's own address goes through the proxy, which teaches the kernel the next.
     async fn open(lab: &Lab) -> Result<Self> {
+        const DIRECT: &[(&str, &str)] = &[("kind", "decision"), ("name", "connect_direct")];
         let to = pod(lab, "shop/echo").await?.ip;
         let script = format!(
             "exec 3<>/dev/tcp/{to}/9000; while read -r line; do echo \"$line\" >&3 && read -r back <&3 && echo \"$back\" || exit 9; done"
         );
-        let child = lab.spawn("shop/client", &["bash", "-c", &script]).await?;
-        let mut held = Self { child };
-        held.exchange()?;
-        Ok(held)
+        let mut held = None;
+        until("a direct connection", async || {
+            let before = metric(lab, "warren_kernel_total", DIRECT).await?;
+            let child = lab.spawn("shop/client", &["bash", "-c", &script]).await?;
+            let mut this = Self { child };
+            this.exchange()?;
+            ensure!(
+                metric(lab, "warren_kernel_total", DIRECT).await? > before,
+                "it goes through the proxy"
+            );
+            held = Some(this);
+            Ok(())
+        })
+        .await?;
+        held.context("it was opened")
     }
 
     fn exchange(&mut self) -> Result<()> {
