@@ -72,7 +72,12 @@ async fn refused(lab: &Lab, who: &str, reason: &str) -> Result<()> {
         Ok(())
     })
     .await?;
+    // The first failure may have been a connection that the change cut: try until one is refused.
     until(reason, async || {
+        ensure!(
+            echo(lab, who, "10.244.1.2").await.is_err(),
+            "{who} got through"
+        );
         let lines = [
             lab.node("n1").access_log().await?,
             lab.node("n2").access_log().await?,
