@@ -28,6 +28,13 @@ pub struct Loaded {
 
 /// Loads the object; its maps are those pinned in `maps`. `logs`: where a verifier's log goes.
 pub fn load(object: &[u8], maps: &Path, logs: &Path) -> Result<Loaded, LoadError> {
+    let loaded = load_all(object, maps, logs);
+    // The kernel's own types were read and parsed on the way: tens of megabytes that nobody needs again.
+    crate::sys::give_memory_back();
+    loaded
+}
+
+fn load_all(object: &[u8], maps: &Path, logs: &Path) -> Result<Loaded, LoadError> {
     if object.is_empty() {
         return Err(LoadError::NoObject);
     }

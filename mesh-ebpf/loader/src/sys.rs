@@ -1,5 +1,5 @@
 //! The bpf system call, as far as aya does not offer it: map elements by bytes, links by pin, replacement of
-//! a link's program, and shared pages of a map.
+//! a link's program, and shared pages of a map. And the allocator's one call that gives freed memory back.
 //!
 //! Invariant: every attribute struct here is a prefix of the kernel's union, zero beyond what it names.
 
@@ -10,6 +10,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd};
+
+/// Gives memory that is allocated no longer back to the kernel, where the allocator can be told to.
+pub fn give_memory_back() {
+    // SAFETY: takes no pointer, and may be called at any time from any thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
 
 #[repr(C)]
 #[derive(Default)]
