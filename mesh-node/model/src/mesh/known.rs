@@ -16,13 +16,19 @@ use crate::name::{NodeName, WorkloadUid};
 /// A workload in its compact form.
 pub(crate) struct Known {
     uid: WorkloadUid,
-    name: Name,
-    addresses: Addresses,
     place: Arc<Place>,
     shape: Arc<Shape>,
-    healthy: bool,
+    /// What few workloads have.
+    odd: Option<Box<Odd>>,
     whole: OnceLock<Arc<Workload>>,
+    addresses: Addresses,
+    /// How much of the uid's end is the name.
+    name: u16,
+    healthy: bool,
 }
+
+// At 100,000 pods every word of it is a megabyte.
+const _: () = assert!(size_of::<Known>() <= 80);
 
 impl Known {
     pub fn new(mut whole: Workload, shared: &Shared) -> Self {
@@ -30,18 +36,29 @@ impl Known {
             node: std::mem::replace(&mut whole.node, "".into()),
             locality: std::mem::take(&mut whole.locality),
         };
-        let name = Name::new(&whole.uid, std::mem::replace(&mut whole.name, "".into()));
-        let addresses = Addresses::new(std::mem::take(&mut whole.addresses));
+        let mut odd = Odd::default();
+        let name = suffix(&whole.uid, &whole.name).unwrap_or_else(|| {
+            odd.name = Some(Arc::clone(&whole.name));
+            0
+        });
+        whole.name = "".into();
+        let list = std::mem::take(&mut whole.addresses);
+        let addresses = Addresses::new(&list).unwrap_or_else(|| {
+            odd.addresses = list;
+            Addresses::Odd
+        });
+        let odd = (odd != Odd::default()).then(|| Box::new(odd));
         let uid = std::mem::replace(&mut whole.uid, "".into());
         let healthy = std::mem::replace(&mut whole.healthy, true);
         Self {
             uid,
-            name,
-            addresses,
             place: shared.places.share(place),
             shape: shared.shapes.share(Shape(whole)),
-            healthy,
+            odd,
             whole: OnceLock::new(),
+            addresses,
+            name,
+            healthy,
         }
     }
 
@@ -60,11 +77,28 @@ impl Known {
 
     /// The addresses, IPv4-mapped ones unwrapped, none twice.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        let mut list = self.addresses.list();
+        let mut list = self.listed();
         list.iter_mut().for_each(|ip| *ip = ip.to_canonical());
         list.sort_unstable();
         list.dedup();
         list
+    }
+
+    fn listed(&self) -> Vec<IpAddr> {
+        match (&self.addresses, &self.odd) {
+            (Addresses::V4(a), _) => vec![IpAddr::V4(*a)],
+            (Addresses::V6(a), _) => vec![IpAddr::V6(*a)],
+            (Addresses::Both(a, b), _) => vec![IpAddr::V4(*a), IpAddr::V6(*b)],
+            (Addresses::Odd, Some(odd)) => odd.addresses.to_vec(),
+            (Addresses::Odd, None) => Vec::new(),
+        }
+    }
+
+    fn own_name(&self) -> Arc<str> {
+        match self.odd.as_ref().and_then(|o| o.name.as_ref()) {
+            Some(name) => Arc::clone(name),
+            None => self.uid.as_str()[self.uid.as_str().len() - usize::from(self.name)..].into(),
+        }
     }
 
     /// The whole workload.
@@ -72,8 +106,8 @@ impl Known {
         self.whole.get_or_init(|| {
             Arc::new(Workload {
                 uid: self.uid.clone(),
-                name: self.name.text(&self.uid),
-                addresses: self.addresses.list().into(),
+                name: self.own_name(),
+                addresses: self.listed().into(),
                 node: self.place.node.clone(),
                 locality: self.place.locality.clone(),
                 healthy: self.healthy,
@@ -97,6 +131,7 @@ impl PartialEq for Known {
         self.uid == other.uid
             && self.name == other.name
             && self.addresses == other.addresses
+            && self.odd == other.odd
             && self.healthy == other.healthy
             && (Arc::ptr_eq(&self.place, &other.place) || self.place == other.place)
             && (Arc::ptr_eq(&self.shape, &other.shape) || self.shape == other.shape)
@@ -192,27 +227,20 @@ impl PartialEq for ByUid {
 
 impl Eq for ByUid {}
 
-/// The name is mostly the last part of the uid.
-#[derive(PartialEq)]
-enum Name {
-    Suffix(u32),
-    Own(Arc<str>),
+/// What does not fit the short form.
+#[derive(Default, PartialEq)]
+struct Odd {
+    /// A name that the uid does not end with.
+    name: Option<Arc<str>>,
+    /// No address, or several of a family.
+    addresses: Box<[IpAddr]>,
 }
 
-impl Name {
-    fn new(uid: &WorkloadUid, name: Arc<str>) -> Self {
-        match u32::try_from(name.len()) {
-            Ok(len) if uid.as_str().ends_with(&*name) => Self::Suffix(len),
-            Ok(_) | Err(_) => Self::Own(name),
-        }
-    }
-
-    fn text(&self, uid: &WorkloadUid) -> Arc<str> {
-        match self {
-            Name::Suffix(len) => uid.as_str()[uid.as_str().len() - *len as usize..].into(),
-            Name::Own(name) => Arc::clone(name),
-        }
-    }
+/// The name is mostly the last part of the uid: its length, if so.
+fn suffix(uid: &WorkloadUid, name: &str) -> Option<u16> {
+    u16::try_from(name.len())
+        .ok()
+        .filter(|_| uid.as_str().ends_with(name))
 }
 
 /// Nearly every pod has one address, or one of each family.
@@ -221,25 +249,17 @@ enum Addresses {
     V4(Ipv4Addr),
     V6(Ipv6Addr),
     Both(Ipv4Addr, Ipv6Addr),
-    List(Box<[IpAddr]>),
+    /// A list kept apart.
+    Odd,
 }
 
 impl Addresses {
-    fn new(list: Box<[IpAddr]>) -> Self {
+    fn new(list: &[IpAddr]) -> Option<Self> {
         match *list {
-            [IpAddr::V4(a)] => Self::V4(a),
-            [IpAddr::V6(a)] => Self::V6(a),
-            [IpAddr::V4(a), IpAddr::V6(b)] => Self::Both(a, b),
-            _ => Self::List(list),
-        }
-    }
-
-    fn list(&self) -> Vec<IpAddr> {
-        match self {
-            Addresses::V4(a) => vec![IpAddr::V4(*a)],
-            Addresses::V6(a) => vec![IpAddr::V6(*a)],
-            Addresses::Both(a, b) => vec![IpAddr::V4(*a), IpAddr::V6(*b)],
-            Addresses::List(list) => list.to_vec(),
+            [IpAddr::V4(a)] => Some(Self::V4(a)),
+            [IpAddr::V6(a)] => Some(Self::V6(a)),
+            [IpAddr::V4(a), IpAddr::V6(b)] => Some(Self::Both(a, b)),
+            _ => None,
         }
     }
 }
@@ -358,6 +378,32 @@ impl<T: Hash + Eq> Interner<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_compact_form_gives_back_what_it_was_given() {
+        use crate::testing::cast::pod;
+        let shared = Shared::default();
+        let ip = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        for addresses in [
+            vec![],
+            vec![ip("10.0.0.1")],
+            vec![ip("fd00::1")],
+            vec![ip("10.0.0.1"), ip("fd00::1")],
+            vec![ip("fd00::1"), ip("10.0.0.1")],
+            vec![ip("10.0.0.1"), ip("10.0.0.2")],
+        ] {
+            for name in ["web", "", "another"] {
+                let mut whole = pod("shop", "web", "n1", "10.9.9.9");
+                (whole.name, whole.addresses) = (name.into(), addresses.clone().into());
+                whole.healthy = name.is_empty();
+                let known = Known::new(whole.clone(), &shared);
+                assert_eq!(**known.workload(), whole);
+                assert!(known == Known::new(whole.clone(), &shared));
+                whole.name = "third".into();
+                assert!(known != Known::new(whole, &shared));
+            }
+        }
+    }
 
     #[test]
     fn values_are_shared_and_forgotten() {
