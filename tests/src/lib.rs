@@ -1,6 +1,7 @@
 //! What the tests share: the sample applications and the lab.
 
 pub mod apps;
+pub mod bench;
 pub mod demo;
 pub mod lab;
 pub mod load;

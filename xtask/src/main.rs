@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         Cmd::Test(args) => test::run(&args),
         Cmd::Lab(args) => return lab::run(&args).unwrap_or_else(failed),
         Cmd::Demo(args) => return demo::run(&args).unwrap_or_else(failed),
-        Cmd::Bench(args) => bench::run(&args),
+        Cmd::Bench(args) => return bench::run(&args).unwrap_or_else(failed),
         Cmd::Ci(args) => ci::run(&args),
         Cmd::Provision(args) => provision::run(&args),
     };

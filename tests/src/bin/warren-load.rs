@@ -1,10 +1,10 @@
 //! The load generator as a program: one JSON object on standard output; exit status 1 when anything failed.
 
-use std::time::Duration;
+use std::{convert::Infallible, io::Read, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mesh_tests::load::{self, Report, conns, flood, http, rtt, streams};
+use mesh_tests::load::{self, Report, conns, flood, handshakes, http, idle, paced, rtt, streams};
 
 /// Checked load for TCP and HTTP servers.
 #[derive(Parser)]
@@ -71,6 +71,31 @@ enum What {
         /// Do not compare each byte.
         #[arg(long)]
         unchecked: bool,
+        /// Ask the benchmark's application, and receive for `--seconds` instead of a number of bytes.
+        #[arg(long, conflicts_with_all = ["bytes", "send", "unchecked"])]
+        timed: bool,
+    },
+    /// Tunnel handshakes with an HBONE port: TLS and the first HTTP/2 frame.
+    Handshakes {
+        /// host:port
+        to: String,
+        /// File with the client's chain and key.
+        #[arg(long)]
+        bundle: PathBuf,
+        /// Clients of the closed loop.
+        #[arg(long, default_value_t = 4)]
+        clients: usize,
+        /// Resume sessions.
+        #[arg(long)]
+        resume: bool,
+    },
+    /// Connections that are kept, idle, until standard input ends.
+    Idle {
+        /// host:port
+        to: String,
+        /// How many.
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
     },
     /// HTTP/1.1 keep-alive GETs.
     Http {
@@ -85,6 +110,9 @@ enum What {
         /// Requests a second over all connections; without it as fast as answers come.
         #[arg(long)]
         rate: Option<f64>,
+        /// Bodies hold the pattern; compare them with it.
+        #[arg(long)]
+        checked: bool,
     },
 }
 
@@ -96,69 +124,89 @@ async fn main() -> Result<()> {
     std::process::exit(i32::from(!report.failed.is_empty()))
 }
 
+/// Opens connections, says so, and keeps them until standard input ends.
+async fn keep(to: SocketAddr, count: usize) -> Result<Infallible> {
+    let kept = idle::open(to, count).await?;
+    println!("{{\"open\": {}}}", kept.len());
+    // Whatever it says, its end is the end.
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    std::process::exit(0)
+}
+
 async fn run(cli: &Cli) -> Result<Report> {
     let (time, warm_up) = (
         Duration::from_secs_f64(cli.seconds),
         Duration::from_secs_f64(cli.warm_up),
     );
+    let addr = match &cli.what {
+        What::Rtt { to, .. }
+        | What::Conns { to, .. }
+        | What::Streams { to, .. }
+        | What::Flood { to, .. }
+        | What::Handshakes { to, .. }
+        | What::Idle { to, .. }
+        | What::Http { to, .. } => load::resolve(to).await?,
+    };
     Ok(match &cli.what {
         What::Rtt {
-            to,
-            size,
-            connections,
-        } => rtt::run(load::resolve(to).await?, *size, *connections, warm_up, time).await,
+            size, connections, ..
+        } => rtt::run(addr, *size, *connections, warm_up, time).await,
         What::Conns {
-            to,
-            rate: Some(rate),
-            ..
-        } => conns::open(load::resolve(to).await?, *rate, time).await,
-        What::Conns { to, clients, .. } => {
-            conns::closed(load::resolve(to).await?, *clients, time).await
-        }
+            rate: Some(rate), ..
+        } => conns::open(addr, *rate, time).await,
+        What::Conns { clients, .. } => conns::closed(addr, *clients, warm_up, time).await,
         What::Streams {
-            to,
-            count,
-            every_ms,
-        } => {
-            streams::run(
-                load::resolve(to).await?,
-                *count,
-                Duration::from_millis(*every_ms),
-                time,
-            )
-            .await
-        }
+            count, every_ms, ..
+        } => streams::run(addr, *count, Duration::from_millis(*every_ms), time).await,
         What::Flood {
-            to,
+            streams,
+            timed: true,
+            ..
+        } => flood::timed(addr, *streams, warm_up, time).await,
+        What::Flood {
             streams,
             bytes,
             send,
             unchecked,
+            ..
         } => {
             let way = if *send {
                 flood::Way::Send
             } else {
                 flood::Way::Receive
             };
-            flood::run(load::resolve(to).await?, way, *streams, *bytes, !unchecked).await
+            flood::run(addr, way, *streams, *bytes, !unchecked).await
         }
+        What::Handshakes {
+            bundle,
+            clients,
+            resume,
+            ..
+        } => {
+            let client = handshakes::Client::read(bundle, *resume)?;
+            handshakes::run(addr, &client, *clients, warm_up, time).await?
+        }
+        What::Idle { count, .. } => match keep(addr, *count).await? {},
         What::Http {
             to,
             path,
             connections,
             rate,
+            checked,
         } => {
-            let to_addr = load::resolve(to).await?;
             let load = http::Load {
-                to: to_addr,
+                to: addr,
                 host: to.clone(),
                 path: path.clone(),
                 connections: *connections,
-                rate: *rate,
+                verify: *checked,
                 warm_up,
                 time,
             };
-            http::run(load).await
+            match *rate {
+                Some(rate) => tokio::task::spawn_blocking(move || paced::run(&load, rate)).await?,
+                None => http::run(load).await,
+            }
         }
     })
 }

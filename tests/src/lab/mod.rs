@@ -363,6 +363,11 @@ impl Lab {
         Ok(command.spawn()?)
     }
 
+    /// A program of the workspace, from the same build as the lab's own.
+    pub fn program(&self, name: &str) -> PathBuf {
+        boot::beside(&self.programs, name)
+    }
+
     /// A node.
     pub fn node(&self, name: &str) -> Node<'_> {
         Node {

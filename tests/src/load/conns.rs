@@ -18,20 +18,28 @@ use super::Report;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Connections as fast as `clients` clients can make them, one after another each.
-pub async fn closed(to: SocketAddr, clients: usize, time: Duration) -> Report {
+pub async fn closed(to: SocketAddr, clients: usize, warm_up: Duration, time: Duration) -> Report {
     let mut workers = JoinSet::new();
     let begin = Instant::now();
     for _ in 0..clients {
         workers.spawn(async move {
             let mut report = Report::default();
-            while begin.elapsed() < time {
-                let start = Instant::now();
-                once(to, start, &mut report).await;
+            while begin.elapsed() < warm_up {
+                once(to, Instant::now(), &mut report).await;
+            }
+            let warm = report.ok;
+            report = Report {
+                warm,
+                failed: report.failed,
+                ..Report::default()
+            };
+            while begin.elapsed() < warm_up + time {
+                once(to, Instant::now(), &mut report).await;
             }
             report
         });
     }
-    gather(workers, begin).await
+    gather(workers, begin + warm_up).await
 }
 
 /// `rate` connections a second whatever happens; latency counts from the intended start.

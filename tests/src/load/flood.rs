@@ -1,6 +1,10 @@
 //! Throughput: streams of checked bytes from a source, or into a sink that answers how many came.
 
-use std::{io, net::SocketAddr, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,6 +21,58 @@ pub enum Way {
     Receive,
     /// From us to the server (`tcp-echo --sink`).
     Send,
+}
+
+/// What asks the benchmark's application for a stream of bytes.
+pub const ASK: &[u8] = b"S";
+
+/// Receives on each of `streams` streams for `time` after `warm_up`, and counts what came in that time.
+pub async fn timed(to: SocketAddr, streams: usize, warm_up: Duration, time: Duration) -> Report {
+    let mut workers = JoinSet::new();
+    let begin = Instant::now();
+    for _ in 0..streams {
+        workers.spawn(async move {
+            let mut report = Report::default();
+            let counted = receive_from(to, begin + warm_up, begin + warm_up + time).await;
+            match counted {
+                Ok((early, counted)) => {
+                    report.succeed(time, counted);
+                    report.warm = early;
+                }
+                Err(e) => report.fail(&e),
+            }
+            report
+        });
+    }
+    let mut report = Report::default();
+    while let Some(worker) = workers.join_next().await {
+        report.merge(worker.expect("a worker does not panic"));
+    }
+    report.elapsed = time;
+    report
+}
+
+/// Bytes that came before `from`, and between `from` and `until`.
+async fn receive_from(to: SocketAddr, from: Instant, until: Instant) -> io::Result<(u64, u64)> {
+    let mut stream = TcpStream::connect(to).await?;
+    stream.write_all(ASK).await?;
+    let mut buffer = vec![0; 256 * 1024];
+    let (mut at, mut early) = (0u64, 0);
+    loop {
+        let n = stream.read(&mut buffer).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        check_blocks(&buffer[..n], at)?;
+        at += n as u64;
+        let now = Instant::now();
+        if now < from {
+            early = at;
+        }
+        if now >= until {
+            return Ok((early, at - early));
+        }
+    }
 }
 
 /// Moves `bytes` on each of `streams` streams. `verify` compares each byte that is received, which costs speed.
@@ -46,7 +102,7 @@ pub async fn run(to: SocketAddr, way: Way, streams: usize, bytes: u64, verify: b
 }
 
 /// The source repeats one block of 256 KiB whose bytes are their position in the block modulo 251.
-const BLOCK: u64 = 256 * 1024;
+pub const BLOCK: u64 = 256 * 1024;
 
 async fn receive(to: SocketAddr, bytes: u64, verify: bool) -> io::Result<()> {
     let mut stream = TcpStream::connect(to).await?;
@@ -58,14 +114,20 @@ async fn receive(to: SocketAddr, bytes: u64, verify: bool) -> io::Result<()> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if verify {
-            let (mut from, mut pos) = (0usize, at);
-            while from < n {
-                let len = (n - from).min((BLOCK - pos % BLOCK) as usize);
-                check(&buffer[from..from + len], pos % BLOCK)?;
-                (from, pos) = (from + len, pos + len as u64);
-            }
+            check_blocks(&buffer[..n], at)?;
         }
         at += n as u64;
+    }
+    Ok(())
+}
+
+/// Checks bytes that begin at position `at` of a source's stream.
+fn check_blocks(bytes: &[u8], at: u64) -> io::Result<()> {
+    let (mut rest, mut at) = (bytes, at);
+    while !rest.is_empty() {
+        let len = rest.len().min((BLOCK - at % BLOCK) as usize);
+        check(&rest[..len], at % BLOCK)?;
+        (rest, at) = (&rest[len..], at + len as u64);
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 keep-alive requests, closed loop or at a fixed rate.
+//! HTTP/1.1 keep-alive requests in a closed loop: each connection asks again as soon as it is answered.
 //!
 //! The client reads heads and `content-length` bodies only: enough for a measuring server, cheap enough not
 //! to be what is measured.
@@ -15,7 +15,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::Report;
+use super::{Report, check};
 
 /// What to ask and how hard.
 #[derive(Clone, Debug)]
@@ -28,23 +28,30 @@ pub struct Load {
     pub path: String,
     /// Connections.
     pub connections: usize,
-    /// Requests a second over all connections; `None` is as fast as answers come.
-    pub rate: Option<f64>,
+    /// Whether bodies hold the pattern, and are compared with it.
+    pub verify: bool,
     /// Not counted.
     pub warm_up: Duration,
     /// Counted.
     pub time: Duration,
 }
 
+impl Load {
+    /// The bytes of one request.
+    pub(super) fn request(&self) -> Vec<u8> {
+        format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", self.path, self.host).into_bytes()
+    }
+}
+
 /// Runs the load.
 pub async fn run(load: Load) -> Report {
     let mut workers = JoinSet::new();
     let begin = Instant::now();
-    for i in 0..load.connections {
+    for _ in 0..load.connections {
         let load = load.clone();
         workers.spawn(async move {
             let mut report = Report::default();
-            if let Err(e) = one(&load, begin, i, &mut report).await {
+            if let Err(e) = one(&load, begin, &mut report).await {
                 report.fail(&e);
             }
             report
@@ -58,70 +65,59 @@ pub async fn run(load: Load) -> Report {
     report
 }
 
-async fn one(load: &Load, begin: Instant, index: usize, report: &mut Report) -> io::Result<()> {
+async fn one(load: &Load, begin: Instant, report: &mut Report) -> io::Result<()> {
     let mut stream = TcpStream::connect(load.to).await?;
     stream.set_nodelay(true)?;
-    let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", load.path, load.host);
+    let request = load.request();
     let mut buffer = Vec::with_capacity(64 * 1024);
-    let gap = load
-        .rate
-        .map(|r| Duration::from_secs_f64(load.connections as f64 / r));
-    let mut due = begin
-        + gap.map_or(Duration::ZERO, |g| {
-            g.mul_f64(index as f64 / load.connections as f64)
-        });
     loop {
-        let sent = match gap {
-            Some(gap) => {
-                tokio::time::sleep_until(due.into()).await;
-                let intended = due;
-                due += gap;
-                intended
-            }
-            None => Instant::now(),
-        };
+        let sent = Instant::now();
         if sent.duration_since(begin) >= load.warm_up + load.time {
             return Ok(());
         }
-        stream.write_all(request.as_bytes()).await?;
-        let bytes = answer(&mut stream, &mut buffer).await?;
+        stream.write_all(&request).await?;
+        buffer.clear();
+        let bytes = loop {
+            if stream.read_buf(&mut buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(bytes) = answer(&buffer, load.verify)? {
+                break bytes;
+            }
+        };
         if sent.duration_since(begin) >= load.warm_up {
             report.succeed(sent.elapsed(), bytes);
+        } else {
+            report.warm += 1;
         }
     }
 }
 
-async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<u64> {
-    buffer.clear();
+/// The length of the body once the answer is whole.
+pub(super) fn answer(buffer: &[u8], verify: bool) -> io::Result<Option<u64>> {
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    loop {
-        if stream.read_buf(buffer).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let Some(end) = buffer
-            .windows(4)
-            .position(|w| w == b"\r\n\r\n")
-            .map(|p| p + 4)
-        else {
-            continue;
-        };
-        let head = std::str::from_utf8(&buffer[..end]).map_err(|_| bad("head is not text"))?;
-        if !head.starts_with("HTTP/1.1 200") {
-            return Err(bad(head.lines().next().unwrap_or_default()));
-        }
-        let length = head
-            .lines()
-            .find_map(|l| {
-                l.split_once(':')
-                    .filter(|(n, _)| n.eq_ignore_ascii_case("content-length"))
-            })
-            .and_then(|(_, v)| v.trim().parse::<usize>().ok())
-            .ok_or_else(|| bad("no content-length"))?;
-        while buffer.len() < end + length {
-            if stream.read_buf(buffer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        return Ok(length as u64);
+    let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") else {
+        return Ok(None);
+    };
+    let head = std::str::from_utf8(&buffer[..end]).map_err(|_| bad("head is not text"))?;
+    if !head.starts_with("HTTP/1.1 200") {
+        return Err(bad(head.lines().next().unwrap_or_default()));
     }
+    let named = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse::<usize>().ok())?
+    };
+    let length = head
+        .lines()
+        .find_map(named)
+        .ok_or_else(|| bad("no content-length"))?;
+    let body = &buffer[end + 4..];
+    if body.len() < length {
+        return Ok(None);
+    }
+    if verify {
+        check(&body[..length], 0)?;
+    }
+    Ok(Some(length as u64))
 }

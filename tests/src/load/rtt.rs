@@ -63,6 +63,8 @@ async fn rounds(
         at += size as u64;
         if sent.duration_since(begin) >= warm_up {
             report.succeed(took, size as u64);
+        } else {
+            report.warm += 1;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! Run them by `cargo xtask test lab [filter]`; without root each is printed as ignored, with the reason.
 
+mod bench;
 mod boot;
 mod capture;
 mod cluster;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         return played;
     }
     suite::main(lab_tests![
+        bench::a_short_benchmark_finds_every_figure,
         cluster::pods_reach_services_by_name_and_both_families,
         cluster::scaling_rescheduling_and_deletion_by_apply,
         cluster::down_removes_what_a_killed_supervisor_left,

@@ -1,0 +1,136 @@
+//! What proxies hold: idle, for idle connections, and for pods they know.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{subject::Subject, usage::Memory, world::World};
+use crate::lab::manifest::write_atomically;
+
+/// How long memory may take to settle.
+const SETTLE: Duration = Duration::from_secs(3);
+/// How long a node may take to learn of many pods.
+const LEARN: Duration = Duration::from_secs(60);
+
+/// What a subject's proxies hold, in the order client, server.
+pub async fn held(world: &World, subject: Subject) -> Result<Vec<Memory>> {
+    let pids = world.proxies(subject).await?;
+    pids.into_iter().map(Memory::of).collect()
+}
+
+/// Bytes that a thousand idle connections cost each of a subject's proxies.
+pub async fn per_connections(world: &World, subject: Subject, count: usize) -> Result<Vec<f64>> {
+    // What a first connection makes is not the price of the next thousand.
+    drop(Idle::open(world, subject, 32).await?);
+    tokio::time::sleep(SETTLE).await;
+    let before = held(world, subject).await?;
+    let idle = Idle::open(world, subject, count).await?;
+    tokio::time::sleep(SETTLE).await;
+    let with = held(world, subject).await?;
+    drop(idle);
+    let grown = |(after, before): (&Memory, &Memory)| {
+        (after.anonymous as f64 - before.anonymous as f64) * 1e3 / count as f64
+    };
+    Ok(with.iter().zip(&before).map(grown).collect())
+}
+
+/// Connections that a load generator keeps.
+struct Idle(Child);
+
+impl Idle {
+    async fn open(world: &World, subject: Subject, count: usize) -> Result<Self> {
+        let to = world.address(subject).await?.to_string();
+        let program = world.lab.program("warren-load").display().to_string();
+        let words = [
+            program,
+            "idle".into(),
+            to,
+            "--count".into(),
+            count.to_string(),
+        ];
+        let mut command = world.lab.command(&subject.client(), &words).await?;
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut idle = Self(command.spawn().context("starting the load generator")?);
+        let out = idle.0.stdout.take().context("it was piped")?;
+        let said = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            BufReader::new(out).read_line(&mut line).map(|_| line)
+        });
+        let said: Value = serde_json::from_str(&said.await??).with_context(|| {
+            format!(
+                "{count} idle connections through {} did not come up",
+                subject.title()
+            )
+        })?;
+        ensure!(
+            said["open"] == json!(count),
+            "only {} connections came up",
+            said["open"]
+        );
+        Ok(idle)
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        // It closes them when its input ends; whatever hangs is ended.
+        drop(self.0.stdin.take());
+        let deadline = Instant::now() + SETTLE;
+        while Instant::now() < deadline && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Bytes that each of `count` workloads elsewhere costs a node proxy.
+pub async fn per_known_pod(world: &World, count: usize) -> Result<f64> {
+    let node = world.lab.node("n1");
+    let known = async || {
+        node.metric("warren_xds_resources_total", &[("type", "Address")])
+            .await
+    };
+    let (before, first) = (held(world, Subject::Tunnel).await?, known().await?);
+    let entries = |n: usize| {
+        let (team, service) = (n / 20 % 200, n / 20);
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+             metadata: {{name: service-{service}-7d4b9c6f5d-{:05x}, namespace: team-{team}}}\n\
+             spec: {{address: 10.{}.{}.{}, serviceAccount: service-{service}, labels: {{app: service-{service}}}}}\n",
+            n * 7919 % 0xf_ffff,
+            64 + (n >> 16),
+            n >> 8 & 255,
+            n & 255
+        )
+    };
+    let yaml: String = (0..count).map(entries).collect();
+    // As a file of its own: to the lab it would be ten thousand.
+    let file = world.lab.place.manifests().join("bench_known.yaml");
+    write_atomically(&file, &yaml)?;
+    let deadline = Instant::now() + LEARN;
+    loop {
+        let learnt = known().await? - first;
+        if learnt >= count as f64 {
+            break;
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "n1 knows {learnt} of {count} workloads after {LEARN:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(SETTLE).await;
+    let after = held(world, Subject::Tunnel).await?;
+    let (after, before) = (after.first().copied(), before.first().copied());
+    let (after, before) = (after.unwrap_or_default(), before.unwrap_or_default());
+    Ok((after.anonymous as f64 - before.anonymous as f64) / count as f64)
+}

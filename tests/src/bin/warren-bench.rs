@@ -1,0 +1,130 @@
+//! The benchmark as a program; `cargo xtask bench` builds what it needs and runs it.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use mesh_tests::bench::{self, Options, Subject, app};
+
+/// Measures the ways from pod to pod against each other.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The L4 mesh: direct, same node, across nodes, Envoy.
+    L4(L4),
+    /// The application that is measured; the benchmark starts it in pods.
+    #[command(hide = true)]
+    App {
+        /// Its port.
+        #[arg(long, default_value_t = app::PORT)]
+        port: u16,
+    },
+}
+
+#[derive(clap::Args)]
+struct L4 {
+    /// Three minutes instead of half an hour: one round, short runs.
+    #[arg(long)]
+    quick: bool,
+    /// Only rows whose names begin so: rtt, http, open, flood, conns, tunnels, memory, policy, kernel.
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+    /// Only these subjects, and what they are compared with.
+    #[arg(long, value_delimiter = ',')]
+    subjects: Vec<Subject>,
+    /// Seconds of each run.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Steady rounds of each row.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How to print what was found.
+    #[arg(short, long, default_value = "table")]
+    output: Output,
+    /// Write it as JSON to this file too.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// The lab's name.
+    #[arg(long, default_value = "bench")]
+    name: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+impl L4 {
+    fn options(&self) -> Result<Options> {
+        let name = self.name.parse()?;
+        let mut options = if self.quick {
+            Options::quick(name)
+        } else {
+            Options::full(name)
+        };
+        options.rows.clone_from(&self.rows);
+        if !self.subjects.is_empty() {
+            options.subjects.clone_from(&self.subjects);
+        }
+        if let Some(seconds) = self.seconds {
+            options.seconds = seconds;
+        }
+        if let Some(rounds) = self.rounds {
+            options.attempts = options.attempts.max(2 * rounds);
+            options.rounds = rounds;
+        }
+        Ok(options)
+    }
+}
+
+fn main() -> ExitCode {
+    run().unwrap_or_else(|e| {
+        eprintln!("warren-bench: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
+    match Cli::parse().what {
+        What::App { port } => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(app::serve(port))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        What::L4(args) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?;
+            runtime.block_on(l4(&args))
+        }
+    }
+}
+
+async fn l4(args: &L4) -> Result<ExitCode> {
+    let found = bench::run(args.options()?).await?;
+    let json = found.to_json();
+    if let Some(out) = &args.out {
+        std::fs::write(out, format!("{json:#}\n"))
+            .with_context(|| format!("writing {}", out.display()))?;
+    }
+    match args.output {
+        Output::Table => print!("{}", found.to_table()),
+        Output::Json => println!("{json:#}"),
+    }
+    // A lost comparison is a result; what did not work is not.
+    Ok(if found.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
