@@ -90,7 +90,9 @@ impl Addr {
     pub const fn is_many(&self) -> bool {
         let w = self.words();
         if self.is_v4() {
-            (u32::from_be(w[3]) >> 28) >= 14
+            let ip = u32::from_be(w[3]);
+            // The rest of the highest sixteenth is reserved, and service entries get their addresses from it.
+            (ip >> 28) == 14 || ip == u32::MAX
         } else {
             (u32::from_be(w[0]) >> 24) == 0xff
         }

@@ -41,7 +41,9 @@ fn an_address_is_its_sixteen_bytes() {
         ("fe80::1", false, false),
         ("::2", false, false),
         ("224.0.0.1", false, true),
+        ("239.255.255.255", false, true),
         ("255.255.255.255", false, true),
+        ("240.240.1.1", false, false),
         ("ff02::1", false, true),
         ("223.1.1.1", false, false),
     ] {
