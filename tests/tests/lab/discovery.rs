@@ -273,6 +273,84 @@ pub async fn what_is_outside_and_what_a_port_accepts() -> Result<()> {
     Ok(())
 }
 
+const BY_NAME: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: shop}
+spec:
+  hosts: [db.example.com]
+  location: MESH_EXTERNAL
+  resolution: DNS
+  ports: [{number: 9000, name: tcp, protocol: TCP}]
+"#;
+
+/// A host outside the mesh that only a resolver can find: the node finds it, follows it, and says when it cannot.
+pub async fn a_host_that_is_known_by_name_is_found_and_followed() -> Result<()> {
+    const RESOLVER: &str = "172.30.0.1:5353";
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let spec = Spec {
+        agent_env: vec![
+            set("WARREN_RESOLVERS", RESOLVER),
+            set("WARREN_NAME_TTL_MIN", "500ms"),
+        ],
+        ..suite::spec()
+    };
+    let lab = pair_in(spec).await?;
+    lab.apply(OUTSIDE).await?;
+    lab.apply(BY_NAME).await?;
+    lab.wait_ready(SOON).await?;
+    let refused = async || {
+        let ran = echo(&lab, "shop/client", "db.example.com").await;
+        ensure!(ran.is_err(), "it was reached");
+        let lines = lab.node("n2").access_log().await?;
+        ensure!(
+            lines
+                .iter()
+                .any(|l| l.contains("reason=name_unresolved") && l.contains("db.example.com")),
+            "no line says name_unresolved:\n{}",
+            lines.join("\n")
+        );
+        Ok(())
+    };
+    until("a refusal without a resolver", refused).await?;
+    let stranger = lab.status().await?.pod("outside/stranger")?.ip.to_string();
+    let mut resolver = lab
+        .spawn(
+            "fabric",
+            &play::command("resolver", &[RESOLVER, &stranger])?,
+        )
+        .await?;
+    until("the host", async || {
+        echo(&lab, "shop/client", "db.example.com").await
+    })
+    .await?;
+    // What was found stays in use while the resolver is away.
+    resolver.kill()?;
+    resolver.wait()?;
+    let failed = [("result", "failed")];
+    let name = "warren_name_lookups_total";
+    let before = lab.node("n2").metric(name, &failed).await?;
+    until("a failed look-up", async || {
+        echo(&lab, "shop/client", "db.example.com").await?;
+        let now = lab.node("n2").metric(name, &failed).await?;
+        ensure!(now > before, "nothing was asked for again");
+        Ok(())
+    })
+    .await?;
+    echo(&lab, "shop/client", "db.example.com").await?;
+    let lines = lab.node("n2").access_log().await?;
+    ensure!(
+        lines
+            .iter()
+            .any(|l| l.contains("dst.service=db.example.com")
+                && l.contains(&format!("dst.addr={stranger}:9000"))
+                && l.contains("path=plain")),
+        "no line says where it was:\n{}",
+        lines.join("\n")
+    );
+    Ok(())
+}
+
 /// One request to a node's admin socket.
 async fn admin(lab: &Lab, node: &str, method: &str, path: &str) -> Result<String> {
     let socket = lab

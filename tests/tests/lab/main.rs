@@ -97,6 +97,7 @@ fn main() -> ExitCode {
         errors::t40_a_dead_node_looks_like_one,
         discovery::services_lead_where_they_say,
         discovery::what_is_outside_and_what_a_port_accepts,
+        discovery::a_host_that_is_known_by_name_is_found_and_followed,
         discovery::a_running_node_tells_and_is_told,
     ])
 }

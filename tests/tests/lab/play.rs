@@ -65,6 +65,7 @@ fn play(part: &str, args: &[&str]) -> Result<()> {
             where_server(&ports?)
         }
         ("where-client", [count, targets @ ..]) => where_client(count.parse()?, targets),
+        ("resolver", [at, ip]) => resolver(at.parse()?, ip.parse()?),
         ("reached", [to, count]) => reached(to.parse()?, count.parse()?),
         ("connect", [to, from]) => {
             println!(
@@ -365,6 +366,36 @@ fn where_client(count: usize, targets: &[&str]) -> Result<()> {
     }
     println!("{}", serde_json::to_string(&all)?);
     Ok(())
+}
+
+/// A resolver that knows one address for every name, and says that it holds for a second. Ends when killed.
+fn resolver(at: SocketAddr, ip: std::net::Ipv4Addr) -> Result<()> {
+    const A: [u8; 4] = [0, 1, 0, 1];
+    let socket = std::net::UdpSocket::bind(at)?;
+    println!("ready");
+    let mut packet = [0; 512];
+    loop {
+        let (length, from) = socket.recv_from(&mut packet)?;
+        let query = &packet[..length];
+        // The question ends with the root's empty label, type and class.
+        let labels = query.get(12..).unwrap_or_default();
+        let Some(end) = labels.iter().position(|b| *b == 0).map(|at| 12 + at + 5) else {
+            continue;
+        };
+        let Some(question) = query.get(12..end) else {
+            continue;
+        };
+        let found = question.ends_with(&A);
+        let mut reply = query[..2].to_vec();
+        reply.extend([0x81, 0x80, 0, 1, 0, u8::from(found), 0, 0, 0, 0]);
+        reply.extend(question);
+        if found {
+            // The name is the question's; one second to live; four bytes.
+            reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+            reply.extend(ip.octets());
+        }
+        socket.send_to(&reply, from)?;
+    }
 }
 
 /// Connects `count` times and prints how often each answer came; `none` where there was none.
