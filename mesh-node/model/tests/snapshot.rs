@@ -324,3 +324,36 @@ fn lookups_and_diffs_agree_with_a_plain_list() {
         }
     }
 }
+
+#[test]
+fn what_nobody_owns_any_more_is_named() {
+    let captured = serving(pod("shop", "db", "n1", "10.0.0.1"), "shop", "db");
+    let mut shown = pod("shop", "node-agent", "n1", "10.0.0.2");
+    shown.host_network = true;
+    let mut plain = serving(pod("shop", "web", "n1", "10.0.0.3"), "shop", "web");
+    plain.protocol = mesh_model::mesh::workload::TunnelProtocol::None;
+    let (uid, uids) = (captured.uid.clone(), [shown.uid.clone(), plain.uid.clone()]);
+    let (before, _) = Mesh::empty().apply([
+        Change::Workload(captured.clone()),
+        Change::Workload(shown),
+        Change::Workload(plain),
+        Change::Service(service("shop", "db", "10.96.0.1", 80, 8080)),
+        Change::Service(service("shop", "web", "10.96.0.2", 80, 8080)),
+    ]);
+    let vacated = |changes: Vec<Change>| {
+        let (after, diff) = before.apply(changes);
+        let named = after.vacated(&before, &diff);
+        let ips: BTreeSet<String> = named.iter().map(|at| at.ip.to_string()).collect();
+        ips.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    let gone = |uid: &WorkloadUid| Change::RemoveWorkload(uid.clone());
+    assert_eq!(vacated(uids.iter().map(gone).collect()), "");
+    assert_eq!(vacated(vec![gone(&uid)]), "10.0.0.1");
+    let services = ["db", "web"].map(|name| Change::RemoveService(service_name("shop", name)));
+    assert_eq!(vacated(services.to_vec()), "10.96.0.1");
+    let mut moved = captured;
+    moved.addresses = Box::new(["10.0.0.9".parse().expect("an address")]);
+    assert_eq!(vacated(vec![Change::Workload(moved)]), "10.0.0.1");
+    let heir = pod("shop", "heir", "n2", "10.0.0.1");
+    assert_eq!(vacated(vec![gone(&uid), Change::Workload(heir)]), "");
+}

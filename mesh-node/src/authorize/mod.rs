@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_model::{
     authn::Transport,
-    authz::{self, Conn, Decision, Denial, Egress, Permit},
+    authz::{self, Conn, Decision, Denial, Egress, Permit, Target},
     mesh::Workload,
     reason::Reason,
 };
@@ -40,6 +40,12 @@ pub async fn outbound(
     settled(state, |snapshot| {
         let source = own(snapshot, pod)?;
         let target = authz::target(&snapshot.mesh, &source, original);
+        if matches!(target, Target::External) {
+            let (network, ip) = (&source.network, original.ip());
+            if !snapshot.mesh.is_known(network, ip) && state.is_vacant(network, ip) {
+                return Err(Denial::new(Reason::WorkloadGone));
+            }
+        }
         Ok(authz::egress(
             &snapshot.mesh,
             Egress {

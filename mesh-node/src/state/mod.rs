@@ -4,6 +4,7 @@
 //! removes anything; what is on disk is checksummed and used whole or not at all.
 
 mod announce;
+mod departed;
 mod disk;
 mod enrolled;
 mod snapshot;

@@ -4,15 +4,22 @@
 //! grows by one with every change, so that a reader can tell whether it decided from an old one.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use mesh_model::mesh::{Change, Diff, Mesh};
+use mesh_model::{
+    mesh::{Change, Diff, Mesh},
+    name::NetworkId,
+};
 use tokio::sync::watch;
 
-use super::announce::{Announcements, Diffs};
+use super::{
+    announce::{Announcements, Diffs},
+    departed::Departed,
+};
 
 /// One view of the mesh.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +38,7 @@ pub struct MeshState(Arc<Inner>);
 struct Inner {
     current: ArcSwap<Snapshot>,
     writing: Mutex<()>,
+    departed: Departed,
     announcements: Announcements,
     generation: watch::Sender<u64>,
 }
@@ -47,6 +55,7 @@ impl MeshState {
         Self(Arc::new(Inner {
             current: ArcSwap::from_pointee(Snapshot::default()),
             writing: Mutex::new(()),
+            departed: Departed::default(),
             announcements: Announcements::default(),
             generation: watch::Sender::new(0),
         }))
@@ -62,6 +71,12 @@ impl MeshState {
         self.0.current.load().generation
     }
 
+    /// Whether an address that nobody in the current snapshot has belonged to a captured workload, or to a service of
+    /// some, a moment ago.
+    pub fn is_vacant(&self, network: &NetworkId, ip: IpAddr) -> bool {
+        self.0.departed.lately(network, ip, Instant::now())
+    }
+
     /// Applies changes, publishes the next snapshot, and announces what changed.
     pub fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Diff {
         let _writer = self
@@ -71,6 +86,8 @@ impl MeshState {
             .unwrap_or_else(PoisonError::into_inner);
         let old = self.0.current.load_full();
         let (mesh, diff) = old.mesh.apply(changes);
+        let vacated = mesh.vacated(&old.mesh, &diff);
+        self.0.departed.remember(vacated, Instant::now());
         let generation = old.generation + 1;
         self.0
             .current

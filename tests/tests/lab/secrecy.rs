@@ -310,9 +310,19 @@ pub async fn a_pod_that_is_being_deleted_lets_nothing_out() -> Result<()> {
             "it was gone after {:?}, before its grace period",
             begun.elapsed()
         );
-        // Its address has no owner any more: whoever goes on dialing it is refused or not answered.
-        let _ = say(&lab, "shop/client", &ip, secret).await;
-        Ok(())
+        // Its address has no owner any more: whoever goes on dialing it is refused, and nobody is asked in the clear.
+        let vacant = [
+            ("dst.addr", &*format!("{ip}:9000")),
+            ("reason", "workload_gone"),
+        ];
+        until("a refusal for the vacant address", async || {
+            let said = say(&lab, "shop/client", &ip, secret).await;
+            ensure!(said.is_err(), "somebody answered");
+            let refused = flows(&lab, "n2", &vacant).await?;
+            ensure!(!refused.is_empty(), "no flow was refused for {vacant:?}");
+            Ok(())
+        })
+        .await
     })
     .await?;
     never_plain(&lab).await

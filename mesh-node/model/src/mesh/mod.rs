@@ -10,6 +10,7 @@ pub mod policy;
 pub mod service;
 pub(crate) mod shard;
 pub mod snapshot;
+mod vacated;
 pub mod workload;
 
 pub use policy::{Action, Policy, PolicyScope, Validity};

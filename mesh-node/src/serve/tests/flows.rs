@@ -170,6 +170,30 @@ async fn a_host_name_that_does_not_resolve_is_refused_by_that_name() {
 }
 
 #[tokio::test]
+async fn an_address_that_lost_its_pod_is_not_dialed_in_the_clear() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.14.1", MtlsMode::Permissive).await;
+    let db = node.pod("db", "127.7.14.2", MtlsMode::Permissive).await;
+    // Whoever has the address next.
+    let next = TcpListener::bind((db.ip, 0)).await.expect("a free port");
+    let app = next.local_addr().expect("bound");
+    node.state
+        .apply([Change::RemoveWorkload(db.workload.uid.clone())]);
+    assert!(is_refused(node.try_dial(&web, app).await).await);
+    node.line(&["direction=outbound", "reason=workload_gone"])
+        .await;
+    let reached = tokio::time::timeout(Duration::from_millis(200), next.accept()).await;
+    assert!(reached.is_err(), "it was dialed");
+    // Somebody of the mesh, outside capture, has it now.
+    let mut owner = testing::pod("shop", "next", "n2", "127.7.14.2");
+    owner.protocol = mesh_model::mesh::workload::TunnelProtocol::None;
+    node.state.apply([Change::Workload(owner)]);
+    let (dialed, accepted) = tokio::join!(node.dial(&web, app), next.accept());
+    drop((dialed, accepted.expect("dialed")));
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_that_proves_another_identity_is_an_identity_error() {
     let node = Node::start().await;
     let web = node.pod("web", "127.7.12.1", MtlsMode::Strict).await;
