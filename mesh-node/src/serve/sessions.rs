@@ -31,7 +31,8 @@ pub struct Sessions(Rc<RefCell<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    flows: HashMap<u64, Flow>,
+    /// Boxed: a table has about as many empty places as it has flows.
+    flows: HashMap<u64, Box<Flow>>,
     by_pod: HashMap<PodUid, HashSet<u64>>,
     by_destination: HashMap<WorkloadUid, HashSet<u64>>,
     by_namespace: HashMap<Namespace, HashSet<WorkloadUid>>,
@@ -96,7 +97,7 @@ impl Sessions {
         if state.generation() != decided_in {
             review(&flow, &state.load());
         }
-        table.flows.insert(id, flow);
+        table.flows.insert(id, Box::new(flow));
         Registered {
             sessions: self.clone(),
             id,

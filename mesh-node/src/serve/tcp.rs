@@ -2,7 +2,8 @@
 //!
 //! Three ways in: `outbound` (a pod dialed), `tunnel` (a peer brings streams for a pod), `plaintext` (someone
 //! outside the mesh dialed a pod). Invariants: each flow is reported exactly once, however it ends; what is
-//! refused is reset, never closed politely; nothing is read from a client before its upstream is there.
+//! refused is reset, never closed politely; nothing is read from a client before its upstream is there; a flow
+//! that is relayed is a small task of its own, so that an idle one holds nothing of what setting it up needed.
 
 use std::{cell::RefCell, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -12,10 +13,11 @@ use mesh_model::{
     name::Identity,
     reason::Reason,
 };
+use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::UnixTime;
 use tokio::time::{sleep, timeout};
 
-use super::{Data, Flow, parties, stopped::Stopped, thread::Place};
+use super::{Data, Flow, Registered, parties, stopped::Stopped, thread::Place};
 use crate::{
     accept::{Accepted, Pod, authority, reset},
     authorize::{self, Permitted},
@@ -56,13 +58,15 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
                 client_first: true,
                 decided_in,
             };
-            carry(&data, live, report, |meter, cut| async move {
-                match upstream {
-                    Upstream::Tunnel(stream) => relay::splice(tcp, stream, &meter, cut).await,
-                    Upstream::Plain(far) => relay::copy(tcp, far, &meter, cut).await,
+            let carried = Carried::new(&data, live, report, place);
+            match upstream {
+                Upstream::Tunnel(stream) => {
+                    carried.by(|meter, cut| relay::splice(tcp, stream, meter, cut));
                 }
-            })
-            .await;
+                Upstream::Plain(far) => {
+                    carried.by(|meter, cut| relay::copy(tcp, far, meter, cut));
+                }
+            }
         }
         Err(stopped) => {
             stopped.report(&mut report);
@@ -78,7 +82,6 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
             accepted.reset();
         }
     }
-    drop(place);
 }
 
 /// Authorizes, routes and dials an outbound flow.
@@ -128,15 +131,16 @@ async fn connect(
 /// A tunnel that a peer opened to a pod.
 pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
     let (pod, local, peer) = (accepted.pod.clone(), accepted.local, accepted.peer);
-    let (mut tunnel, Proven { identity, until }) = match shake_hands(&data, accepted).await {
-        Ok(ready) => ready,
-        Err((reason, error)) => {
-            let mut report = data.shared.observer.flow(Direction::Inbound, Some(peer));
-            report.record_mut().destination.addr = Some(local);
-            report.fail(reason, error);
-            return;
-        }
-    };
+    let (mut tunnel, Proven { identity, until }) =
+        match Box::pin(shake_hands(&data, accepted)).await {
+            Ok(ready) => ready,
+            Err((reason, error)) => {
+                let mut report = data.shared.observer.flow(Direction::Inbound, Some(peer));
+                report.record_mut().destination.addr = Some(local);
+                report.fail(reason, error);
+                return;
+            }
+        };
     let Some(mut gone) = data.gone(&pod.uid) else {
         return tunnel.abort();
     };
@@ -284,14 +288,11 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
                 decided_in: permitted.snapshot.generation,
             };
             drop(permitted);
-            carry(&data, live, report, |meter, cut| async move {
-                relay::splice(app, stream, &meter, cut).await
-            })
-            .await;
+            let carried = Carried::new(&data, live, report, place);
+            carried.by(|meter, cut| relay::splice(app, stream, meter, cut));
         }
         Err(stopped) => refuse(request, &stopped, &mut report),
     }
-    drop(place);
 }
 
 fn refuse(request: Incoming, stopped: &Stopped, report: &mut FlowGuard) {
@@ -331,17 +332,14 @@ pub(super) async fn plaintext(data: Rc<Data>, accepted: Accepted, place: Place) 
                 decided_in: permitted.snapshot.generation,
             };
             drop(permitted);
-            carry(&data, live, report, |meter, cut| async move {
-                relay::copy(tcp, app, &meter, cut).await
-            })
-            .await;
+            let carried = Carried::new(&data, live, report, place);
+            carried.by(|meter, cut| relay::copy(tcp, app, meter, cut));
         }
         Err(stopped) => {
             stopped.report(&mut report);
             accepted.reset();
         }
     }
-    drop(place);
 }
 
 /// A flow that arrived for a pod.
@@ -394,41 +392,77 @@ struct Live<'a> {
     decided_in: u64,
 }
 
-/// Relays a flow to its end, under review, and reports it.
-async fn carry<F: Future<Output = End>>(
-    data: &Rc<Data>,
-    live: Live<'_>,
-    report: FlowGuard,
-    relay: impl FnOnce(Meter, CutSignal) -> F,
-) {
-    let (cutter, cut) = Cutter::new();
-    let meter = Meter::new();
-    let report = Rc::new(RefCell::new(report));
-    if data.gone(&live.pod.uid).is_none() {
-        cutter.cut(Reason::WorkloadGone);
+/// A flow that was let through and is about to be relayed, under review.
+struct Carried {
+    place: Place,
+    report: Rc<RefCell<FlowGuard>>,
+    registered: Registered,
+    live_flows: Gauge,
+    meter: Meter,
+    cut: CutSignal,
+}
+
+impl Carried {
+    fn new(data: &Rc<Data>, live: Live<'_>, report: FlowGuard, place: Place) -> Self {
+        let (cutter, cut) = Cutter::new();
+        let meter = Meter::new();
+        if data.gone(&live.pod.uid).is_none() {
+            cutter.cut(Reason::WorkloadGone);
+        }
+        let sessions = &data.shared.observer.metrics().node().sessions;
+        let direction = report.record().direction.as_str();
+        let live_flows = sessions.get_or_create_owned(&DirectionLabel { direction });
+        live_flows.inc();
+        let report = Rc::new(RefCell::new(report));
+        let flow = Flow {
+            pod: live.pod.uid.clone(),
+            conn: live.conn,
+            cutter,
+            meter: meter.clone(),
+            client_first: live.client_first,
+            guard: report.clone(),
+        };
+        let registered = data
+            .sessions
+            .register(flow, live.decided_in, &data.shared.state);
+        Self {
+            place,
+            report,
+            registered,
+            live_flows,
+            meter,
+            cut,
+        }
     }
-    let sessions = &data.shared.observer.metrics().node().sessions;
-    let direction = report.borrow().record().direction.as_str();
-    let live_flows = sessions.get_or_create_owned(&DirectionLabel { direction });
-    live_flows.inc();
-    let flow = Flow {
-        pod: live.pod.uid.clone(),
-        conn: live.conn,
-        cutter,
-        meter: meter.clone(),
-        client_first: live.client_first,
-        guard: report.clone(),
-    };
-    let registered = data
-        .sessions
-        .register(flow, live.decided_in, &data.shared.state);
-    let end = relay(meter, cut).await;
-    drop(registered);
-    live_flows.dec();
-    if let Some(reason) = end.reason {
-        report
-            .borrow_mut()
-            .fail(reason, end.error.unwrap_or_default());
+
+    /// Begins the task that relays the flow to its end and reports it.
+    fn by<F>(self, relay: impl FnOnce(&Meter, CutSignal) -> F)
+    where
+        F: Future<Output = End> + Unpin + 'static,
+    {
+        let Self {
+            place,
+            report,
+            registered,
+            live_flows,
+            meter,
+            cut,
+        } = self;
+        let mut relay = relay(&meter, cut);
+        drop(tokio::task::spawn_local(async move {
+            // By reference: an awaited value would lie in the task twice, where it came in and where it is polled.
+            let end = (&mut relay).await;
+            drop(relay);
+            drop(registered);
+            live_flows.dec();
+            if let Some(reason) = end.reason {
+                report
+                    .borrow_mut()
+                    .fail(reason, end.error.unwrap_or_default());
+            }
+            drop(report);
+            drop(place);
+        }));
     }
 }
 

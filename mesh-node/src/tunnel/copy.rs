@@ -31,7 +31,7 @@ pub fn copy(
     b: TcpStream,
     meter: &Meter,
     cut: CutSignal,
-) -> impl Future<Output = End> + 'static {
+) -> impl Future<Output = End> + Unpin + use<> {
     let _ = (a.set_nodelay(true), b.set_nodelay(true));
     let mut copy = Copy {
         a,

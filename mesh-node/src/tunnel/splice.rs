@@ -39,7 +39,7 @@ pub fn splice(
     stream: Stream,
     meter: &Meter,
     cut: CutSignal,
-) -> impl Future<Output = End> + 'static {
+) -> impl Future<Output = End> + Unpin + use<> {
     let mut splice = Splice::new(app, stream, meter, cut);
     poll_fn(move |cx| splice.poll(cx))
 }
