@@ -32,14 +32,14 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     admin::{self, Admin},
-    ca::{self, Authority, CertificateService, Given, Hosted, Policy},
+    ca::{self, Authority, CertificateService, Given, Hosted, NodeTokens, Policy, Reviews},
     listen::{self, Credentials, Names},
     monitor::{self, Metrics},
     publish::{self, Handle},
     status::{self, Statuses},
     token::JoinKey,
     view::{Refresh, View},
-    watch::{Delta, Manifests, Source},
+    watch::{Cluster, Delta, Manifests, Objects, Source},
 };
 
 /// The largest request of a subscriber: versions of everything that it holds.
@@ -49,13 +49,15 @@ const MAX_CERTIFICATE_REQUEST: usize = 64 * 1024;
 /// A connection that does not answer pings this long is closed.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
 
+/// The service account of node agents, namespace and name.
+const NODE_ACCOUNT: (&str, &str) = ("warren-system", "warren-node");
 /// Statuses are written at most this often.
 const GATHER_STATUSES: Duration = Duration::from_millis(200);
 
 /// What to run.
 pub struct Options {
     /// Where objects are read from.
-    pub manifests: PathBuf,
+    pub from: Input,
     /// Where keys are kept.
     pub state: PathBuf,
     /// Where nodes connect.
@@ -70,6 +72,14 @@ pub struct Options {
     pub leaf_ttl: Duration,
     /// The CA to begin with.
     pub given: Option<Given>,
+}
+
+/// Where objects are read from.
+pub enum Input {
+    /// A folder of manifests.
+    Manifests(PathBuf),
+    /// A cluster's API.
+    Cluster(kube::Client),
 }
 
 /// A controller that runs until this is dropped.
@@ -91,7 +101,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 /// Starts a controller; it listens when this returns.
 pub async fn start(options: Options) -> anyhow::Result<Running> {
     let Options {
-        manifests,
+        from,
         state,
         listen,
         monitor,
@@ -101,7 +111,10 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         given,
     } = options;
     let _lock = ca::lock(&state)?;
-    let source = Manifests::new(&manifests)?;
+    let source = match &from {
+        Input::Manifests(folder) => Objects::Manifests(Box::new(Manifests::new(folder)?)),
+        Input::Cluster(client) => Objects::Cluster(Cluster::new(client)),
+    };
     let authority = Arc::new(Authority::open(&state, given, trust_domain)?);
     let metrics = Arc::new(Metrics::default());
     let mut tasks = JoinSet::new();
@@ -118,10 +131,16 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         leaf_ttl,
         ..Policy::default()
     };
+    let tokens = match &from {
+        Input::Manifests(_) => NodeTokens::Join(JoinKey::open(&state)?),
+        Input::Cluster(client) => {
+            NodeTokens::Review(Box::new(Reviews::new(client.clone(), NODE_ACCOUNT)))
+        }
+    };
     let certificates = CertificateService::new(
         authority.clone(),
         placed.clone(),
-        JoinKey::open(&state)?,
+        tokens,
         policy,
         metrics.clone(),
     );
@@ -192,7 +211,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     ));
     tasks.spawn(async move { ("reading objects", translating(source, followers).await) });
 
-    info!(%address, %monitor, manifests = %manifests.display(), "the controller serves xDS and certificates");
+    info!(%address, %monitor, "the controller serves xDS and certificates");
     Ok(Running {
         address,
         monitor,

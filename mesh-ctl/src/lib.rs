@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+#[cfg(test)]
+mod apiserver;
 pub mod app;
 pub mod ca;
 pub mod cli;

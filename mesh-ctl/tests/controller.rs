@@ -7,7 +7,7 @@ use std::fs;
 use mesh_api::{delta::Client, resource::Kind};
 use mesh_ctl::{
     admin::{self, Command},
-    app::{Options, start},
+    app::{Input, Options, start},
     ca::Step,
     listen::Names,
 };
@@ -253,7 +253,7 @@ async fn two_controllers_do_not_share_a_state_directory() {
     let world = world().await;
     let any = "127.0.0.1:0".parse().expect("is one");
     let options = Options {
-        manifests: world.manifests.path().to_owned(),
+        from: Input::Manifests(world.manifests.path().to_owned()),
         state: world.state.path().to_owned(),
         listen: any,
         monitor: any,

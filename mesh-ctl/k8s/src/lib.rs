@@ -18,5 +18,5 @@ pub mod text;
 pub mod warren;
 
 pub use meta::{LabelSelector, ObjectMeta};
-pub use object::{Kind, Object, ObjectRef, Other};
+pub use object::{KINDS, Kind, KindInfo, Object, ObjectRef, Other};
 pub use read::{Parsed, ReadError, is_name, read, reference};

@@ -30,6 +30,17 @@ pub trait Kind: DeserializeOwned + Into<Object> {
     fn metadata(&self) -> &ObjectMeta;
 }
 
+/// What tells a kind apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KindInfo {
+    /// The kind's name.
+    pub kind: &'static str,
+    /// The API group; empty for the core group.
+    pub group: &'static str,
+    /// The versions of the group that are known to have this shape, the preferred one first.
+    pub versions: &'static [&'static str],
+}
+
 /// The name of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ObjectRef {
@@ -126,6 +137,13 @@ macro_rules! objects {
                 }
             }
         }
+
+        /// Every kind that has a type.
+        pub const KINDS: &[KindInfo] = &[$(KindInfo {
+            kind: $kind::KIND,
+            group: $kind::GROUP,
+            versions: $kind::VERSIONS,
+        }),+];
 
         $(impl From<$kind> for Object {
             fn from(object: $kind) -> Self {

@@ -7,9 +7,13 @@ mod authority;
 mod chain;
 mod grant;
 mod keep;
+mod review;
 mod service;
+mod tokens;
 
 pub use authority::{Authority, CaError, Given, Phase, Step};
 pub use grant::{Grant, is_node_name, node_of};
 pub use keep::{Kept, lock, write_private};
+pub use review::Reviews;
 pub use service::{CertificateService, Hosted, Policy};
+pub use tokens::{NodeTokenError, NodeTokens};

@@ -17,11 +17,10 @@ use mesh_model::name::{Identity, NodeName};
 use prost_types::value::Kind;
 use tonic::{Request, Response, Status};
 
-use super::{Authority, CaError, grant::Grant};
+use super::{Authority, CaError, NodeTokenError, NodeTokens, grant::Grant};
 use crate::{
     listen::{Peer, PeerName},
     monitor::Metrics,
-    token::JoinKey,
 };
 
 /// Who hosts what: the answer comes from the controller's own view, never from the node.
@@ -52,7 +51,7 @@ impl Default for Policy {
 pub struct CertificateService {
     authority: Arc<Authority>,
     hosted: Arc<dyn Hosted>,
-    join: JoinKey,
+    tokens: NodeTokens,
     policy: Policy,
     metrics: Arc<Metrics>,
     spent: Mutex<HashMap<NodeName, (Instant, u32)>>,
@@ -70,21 +69,21 @@ impl CertificateService {
     pub fn new(
         authority: Arc<Authority>,
         hosted: Arc<dyn Hosted>,
-        join: JoinKey,
+        tokens: NodeTokens,
         policy: Policy,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             authority,
             hosted,
-            join,
+            tokens,
             policy,
             metrics,
             spent: Mutex::default(),
         }
     }
 
-    fn caller(
+    async fn caller(
         &self,
         request: &Request<IstioCertificateRequest>,
     ) -> Result<(NodeName, Proof), Status> {
@@ -101,14 +100,21 @@ impl CertificateService {
             .metadata()
             .get("authorization")
             .and_then(|v| v.to_str().ok());
-        let token = header.and_then(|h| h.strip_prefix("Bearer ")).ok_or_else(|| {
-            Status::unauthenticated("no node certificate and no `authorization: Bearer` join token; make one with `mesh-ctl token create --node NAME`")
-        })?;
-        let node = self
-            .join
-            .verify(token.trim(), SystemTime::now())
-            .map_err(|e| Status::unauthenticated(e.to_string()))?;
-        Ok((node, Proof::Token))
+        let token = header
+            .and_then(|h| h.strip_prefix("Bearer "))
+            .ok_or_else(|| {
+                Status::unauthenticated(format!(
+                    "no node certificate and no `authorization: Bearer` token; {}",
+                    self.tokens.hint()
+                ))
+            })?;
+        let node = self.tokens.node(token.trim(), SystemTime::now()).await;
+        node.map(|node| (node, Proof::Token)).map_err(|e| match e {
+            NodeTokenError::Unavailable(_) => Status::unavailable(e.to_string()),
+            NodeTokenError::Join(_) | NodeTokenError::Refused(_) => {
+                Status::unauthenticated(e.to_string())
+            }
+        })
     }
 
     fn decide(&self, node: &NodeName, proof: Proof, wanted: Option<&str>) -> Result<Grant, Status> {
@@ -119,7 +125,7 @@ impl CertificateService {
         };
         if proof == Proof::Token {
             return Err(Status::permission_denied(
-                "a join token is good for the node's own identity only; ask again with the node certificate",
+                "a token is good for the node's own identity only; ask again with the node certificate",
             ));
         }
         let identity: Identity = wanted
@@ -152,11 +158,11 @@ impl CertificateService {
         }
     }
 
-    fn answer(
+    async fn answer(
         &self,
         request: &Request<IstioCertificateRequest>,
     ) -> Result<(Grant, Vec<String>), Status> {
-        let (node, proof) = self.caller(request)?;
+        let (node, proof) = self.caller(request).await?;
         self.spend(&node, Instant::now())?;
         let body = request.get_ref();
         let grant = self.decide(&node, proof, impersonated(body))?;
@@ -180,7 +186,7 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let answer = self.answer(&request);
+        let answer = self.answer(&request).await;
         self.metrics
             .certificate(answer.as_ref().err().map(Status::code));
         match answer {

@@ -12,19 +12,38 @@ use anyhow::Context;
 use mesh_model::name::{Identity, TrustDomain};
 use tracing_subscriber::EnvFilter;
 
-use crate::{app, ca::Given, listen::Names};
+use crate::{
+    app::{self, Input},
+    ca::Given,
+    listen::Names,
+    watch::connect,
+};
 
 /// Names under which nodes reach the controller in any installation.
-const NAMES: [&str; 3] = ["mesh-ctl.warren-system.svc", "mesh-ctl", "localhost"];
+const NAMES: [&str; 5] = [
+    "warren-controller.warren-system.svc",
+    "warren-controller.warren-system.svc.cluster.local",
+    "mesh-ctl.warren-system.svc",
+    "mesh-ctl",
+    "localhost",
+];
 /// The port of monitoring, beside that of xDS and CA.
 const MONITOR_PORT: u16 = 15014;
 
 /// How to run the controller.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where objects are read from: YAML files, also in folders below; changes are applied as they happen.
-    #[arg(long, value_name = "DIR", env = "WARREN_CTL_MANIFESTS")]
-    manifests: PathBuf,
+    /// Read objects from YAML files here, also in folders below; changes are applied as they happen.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "WARREN_CTL_MANIFESTS",
+        required_unless_present = "kubernetes"
+    )]
+    manifests: Option<PathBuf>,
+    /// Read objects from a cluster: the one this runs in, else the one of KUBECONFIG.
+    #[arg(long, env = "WARREN_CTL_KUBERNETES", conflicts_with = "manifests")]
+    kubernetes: bool,
     /// Where keys are kept; nobody else needs to read it, except the roots in `ca.pem`.
     #[arg(long, value_name = "DIR", env = "WARREN_CTL_STATE")]
     state: PathBuf,
@@ -92,6 +111,7 @@ enum Format {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         manifests,
+        kubernetes: _,
         state,
         listen,
         monitor,
@@ -122,8 +142,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }),
         None => None,
     };
-    let options = app::Options {
-        manifests,
+    let options = |from| app::Options {
+        from,
         state,
         listen,
         monitor: monitor.unwrap_or(SocketAddr::new(listen.ip(), MONITOR_PORT)),
@@ -135,7 +155,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(app::run(options))
+        .block_on(async {
+            let from = match manifests {
+                Some(folder) => Input::Manifests(folder),
+                None => Input::Cluster(connect().await?),
+            };
+            app::run(options(from)).await
+        })
 }
 
 fn names(listen: IpAddr, told: Vec<String>, ttl: Duration) -> Names {

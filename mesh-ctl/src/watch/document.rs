@@ -4,7 +4,6 @@
 //! take the others of its file with it.
 
 use std::{
-    collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
     path::Path,
     sync::Arc,
@@ -13,7 +12,10 @@ use std::{
 use mesh_k8s::{Object, ObjectRef};
 use mesh_translate::{Broken, Origin};
 
-use super::node::Node;
+use super::{
+    node::Node,
+    typed::{Typed, typed},
+};
 
 /// A document of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,32 +175,16 @@ fn object(node: &Node, list: Option<(&str, &Node)>) -> Found {
                 .or_insert_with(|| version.value());
         }
     }
-    let selector = value.pointer("/spec/selector/matchLabels").cloned();
-    match mesh_k8s::read(value) {
-        Ok(parsed) => {
-            let version = parsed.unknown_version.map(|_| "apiVersion".to_owned());
-            let unknown = parsed.unknown.into_iter().chain(version).collect();
-            Found::Object {
-                object: parsed.object,
-                unknown,
-                line: node.line,
-            }
-        }
-        Err(error) => {
-            let line = node.line_of(&error.field);
-            let selector = selector
-                .and_then(|labels| serde_json::from_value::<BTreeMap<String, String>>(labels).ok());
-            let broken = Broken {
-                origin: Origin {
-                    file: "".into(),
-                    line,
-                },
-                field: error.field,
-                message: error.message,
-                selector,
-            };
+    match typed(value) {
+        Typed::Object(object, unknown) => Found::Object {
+            object,
+            unknown,
+            line: node.line,
+        },
+        Typed::Bad(object, mut broken) => {
+            broken.origin.line = node.line_of(&broken.field);
             Found::Bad {
-                object: error.object,
+                object,
                 broken,
                 syntax: false,
             }

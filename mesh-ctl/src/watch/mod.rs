@@ -1,18 +1,21 @@
-//! Where objects come from: one seam, behind which are files now and a cluster's API later.
+//! Where objects come from: one seam, behind which are files, or a cluster's API.
 //!
 //! Invariants: a bad object is named and stops nobody else; a source never says that an object is gone because
 //! it could not be read.
 
 mod document;
 mod folder;
+pub(crate) mod kube;
 mod manifests;
 mod node;
+mod typed;
 
 use std::{future::Future, sync::Arc};
 
 use mesh_k8s::{Object, ObjectRef};
 use mesh_translate::{Broken, Origin};
 
+pub use self::kube::{Cluster, connect};
 pub use document::field_line;
 pub use folder::Folder;
 pub use manifests::{Manifests, read_folder};
@@ -47,10 +50,30 @@ pub enum WatchError {
         /// What the system said.
         reason: String,
     },
+    /// The tasks that watch a cluster are gone, which only a bug does.
+    #[error("the watches of the cluster ended")]
+    Ended,
 }
 
 /// A source of objects.
 pub trait Source: Send {
     /// Waits for the next batch. The first batch is everything there is, and may be empty.
     fn next(&mut self) -> impl Future<Output = Result<Vec<Delta>, WatchError>> + Send;
+}
+
+/// Either source.
+pub enum Objects {
+    /// A folder of manifests.
+    Manifests(Box<Manifests>),
+    /// A cluster.
+    Cluster(Cluster),
+}
+
+impl Source for Objects {
+    async fn next(&mut self) -> Result<Vec<Delta>, WatchError> {
+        match self {
+            Self::Manifests(folder) => folder.next().await,
+            Self::Cluster(cluster) => cluster.next().await,
+        }
+    }
 }

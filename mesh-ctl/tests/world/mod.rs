@@ -19,7 +19,7 @@ use mesh_api::{
     resource::{Kind, Update},
 };
 use mesh_ctl::{
-    app::{Options, Running, start},
+    app::{Input, Options, Running, start},
     listen::Names,
     token::JoinKey,
 };
@@ -70,7 +70,7 @@ pub async fn run(state: &Path, manifests: &Path, listen: SocketAddr) -> Running 
         ttl,
     };
     let options = Options {
-        manifests: manifests.to_owned(),
+        from: Input::Manifests(manifests.to_owned()),
         state: state.to_owned(),
         listen,
         monitor: any,
