@@ -44,6 +44,7 @@ pub use registry::{CaptureParts, CaptureTask};
 pub use saved::{SavedPod, SavedPods};
 pub use server::RegistrationServer;
 pub use sockets::{Doors, Listening, Refiller, SocketStock};
+pub(crate) use sys::return_memory;
 pub use wanted::{Wanted, wanted};
 
 #[cfg(test)]

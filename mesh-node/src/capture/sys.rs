@@ -1,5 +1,5 @@
-//! The unsafe steps of the node's edges: taking ownership of descriptors that came in a packet, and
-//! watching descriptors.
+//! The unsafe steps of the node's edges: taking ownership of descriptors that came in a packet, watching
+//! descriptors, and giving memory back.
 //!
 //! Invariant: what is safe to call here is sound whatever it is called with.
 #![allow(unsafe_code)]
@@ -33,6 +33,15 @@ pub(super) fn take(messages: impl Iterator<Item = ControlMessageOwned>) -> Vec<O
         _ => None,
     });
     rights.flatten().map(own).collect()
+}
+
+/// Gives memory that was freed back to the system. Takes milliseconds: for once, after the process was large.
+pub(crate) fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the allocator takes its own locks, and only pages that nothing lives in are given back.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn own(fd: RawFd) -> OwnedFd {

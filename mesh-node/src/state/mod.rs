@@ -7,6 +7,7 @@ mod announce;
 mod departed;
 mod disk;
 mod enrolled;
+mod kept;
 mod snapshot;
 mod xds;
 
@@ -14,7 +15,8 @@ mod xds;
 mod tests;
 
 pub use announce::{Announcements, Diffs};
-pub use disk::{DiskError, Saved, load, save};
+pub use disk::{DiskError, load, save};
 pub use enrolled::EnrolledNamespaces;
+pub use kept::{Kept, Key, Written};
 pub use snapshot::{MeshState, Snapshot};
 pub use xds::{XdsClient, XdsParts, XdsStatus};

@@ -6,14 +6,18 @@ use mesh_api::resource::{Kind, Resource};
 
 use super::*;
 
-fn saved() -> Saved {
-    Saved {
-        resources: vec![
-            Resource::new(Kind::Companion, "mesh", vec![1, 2, 3]).into(),
-            Resource::new(Kind::Authorization, "shop/deny", Vec::new()).into(),
-            Resource::new(Kind::Address, "Kubernetes//Pod/shop/web-1", vec![0; 5000]).into(),
-        ],
-    }
+fn resources() -> Vec<Resource> {
+    vec![
+        Resource::new(Kind::Companion, "mesh", vec![1, 2, 3]),
+        Resource::new(Kind::Authorization, "shop/deny", Vec::new()),
+        Resource::new(Kind::Address, "Kubernetes//Pod/shop/web-1", vec![0; 5000]),
+    ]
+}
+
+fn kept() -> Kept {
+    let mut kept = Kept::default();
+    resources().iter().for_each(|r| kept.insert(r));
+    kept
 }
 
 #[test]
@@ -21,17 +25,26 @@ fn what_was_saved_is_loaded() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("deep/config.bin");
     assert!(load(&path).expect("absent is fine").is_none());
-    save(&path, &saved()).expect("writable");
-    assert_eq!(load(&path).expect("readable"), Some(saved()));
-    save(&path, &Saved::default()).expect("writable");
-    assert_eq!(load(&path).expect("readable"), Some(Saved::default()));
+    save(&path, &kept()).expect("writable");
+    let (mut loaded, written) = load(&path).expect("readable").expect("a file");
+    loaded.sort_by_key(|r| r.kind);
+    assert_eq!(loaded, resources());
+    // What is only on disk is written again from there.
+    let again = Kept::of(written);
+    save(&path, &again).expect("writable");
+    let (mut loaded, _) = load(&path).expect("readable").expect("a file");
+    loaded.sort_by_key(|r| r.kind);
+    assert_eq!(loaded, resources());
+    save(&path, &Kept::default()).expect("writable");
+    let (loaded, _) = load(&path).expect("readable").expect("a file");
+    assert_eq!(loaded, []);
 }
 
 #[test]
 fn a_damaged_file_is_refused_whole() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("config.bin");
-    save(&path, &saved()).expect("writable");
+    save(&path, &kept()).expect("writable");
     let good = fs::read(&path).expect("readable");
     for cut in [0, 7, 39, 40, 41, good.len() - 1] {
         fs::write(&path, &good[..cut]).expect("writable");

@@ -30,7 +30,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{EnrolledNamespaces, MeshState, Saved, disk};
+use super::{EnrolledNamespaces, Kept, MeshState, Written, disk};
 use crate::{
     identify::{Certificates, Controller, NodeCertificate, Trust},
     observe::{Metrics, ResultLabel, TypeLabel},
@@ -90,7 +90,7 @@ pub struct XdsParts {
 pub struct XdsClient {
     parts: XdsParts,
     client: delta::Client,
-    held: HashMap<(Kind, Arc<str>), Arc<Resource>>,
+    kept: Kept,
     status: watch::Sender<XdsStatus>,
     save_at: Option<Instant>,
     /// How long changes are gathered at present.
@@ -102,20 +102,45 @@ pub struct XdsClient {
 #[derive(Debug)]
 struct Disk {
     enrolled: Arc<Mutex<EnrolledNamespaces>>,
-    /// The writing that is under way, and how long it took in the end.
-    writing: Option<JoinHandle<Duration>>,
+    /// The writing that is under way.
+    writing: Option<JoinHandle<Outcome>>,
+    /// The process has returned what receiving the whole mesh for the first time needed besides.
+    trimmed: bool,
+}
+
+/// How writing went.
+#[derive(Debug)]
+struct Outcome {
+    took: Duration,
+    saved: Kept,
+    written: Option<Written>,
 }
 
 impl Disk {
-    /// Waits until nothing is being written; then sets how long changes are gathered before the next time.
-    async fn written(&mut self, gather: &mut Duration) {
+    /// Waits until nothing is being written; then sets how long changes are gathered before the next time, and lets
+    /// go of what is on disk.
+    async fn written(&mut self, gather: &mut Duration, kept: &mut Kept) {
         let Some(task) = &mut self.writing else {
             return;
         };
-        if let Ok(took) = task.await {
-            *gather = GATHER.max(took * SHARE);
-        }
+        let outcome = task.await;
         self.writing = None;
+        let Ok(Outcome {
+            took,
+            saved,
+            written,
+        }) = outcome
+        else {
+            return;
+        };
+        *gather = GATHER.max(took * SHARE);
+        if let Some(written) = written {
+            kept.settle(&saved, written);
+        }
+        drop(saved);
+        if !std::mem::replace(&mut self.trimmed, true) {
+            crate::capture::return_memory();
+        }
     }
 }
 
@@ -148,13 +173,14 @@ impl XdsClient {
         let mut this = Self {
             parts,
             client,
-            held: HashMap::new(),
+            kept: Kept::default(),
             status,
             save_at: None,
             gather: GATHER,
             disk: Disk {
                 enrolled: Arc::new(Mutex::new(enrolled)),
                 writing: None,
+                trimmed: false,
             },
         };
         this.restore();
@@ -167,18 +193,17 @@ impl XdsClient {
 
     fn restore(&mut self) {
         let path = self.path();
-        let saved = match disk::load(&path) {
-            Ok(Some(saved)) => saved,
+        let (resources, written) = match disk::load(&path) {
+            Ok(Some(loaded)) => loaded,
             Ok(None) => return,
             Err(error) => {
                 tracing::error!(path = %path.display(), %error, "the configuration on disk is not used; traffic waits for the controller");
                 return;
             }
         };
+        self.kept = Kept::of(written);
         let mut changes = Vec::new();
-        for resource in saved.resources {
-            self.held
-                .insert((resource.kind, resource.name.clone()), resource.clone());
+        for resource in resources {
             let roots = convert::decode_resource(
                 resource.kind.url(),
                 &resource.name,
@@ -186,12 +211,12 @@ impl XdsClient {
             )
             .roots;
             self.publish(roots);
-            match self.client.seed(Resource::clone(&resource)) {
+            match self.client.seed(resource) {
                 Ok(more) => changes.extend(more),
                 Err(error) => tracing::warn!(%error, "a resource on disk is not used"),
             }
         }
-        tracing::info!(path = %path.display(), resources = self.held.len(), "serving the last good configuration");
+        tracing::info!(path = %path.display(), resources = self.kept.len(), "serving the last good configuration");
         changes.push(Change::Complete);
         self.parts.state.apply(changes);
         self.status.send_modify(|s| s.complete = true);
@@ -269,7 +294,7 @@ impl XdsClient {
                     requests.send(reply).await.map_err(|_| StreamError::Closed)?;
                 }
                 () = sleep_until(save_at), if !writing => self.begin_saving(),
-                () = self.disk.written(&mut self.gather), if writing => {}
+                () = self.disk.written(&mut self.gather, &mut self.kept), if writing => {}
                 () = self.parts.certificates.renewed(&certificate) => return Err(StreamError::Renewed),
                 _ = confirm.tick() => if self.client.is_complete() {
                     self.parts.metrics.node().config_is_fresh();
@@ -332,8 +357,7 @@ impl XdsClient {
             for error in rejected.iter().filter(|_| kind == Kind::Authorization) {
                 if let Some(body) = bodies.get(&error.name) {
                     let resource = Resource::new(kind, error.name.as_str(), body.clone());
-                    self.held
-                        .insert((kind, resource.name.clone()), Arc::new(resource));
+                    self.kept.insert(&resource);
                 }
             }
         }
@@ -342,11 +366,8 @@ impl XdsClient {
         }
         for update in updates {
             match update {
-                Update::Set(resource) => drop(
-                    self.held
-                        .insert((resource.kind, resource.name.clone()), resource.into()),
-                ),
-                Update::Remove(kind, name) => drop(self.held.remove(&(kind, name))),
+                Update::Set(resource) => self.kept.insert(&resource),
+                Update::Remove(kind, name) => self.kept.remove(&(kind, name)),
             }
         }
         self.publish(roots);
@@ -385,10 +406,10 @@ impl XdsClient {
 
     /// Writes what is due, and waits for it.
     async fn save_now(&mut self) {
-        self.disk.written(&mut self.gather).await;
+        self.disk.written(&mut self.gather, &mut self.kept).await;
         if self.save_at.is_some() {
             self.begin_saving();
-            self.disk.written(&mut self.gather).await;
+            self.disk.written(&mut self.gather, &mut self.kept).await;
         }
     }
 
@@ -400,19 +421,21 @@ impl XdsClient {
         }
         let enrolled = Arc::clone(&self.disk.enrolled);
         let path = self.parts.state_dir.join("config.bin");
-        let saved = Saved {
-            resources: self.held.values().cloned().collect(),
-        };
+        let saved = self.kept.clone();
         self.disk.writing = Some(tokio::task::spawn_blocking(move || {
             let began = Instant::now();
             let mut enrolled = enrolled.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = enrolled.update(&mesh) {
                 tracing::warn!(%error, "the list of enrolled namespaces could not be written");
             }
-            if let Err(error) = disk::save(&path, &saved) {
+            let written = disk::save(&path, &saved).inspect_err(|error| {
                 tracing::warn!(path = %path.display(), %error, "the configuration could not be written; a restart without the controller would use an older one");
+            });
+            Outcome {
+                took: began.elapsed(),
+                saved,
+                written: written.ok(),
             }
-            began.elapsed()
         }));
     }
 

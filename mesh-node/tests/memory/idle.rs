@@ -1,18 +1,11 @@
-//! What a flow costs while nothing is in flight, counted byte by byte in a process of its own.
+//! What a flow costs while nothing is in flight.
 //!
 //! Clients and the application are plain sockets without memory of their own: what is counted is the data thread's.
 
-#![allow(clippy::unwrap_used)]
-#![allow(unsafe_code)] // an allocator that counts
-
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::AtomicUsize},
     time::{Duration, SystemTime},
 };
 
@@ -31,33 +24,12 @@ use mesh_node::{
     state::MeshState,
 };
 
+use crate::{ALONE, held};
+
 /// Flows that are opened: enough that what the process holds anyway does not show.
 const FLOWS: usize = 500;
 /// What one may hold, in bytes. Two sockets are registered with the runtime, at 256 bytes each.
 const MOST: usize = 1_900;
-
-/// The system's allocator, which also counts the bytes that are held.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-// SAFETY: every call is handed to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 /// Sockets that speak from the pod's own address.
 #[derive(Debug)]
@@ -105,6 +77,7 @@ fn shared(kernel: &Arc<FakeDatapath>) -> Arc<Shared> {
 
 #[tokio::test]
 async fn an_idle_flow_holds_little() {
+    let _alone = ALONE.lock().await;
     let ip = IpAddr::V4(Ipv4Addr::new(127, 9, 1, 1));
     let kernel = Arc::new(FakeDatapath::default());
     let shared = shared(&kernel);
@@ -158,10 +131,10 @@ async fn an_idle_flow_holds_little() {
     };
     // The first ones make what all share.
     (0..8).for_each(|_| open());
-    let before = HELD.load(Relaxed);
+    let before = held();
     (0..FLOWS).for_each(|_| open());
     kernel.told().verdicts = Vec::new();
-    let each = (HELD.load(Relaxed) - before) / FLOWS;
+    let each = (held() - before) / FLOWS;
     println!("an idle flow holds {each} bytes");
     assert!(
         each <= MOST,
