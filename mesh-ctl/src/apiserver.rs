@@ -179,7 +179,6 @@ impl ApiServer {
     }
 
     /// An object as it is now, by `namespace/name`.
-    #[expect(dead_code)]
     pub(crate) fn object(&self, collection: &str, key: &str) -> Option<Value> {
         self.lock().objects.get(collection)?.get(key).cloned()
     }
@@ -293,8 +292,9 @@ impl State {
                 if all.contains_key(&format!("{namespace}/{name}")) {
                     return failure(409, "AlreadyExists");
                 }
-                self.put(collection, object.clone());
-                return whole(201, &object);
+                let key = format!("{namespace}/{name}");
+                self.put(collection, object);
+                return whole(201, &self.objects[collection][&key]);
             }
             let items: Vec<&Value> = all.values().collect();
             return whole(
@@ -302,8 +302,11 @@ impl State {
                 &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": items}),
             );
         };
-        let Some(found) = all.get(&format!("{namespace}/{name}")).cloned() else {
-            return failure(404, "NotFound");
+        let found = match all.get(&format!("{namespace}/{name}")) {
+            Some(found) => found.clone(),
+            // Server-side apply makes what is not there.
+            None if *method == Method::PATCH && body["apiVersion"].is_string() => json!({}),
+            None => return failure(404, "NotFound"),
         };
         let mut object = found.clone();
         match *method {

@@ -32,7 +32,11 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     admin::{self, Admin},
-    ca::{self, Authority, CertificateService, Given, Hosted, NodeTokens, Policy, Reviews},
+    ca::{
+        self, Authority, CertificateService, Given, Hosted, NodeTokens, Policy, Reviews,
+        SecretStore, bundle,
+    },
+    leader::Candidate,
     listen::{self, Credentials, Names},
     monitor::{self, Metrics},
     publish::{self, Handle},
@@ -49,8 +53,8 @@ const MAX_CERTIFICATE_REQUEST: usize = 64 * 1024;
 /// A connection that does not answer pings this long is closed.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
 
-/// The service account of node agents, namespace and name.
-const NODE_ACCOUNT: (&str, &str) = ("warren-system", "warren-node");
+/// The service account of node agents, in the controller's namespace.
+const NODE_ACCOUNT: &str = "warren-node";
 /// Statuses are written at most this often.
 const GATHER_STATUSES: Duration = Duration::from_millis(200);
 
@@ -115,9 +119,18 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         Input::Manifests(folder) => Objects::Manifests(Box::new(Manifests::new(folder)?)),
         Input::Cluster(client) => Objects::Cluster(Cluster::new(client)),
     };
-    let authority = Arc::new(Authority::open(&state, given, trust_domain)?);
+    let authority = Arc::new(match &from {
+        Input::Manifests(_) => Authority::open(&state, given, trust_domain)?,
+        Input::Cluster(client) => {
+            let secret = SecretStore::new(client.clone(), client.default_namespace());
+            Authority::open_in(secret, &state, given, trust_domain).await?
+        }
+    });
     let metrics = Arc::new(Metrics::default());
     let mut tasks = JoinSet::new();
+    if let Input::Cluster(client) = &from {
+        lead(client, &authority, &mut tasks)?;
+    }
 
     let (handle, discovery, publishing) = publish::publisher(metrics.clone());
     tasks.spawn(named("publishing", publishing));
@@ -134,7 +147,8 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     let tokens = match &from {
         Input::Manifests(_) => NodeTokens::Join(JoinKey::open(&state)?),
         Input::Cluster(client) => {
-            NodeTokens::Review(Box::new(Reviews::new(client.clone(), NODE_ACCOUNT)))
+            let account = (client.default_namespace(), NODE_ACCOUNT);
+            NodeTokens::Review(Box::new(Reviews::new(client.clone(), account)))
         }
     };
     let certificates = CertificateService::new(
@@ -218,6 +232,22 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         tasks,
         _lock,
     })
+}
+
+/// Stands for the lease, and starts what only the leader writes.
+fn lead(
+    client: &kube::Client,
+    authority: &Arc<Authority>,
+    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+) -> anyhow::Result<()> {
+    let namespace = client.default_namespace().to_owned();
+    let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
+    let me = format!("{host}_{:08x}", fastrand::u32(..));
+    let (candidate, leads) = Candidate::new(client.clone(), &namespace, me);
+    tasks.spawn(named("standing for the lease", candidate.run()));
+    let keeping = bundle::keep(authority.clone(), client.clone(), namespace, leads);
+    tasks.spawn(named("keeping the roots in the cluster", keeping));
+    Ok(())
 }
 
 async fn named(

@@ -10,6 +10,7 @@ mod apiserver;
 pub mod app;
 pub mod ca;
 pub mod cli;
+pub mod leader;
 pub mod listen;
 pub mod monitor;
 pub mod publish;

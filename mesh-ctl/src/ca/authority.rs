@@ -24,6 +24,7 @@ use super::{
     chain::{checked, expiry},
     grant::Grant,
     keep::{self, Kept, Signer},
+    secret::SecretStore,
 };
 
 /// How long a generated root lives.
@@ -59,6 +60,9 @@ pub enum CaError {
     /// The signer has expired.
     #[error("the CA's own certificate has expired; take `mesh-ctl ca rotate` steps to replace it")]
     Expired,
+    /// The Secret in which a cluster keeps the authority.
+    #[error("certificate authority: Secret {0}")]
+    Secret(String),
     /// Signing itself.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
@@ -110,10 +114,31 @@ impl fmt::Display for Phase {
     }
 }
 
+/// Where the keys are kept, and where the roots are put for nodes and people.
+#[derive(Debug)]
+enum Store {
+    /// `ca.json` and `ca.pem` of a directory.
+    Folder(PathBuf),
+    /// A Secret, and `ca.pem` of a directory.
+    Secret(Box<SecretStore>, PathBuf),
+}
+
+impl Store {
+    fn write(&self, kept: &Kept) -> Result<(), CaError> {
+        match self {
+            Self::Folder(path) => write(path, kept),
+            Self::Secret(secret, path) => {
+                secret.write(kept)?;
+                write_roots(path, kept)
+            }
+        }
+    }
+}
+
 /// The certificate authority. Cheap to share; signing never blocks on rotation.
 #[derive(Debug)]
 pub struct Authority {
-    path: PathBuf,
+    store: Store,
     domain: TrustDomain,
     kept: watch::Sender<Arc<Kept>>,
     /// The newest certificate of each holder: the root it chains to and when it expires.
@@ -134,12 +159,47 @@ impl Authority {
             (None, None) => steady(generate(&domain)?),
         };
         write(&path, &kept)?;
-        Ok(Self {
-            path,
+        Ok(Self::with(Store::Folder(path), kept, domain))
+    }
+
+    /// Opens the authority kept in a Secret; only its roots go to `dir`. `given` is taken when there is no Secret yet.
+    pub async fn open_in(
+        secret: SecretStore,
+        dir: &Path,
+        given: Option<Given>,
+        domain: TrustDomain,
+    ) -> Result<Self, CaError> {
+        let (path, kept) = (dir.join("ca.json"), secret.open(given, &domain).await?);
+        write_roots(&path, &kept)?;
+        Ok(Self::with(
+            Store::Secret(Box::new(secret), path),
+            kept,
+            domain,
+        ))
+    }
+
+    fn with(store: Store, kept: Kept, domain: TrustDomain) -> Self {
+        Self {
+            store,
             domain,
             kept: watch::Sender::new(Arc::new(kept)),
             newest: Mutex::default(),
-        })
+        }
+    }
+
+    /// Takes over what another replica, or the user, wrote into the Secret.
+    pub async fn reload(&self) -> Result<(), CaError> {
+        let Store::Secret(secret, path) = &self.store else {
+            return Ok(());
+        };
+        let read = secret.read().await?;
+        let kept = read.ok_or_else(|| CaError::Secret("warren-ca is gone; it is not made anew while this controller runs, because its nodes trust the old root. Restore it, or restart the controller for a new root".to_owned()))?;
+        if **self.kept.borrow() != kept {
+            write_roots(path, &kept)?;
+            tracing::info!(phase = %phase(&kept), "the Secret holds other keys than before; they are in use now");
+            self.kept.send_replace(Arc::new(kept));
+        }
+        Ok(())
     }
 
     /// The trust domain it vouches for.
@@ -278,7 +338,7 @@ impl Authority {
                 ));
             }
         };
-        write(&self.path, &kept)?;
+        self.store.write(&kept)?;
         let roots = kept.roots().concat();
         self.kept.send_replace(Arc::new(kept));
         Ok(roots)
@@ -322,7 +382,7 @@ fn phase(kept: &Kept) -> Phase {
     }
 }
 
-fn steady(active: Signer) -> Kept {
+pub(super) fn steady(active: Signer) -> Kept {
     Kept {
         active,
         next: None,
@@ -333,13 +393,18 @@ fn steady(active: Signer) -> Kept {
 
 /// Keeps the keys, and puts the roots where nodes and people read them.
 fn write(path: &Path, kept: &Kept) -> Result<(), CaError> {
-    let public = path.with_file_name("ca.pem");
-    let state = |path: &Path| {
-        let path = path.to_owned();
-        move |source| CaError::State { path, source }
+    let state = |source| CaError::State {
+        path: path.to_owned(),
+        source,
     };
-    keep::write(path, kept).map_err(state(path))?;
-    keep::write_public(&public, kept.roots().concat().as_bytes()).map_err(state(&public))
+    keep::write(path, kept).map_err(state)?;
+    write_roots(path, kept)
+}
+
+fn write_roots(path: &Path, kept: &Kept) -> Result<(), CaError> {
+    let path = path.with_file_name("ca.pem");
+    keep::write_public(&path, kept.roots().concat().as_bytes())
+        .map_err(|source| CaError::State { path, source })
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -359,7 +424,7 @@ fn adopt(found: Option<Kept>, given: Given) -> Result<Kept, CaError> {
     }
 }
 
-fn generate(domain: &TrustDomain) -> Result<Signer, CaError> {
+pub(super) fn generate(domain: &TrustDomain) -> Result<Signer, CaError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     let now = SystemTime::now();

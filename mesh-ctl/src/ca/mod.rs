@@ -1,13 +1,15 @@
 //! The certificate authority: who may get which certificate, and the signing itself.
 //!
 //! Invariants: what a request asks for is ignored; a certificate says exactly what was granted. A node gets its
-//! own identity by a token and workload identities only for pods that run on it. Keys at rest are 0600.
+//! own identity by a token and workload identities only for pods that run on it. Keys at rest are 0600, or in one Secret.
 
 mod authority;
+pub mod bundle;
 mod chain;
 mod grant;
 mod keep;
 mod review;
+mod secret;
 mod service;
 mod tokens;
 
@@ -15,5 +17,6 @@ pub use authority::{Authority, CaError, Given, Phase, Step};
 pub use grant::{Grant, is_node_name, node_of};
 pub use keep::{Kept, lock, write_private};
 pub use review::Reviews;
+pub use secret::SecretStore;
 pub use service::{CertificateService, Hosted, Policy};
 pub use tokens::{NodeTokenError, NodeTokens};

@@ -221,6 +221,7 @@ fn status(error: CaError) -> Status {
         CaError::Expired => Status::failed_precondition(error.to_string()),
         CaError::State { .. }
         | CaError::Given(_)
+        | CaError::Secret(_)
         | CaError::Order(_)
         | CaError::InUse(_)
         | CaError::Sign(_) => Status::internal(error.to_string()),

@@ -75,7 +75,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         }
     };
     anyhow::ensure!(
-        state.join("ca.json").exists(),
+        state.join("ca.json").exists() || state.join("admin.sock").exists(),
         "{} is not the state directory of a controller",
         state.display()
     );
@@ -89,6 +89,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
 
 /// Acts on the state directory while no controller does.
 fn alone(state: &Path, asked: Asked, leaf_ttl: Duration) -> anyhow::Result<Value> {
+    anyhow::ensure!(
+        state.join("ca.json").exists(),
+        "the keys are in the cluster's Secret warren-ca and no controller runs here; run this in a pod of the controller"
+    );
     let _lock = lock(state)?;
     // The domain only matters when a root is made: it stands in its name.
     let authority = Arc::new(Authority::open(state, None, "cluster.local".into())?);

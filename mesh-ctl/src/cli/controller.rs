@@ -44,6 +44,14 @@ pub struct Args {
     /// Read objects from a cluster: the one this runs in, else the one of KUBECONFIG.
     #[arg(long, env = "WARREN_CTL_KUBERNETES", conflicts_with = "manifests")]
     kubernetes: bool,
+    /// With --kubernetes: the namespace of the controller, its Secret, ConfigMap and Lease, and of the node agents.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "WARREN_CTL_NAMESPACE",
+        default_value = "warren-system"
+    )]
+    namespace: String,
     /// Where keys are kept; nobody else needs to read it, except the roots in `ca.pem`.
     #[arg(long, value_name = "DIR", env = "WARREN_CTL_STATE")]
     state: PathBuf,
@@ -112,6 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         manifests,
         kubernetes: _,
+        namespace,
         state,
         listen,
         monitor,
@@ -158,7 +167,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .block_on(async {
             let from = match manifests {
                 Some(folder) => Input::Manifests(folder),
-                None => Input::Cluster(connect().await?),
+                None => Input::Cluster(connect(&namespace).await?),
             };
             app::run(options(from)).await
         })

@@ -118,14 +118,16 @@ impl Source for Cluster {
     }
 }
 
-/// Connects as the environment says: inside a pod by its service account, else by KUBECONFIG.
-pub async fn connect() -> anyhow::Result<Client> {
-    let config = kube::Config::infer().await.map_err(|e| {
+/// Connects as the environment says: inside a pod by its service account, else by KUBECONFIG. What is the mesh's own is
+/// kept in `namespace`.
+pub async fn connect(namespace: &str) -> anyhow::Result<Client> {
+    let mut config = kube::Config::infer().await.map_err(|e| {
         anyhow::anyhow!(
             "no cluster to connect to: {}; run in a pod with a service account, or set KUBECONFIG",
             chain(&e)
         )
     })?;
+    namespace.clone_into(&mut config.default_namespace);
     let server = config.cluster_url.clone();
     let client = Client::try_from(config)
         .map_err(|e| anyhow::anyhow!("cannot connect to the cluster at {server}: {}", chain(&e)))?;

@@ -1,0 +1,220 @@
+//! The authority at rest in a cluster: the Secret `warren-ca`.
+//!
+//! `tls.crt`, `tls.key` and, when the chain ends elsewhere, `ca.crt`, as cert-manager writes them; `rotation.json`
+//! only while a rotation is under way.
+//!
+//! Invariants: two replicas never make two roots, because only one of them can create the Secret; a step of a rotation
+//! is written only over the version that it was taken from. No other Secret is ever read.
+
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+use mesh_model::name::TrustDomain;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::{
+    Given,
+    authority::{CaError, generate, steady},
+    chain::checked,
+    keep::{Kept, Signer},
+};
+
+/// The Secret's name.
+pub const NAME: &str = "warren-ca";
+/// How long the API server may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The Secret.
+pub struct SecretStore {
+    api: Api<Secret>,
+    /// The version that was last read or written.
+    version: Mutex<Option<String>>,
+}
+
+impl std::fmt::Debug for SecretStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretStore")
+    }
+}
+
+/// What a rotation adds to the signer.
+#[derive(Default, Serialize, Deserialize)]
+struct Rotation {
+    next: Option<Signer>,
+    old_roots: Vec<String>,
+    old_until: u64,
+}
+
+impl SecretStore {
+    /// The Secret in this namespace.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            version: Mutex::default(),
+        }
+    }
+
+    /// Reads the authority; makes a root when there is none yet, or takes the given CA.
+    pub(super) async fn open(
+        &self,
+        given: Option<Given>,
+        domain: &TrustDomain,
+    ) -> Result<Kept, CaError> {
+        if let Some(kept) = self.read().await? {
+            return Ok(kept);
+        }
+        let signer = given.map_or_else(|| generate(domain), checked)?;
+        let kept = steady(signer);
+        let secret = self.secret(&kept, None)?;
+        let made = timeout(DEADLINE, self.api.create(&PostParams::default(), &secret)).await;
+        match made.map_err(|_| late())? {
+            Ok(_) => tracing::info!(secret = NAME, "a root was made and kept in the Secret"),
+            // Another replica was first: its root is the mesh's.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(failed("creating", &error)),
+        }
+        let kept = self.read().await?;
+        kept.ok_or_else(|| CaError::Secret(format!("{NAME} vanished just after it was made")))
+    }
+
+    /// Reads the authority; `None` when there is no Secret.
+    pub(super) async fn read(&self) -> Result<Option<Kept>, CaError> {
+        let found = timeout(DEADLINE, self.api.get_opt(NAME)).await;
+        let found = found.map_err(|_| late())?;
+        let Some(secret) = found.map_err(|e| failed("reading", &e))? else {
+            return Ok(None);
+        };
+        let kept = kept_of(&secret.data.unwrap_or_default())?;
+        *self
+            .version
+            .lock()
+            .expect("nothing panics while it is held") = secret.metadata.resource_version;
+        Ok(Some(kept))
+    }
+
+    /// Writes the authority over the version that was last read.
+    pub(super) fn write(&self, kept: &Kept) -> Result<(), CaError> {
+        let version = self
+            .version
+            .lock()
+            .expect("nothing panics while it is held")
+            .clone();
+        let secret = self.secret(kept, version)?;
+        let replace = async {
+            let params = PostParams::default();
+            timeout(DEADLINE, self.api.replace(NAME, &params, &secret)).await
+        };
+        // Steps of a rotation are rare; whoever takes one waits for it.
+        let handle = tokio::runtime::Handle::current();
+        let done = tokio::task::block_in_place(|| handle.block_on(replace));
+        let written = done
+            .map_err(|_| late())?
+            .map_err(|e| failed("writing", &e))?;
+        *self
+            .version
+            .lock()
+            .expect("nothing panics while it is held") = written.metadata.resource_version;
+        Ok(())
+    }
+
+    fn secret(&self, kept: &Kept, version: Option<String>) -> Result<Secret, CaError> {
+        Ok(Secret {
+            metadata: ObjectMeta {
+                name: Some(NAME.to_owned()),
+                resource_version: version,
+                ..ObjectMeta::default()
+            },
+            type_: Some("kubernetes.io/tls".to_owned()),
+            data: Some(data_of(kept)?),
+            ..Secret::default()
+        })
+    }
+}
+
+fn data_of(kept: &Kept) -> Result<BTreeMap<String, ByteString>, CaError> {
+    let Kept {
+        active,
+        next,
+        old_roots,
+        old_until,
+    } = kept;
+    let mut texts = vec![
+        ("tls.crt", active.chain.concat()),
+        ("tls.key", active.key.clone()),
+    ];
+    if next.is_some() || !old_roots.is_empty() {
+        let rotation = Rotation {
+            next: next.clone(),
+            old_roots: old_roots.clone(),
+            old_until: *old_until,
+        };
+        let text = serde_json::to_string(&rotation)
+            .map_err(|e| CaError::Secret(format!("{NAME}: {e}")))?;
+        texts.push(("rotation.json", text));
+    }
+    let data = texts.into_iter();
+    Ok(data
+        .map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))
+        .collect())
+}
+
+fn kept_of(data: &BTreeMap<String, ByteString>) -> Result<Kept, CaError> {
+    let text = |key: &str| {
+        let bytes = data.get(key).map(|ByteString(bytes)| bytes.as_slice());
+        bytes
+            .map(std::str::from_utf8)
+            .transpose()
+            .map_err(|_| CaError::Secret(format!("{NAME}: {key} is not text")))
+    };
+    let wanted =
+        |key: &str| text(key)?.ok_or_else(|| CaError::Secret(format!("{NAME} has no {key}")));
+    let (mut chain, key) = (wanted("tls.crt")?.to_owned(), wanted("tls.key")?.to_owned());
+    // cert-manager keeps the root apart from the issuer's chain, and may repeat it there.
+    if let Some(root) = text("ca.crt")?
+        && !chain.contains(root.trim())
+    {
+        chain = format!("{}\n{root}", chain.trim_end());
+    }
+    let active = checked(Given { chain, key })?;
+    let rotation = match text("rotation.json")? {
+        Some(text) => serde_json::from_str(text)
+            .map_err(|e| CaError::Secret(format!("{NAME}: rotation.json: {e}")))?,
+        None => Rotation::default(),
+    };
+    let Rotation {
+        next,
+        old_roots,
+        old_until,
+    } = rotation;
+    Ok(Kept {
+        active,
+        next,
+        old_roots,
+        old_until,
+    })
+}
+
+fn late() -> CaError {
+    CaError::Secret(format!("{NAME}: the API server did not answer in time"))
+}
+
+fn failed(doing: &str, error: &kube::Error) -> CaError {
+    let hint = match error {
+        kube::Error::Api(status) if status.is_forbidden() => {
+            "; the Role of warren-controller has to allow get and update on this Secret, and create on secrets"
+        }
+        kube::Error::Api(status) if status.is_conflict() => {
+            "; somebody else changed it meanwhile: look with `mesh-ctl ca show` and take the step again"
+        }
+        _ => "",
+    };
+    CaError::Secret(format!("{doing} {NAME}: {error}{hint}"))
+}
+
+#[cfg(test)]
+mod tests;
