@@ -5,4 +5,5 @@ pub mod bench;
 pub mod demo;
 pub mod lab;
 pub mod load;
+pub mod out;
 pub mod peers;

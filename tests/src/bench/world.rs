@@ -21,7 +21,7 @@ use super::{
     peers::{OUTBOUND, Pair, Running, TUNNEL},
     subject::Subject,
 };
-use crate::lab::{Lab, Ran, enter::in_netns, supervisor::Spec};
+use crate::lab::{Lab, Ran, enter::in_netns, images::Images, supervisor::Spec};
 
 const WORLD: &str = include_str!("world.yaml");
 /// Long enough for anything that has to happen at all.
@@ -52,6 +52,7 @@ impl World {
                 ("WARREN_THREADS".into(), threads),
             ],
             controller_args: Vec::new(),
+            images: Images::default(),
         };
         let mut world = Self {
             lab: Lab::up(spec).await?,

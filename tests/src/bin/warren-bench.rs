@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use mesh_tests::bench::{self, Options, Subject, app};
+use mesh_tests::{
+    bench::{self, Options, Subject, app},
+    out,
+};
 
 /// Measures the ways from pod to pod against each other.
 #[derive(Parser)]
@@ -85,10 +88,7 @@ impl L4 {
 }
 
 fn main() -> ExitCode {
-    run().unwrap_or_else(|e| {
-        eprintln!("warren-bench: {e:#}");
-        ExitCode::FAILURE
-    })
+    out::end("warren-bench", run())
 }
 
 fn run() -> Result<ExitCode> {
@@ -113,13 +113,13 @@ fn run() -> Result<ExitCode> {
 async fn l4(args: &L4) -> Result<ExitCode> {
     let found = bench::run(args.options()?).await?;
     let json = found.to_json();
-    if let Some(out) = &args.out {
-        std::fs::write(out, format!("{json:#}\n"))
-            .with_context(|| format!("writing {}", out.display()))?;
+    if let Some(file) = &args.out {
+        std::fs::write(file, format!("{json:#}\n"))
+            .with_context(|| format!("writing {}", file.display()))?;
     }
     match args.output {
-        Output::Table => print!("{}", found.to_table()),
-        Output::Json => println!("{json:#}"),
+        Output::Table => out::print(found.to_table())?,
+        Output::Json => out::line(format_args!("{json:#}"))?,
     }
     // A lost comparison is a result; what did not work is not.
     Ok(if found.failed.is_empty() {

@@ -1,7 +1,7 @@
 //! The lab's command line: a cluster of network namespaces on one machine, to try the mesh without Kubernetes.
 
 use std::{
-    io::{Read, Seek, Write},
+    io::{Read, Seek},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -9,20 +9,24 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_tests::lab::{
-    Lab,
-    capture::Capture,
-    component::Order,
-    control::Status,
-    dns, down,
-    enter::Surroundings,
-    kubelet,
-    manifest::Source,
-    net::{FABRIC_NAME, nft_present},
-    place::{LabName, Place, traces},
-    pod::Programs,
-    show,
-    supervisor::{self, Spec},
+use mesh_tests::{
+    lab::{
+        Lab,
+        capture::Capture,
+        component::Order,
+        control::Status,
+        dns, down,
+        enter::Surroundings,
+        images::Images,
+        kubelet,
+        manifest::Source,
+        net::{FABRIC_NAME, nft_present},
+        place::{LabName, Place, traces},
+        pod::Programs,
+        show,
+        supervisor::{self, Spec},
+    },
+    out,
 };
 
 /// A cluster of network namespaces on this machine: nodes, pods, services, and the mesh.
@@ -123,6 +127,10 @@ struct Up {
     /// Manifests: files or directories.
     #[arg(short = 'f', long = "file")]
     files: Vec<PathBuf>,
+    /// Programs for container images: YAML, image name (tag `*` for any) to a program with its arguments. It goes
+    /// before the sample applications, and holds for every later `apply`; an image nobody knows gives an idle pod.
+    #[arg(long, value_name = "FILE")]
+    images: Option<PathBuf>,
     /// For objects that name no namespace.
     #[arg(short, long, default_value = "default")]
     namespace: String,
@@ -218,13 +226,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .expect("a runtime can be built");
-    match runtime.block_on(run(cli)) {
-        Ok(code) => code,
-        Err(e) => {
-            eprintln!("lab: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    out::end("lab", runtime.block_on(run(cli)))
 }
 
 async fn run(cli: Cli) -> Result<ExitCode> {
@@ -256,7 +258,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             ));
         }
         Cmd::Logs { who, follow } => logs(&attach()?.log(&who).await?, follow).await?,
-        Cmd::Metrics { node } => print!("{}", attach()?.node(&node).metrics().await?),
+        Cmd::Metrics { node } => out::print(attach()?.node(&node).metrics().await?)?,
         Cmd::Capture {
             node,
             write,
@@ -267,8 +269,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             for name in if all { traces()? } else { vec![name] } {
                 let removed = down::down(&Place::new(name.clone())?)?;
                 match cli.output {
-                    Format::Json => println!("{}", serde_json::to_string(&removed)?),
-                    Format::Text => println!(
+                    Format::Json => out::line(serde_json::to_string(&removed)?)?,
+                    Format::Text => out::line(format_args!(
                         "lab {name}: removed {} namespaces and {} directories of pins{}",
                         removed.namespaces,
                         removed.pins,
@@ -277,14 +279,22 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                         } else {
                             " (it did not run)"
                         }
-                    ),
+                    ))?,
                 }
             }
         }
         Cmd::Supervise { spec } => {
             let lab = std::env::current_exe()?;
             let samples = lab.with_file_name("warren-sample");
-            supervisor::run(supervisor::read_spec(&spec)?, Programs { lab, samples }).await?;
+            supervisor::run(
+                supervisor::read_spec(&spec)?,
+                Programs {
+                    lab,
+                    samples,
+                    images: Images::default(),
+                },
+            )
+            .await?;
         }
         Cmd::Kubelet { socket } => kubelet::run(&socket).await?,
         Cmd::Dns { names } => dns::run(&names).await?,
@@ -296,6 +306,13 @@ async fn run(cli: Cli) -> Result<ExitCode> {
 async fn up(name: LabName, options: Up, output: Format) -> Result<()> {
     let begun = Instant::now();
     let sources = read(&options.files)?;
+    let own = std::env::current_exe()?.parent().map(Path::to_owned);
+    let images = options
+        .images
+        .as_deref()
+        .map(|file| Images::read(file, own.as_deref()))
+        .transpose()?
+        .unwrap_or_default();
     let agent_env = options
         .agent_env
         .iter()
@@ -312,6 +329,7 @@ async fn up(name: LabName, options: Up, output: Format) -> Result<()> {
         mesh: !options.no_mesh,
         agent_env,
         controller_args: options.controller_args,
+        images,
     };
     if !nft_present() {
         eprintln!(
@@ -324,27 +342,27 @@ async fn up(name: LabName, options: Up, output: Format) -> Result<()> {
         if spec.mesh { " with the mesh" } else { "" }
     );
     let lab = Lab::up(spec).await?;
+    let mut told = Ok(());
     if !sources.is_empty() {
-        for line in lab.apply_sources(sources, &options.namespace).await? {
-            if output == Format::Text {
-                println!("{line}");
-            }
+        let lines = lab.apply_sources(sources, &options.namespace).await?;
+        if output == Format::Text {
+            told = print_lines(&lines, output);
         }
     }
     let settled = lab.wait_ready(Duration::from_secs(options.patience)).await;
     // A lab that is not quite as hoped is left running, to be looked at.
     lab.keep();
+    told?;
     let status = settled.context("the lab runs, but not as asked; see `lab ps` and `lab logs`")?;
     if output == Format::Json {
         return show(&status, output);
     }
-    println!(
+    out::line(format_args!(
         "lab {name} is up after {:.1} s: {} nodes, {} pods. Next: lab ps | exec POD -- CMD | logs n1 | metrics n1 | down",
         begun.elapsed().as_secs_f32(),
         status.nodes.len(),
         status.pods.len()
-    );
-    Ok(())
+    ))
 }
 
 async fn delete(lab: &Lab, options: Delete, output: Format) -> Result<()> {
@@ -370,29 +388,25 @@ fn read(files: &[PathBuf]) -> Result<Vec<Source>> {
 
 fn print_lines(lines: &[String], output: Format) -> Result<()> {
     match output {
-        Format::Json => println!("{}", serde_json::to_string(lines)?),
-        Format::Text => lines.iter().for_each(|l| println!("{l}")),
+        Format::Json => out::line(serde_json::to_string(lines)?),
+        Format::Text => lines.iter().try_for_each(out::line),
     }
-    Ok(())
 }
 
 fn show(status: &Status, output: Format) -> Result<()> {
     match output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(status)?),
-        Format::Text => print!("{}", show::text(status)),
+        Format::Json => out::line(serde_json::to_string_pretty(status)?),
+        Format::Text => out::print(show::text(status)),
     }
-    Ok(())
 }
 
 async fn logs(path: &Path, follow: bool) -> Result<()> {
     let mut file =
         std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    let mut out = std::io::stdout();
     loop {
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
-        out.write_all(&text)?;
-        out.flush()?;
+        out::print(&text)?;
         if !follow {
             return Ok(());
         }

@@ -1,10 +1,16 @@
 //! The load generator as a program: one JSON object on standard output; exit status 1 when anything failed.
 
-use std::{convert::Infallible, io::Read, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    convert::Infallible, io::Read, net::SocketAddr, path::PathBuf, process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mesh_tests::load::{self, Report, conns, flood, handshakes, http, idle, paced, rtt, streams};
+use mesh_tests::{
+    load::{self, Report, conns, flood, handshakes, http, idle, paced, rtt, streams},
+    out,
+};
 
 /// Checked load for TCP and HTTP servers.
 #[derive(Parser)]
@@ -117,17 +123,20 @@ enum What {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let report = run(&cli).await?;
-    println!("{}", report.to_json());
-    std::process::exit(i32::from(!report.failed.is_empty()))
+    let done = async {
+        let report = run(&cli).await?;
+        out::line(report.to_json())?;
+        Ok(ExitCode::from(u8::from(!report.failed.is_empty())))
+    };
+    out::end("warren-load", done.await)
 }
 
 /// Opens connections, says so, and keeps them until standard input ends.
 async fn keep(to: SocketAddr, count: usize) -> Result<Infallible> {
     let kept = idle::open(to, count).await?;
-    println!("{{\"open\": {}}}", kept.len());
+    out::line(format_args!("{{\"open\": {}}}", kept.len()))?;
     // Whatever it says, its end is the end.
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     std::process::exit(0)

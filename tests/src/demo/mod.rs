@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::lab::{
     Lab, Ran,
     capture::{Packet, contains},
+    images::Images,
     place::LabName,
     supervisor::Spec,
 };
@@ -45,6 +46,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         agent_env: vec![("WARREN_DRAIN".into(), "3s".into())],
         // Short lives, so that certificates change while one watches.
         controller_args: vec!["--leaf-ttl".into(), "40s".into()],
+        images: Images::default(),
     };
     let lab = Lab::up(spec).await?;
     let mut demo = Demo {
@@ -147,6 +149,9 @@ impl Demo {
             "   {} pods are ready on {}",
             status.pods.len(),
             status.nodes.join(" and ")
+        );
+        println!(
+            "   in the namespaces demo and outside: echo and near on n1, far on n2; outside never joins the mesh"
         );
         Ok(())
     }

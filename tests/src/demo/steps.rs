@@ -114,15 +114,7 @@ pub async fn captured(demo: &Demo) -> Result<()> {
     );
     no_marker(&packets)?;
     let words = ["inbound", "hbone", "sa/far"];
-    demo.until(SOON, async || {
-        demo.lab.node("n1").access_log().await.and_then(|l| {
-            l.iter()
-                .any(|l| words.iter().all(|w| l.contains(w)))
-                .then_some(())
-                .context("not logged yet")
-        })
-    })
-    .await?;
+    demo.lab.until_logged("n1", &words).await?;
     demo.log_line("n1", &words).await.map(drop)
 }
 
@@ -140,20 +132,17 @@ pub async fn direct(demo: &Demo) -> Result<()> {
             .as_f64()
             .context("the report has a p50")
     };
+    println!("   two pods on one node, without any mesh, for comparison:");
     let plain = measure("outside/near", "echo.outside:9000").await?;
-    // The first connection asks the node proxy, which tells the kernel about the next ones.
+    println!(
+        "   two pods in the mesh: their first connection goes through the node proxy, which checks policy and then tells the kernel"
+    );
     measure("demo/near", "echo.demo:9000").await?;
+    println!("   every next one the kernel connects by itself, under the same policy:");
     let direct = measure("demo/near", "echo.demo:9000").await?;
-    demo.until(SOON, async || {
-        demo.lab.node("n1").access_log().await.and_then(|l| {
-            l.iter()
-                .any(|l| l.contains("path=direct") && l.contains("sa/near"))
-                .then_some(())
-                .context("no flow took the direct path")
-        })
-    })
-    .await?;
-    demo.log_line("n1", &["path=direct", "sa/near"]).await?;
+    let words = ["path=direct", "sa/near"];
+    demo.lab.until_logged("n1", &words).await?;
+    demo.log_line("n1", &words).await?;
     demo.apply("sameNode: tunnel, to compare", TUNNEL).await?;
     let lines = demo.lab.node("n1").access_log().await?.len();
     // The setting has arrived when a new connection takes the tunnel.
@@ -176,6 +165,7 @@ pub async fn direct(demo: &Demo) -> Result<()> {
             .context("flows still take the direct path")
     })
     .await?;
+    println!("   the same two pods through the node proxy and its encrypted tunnel:");
     let tunnel = measure("demo/near", "echo.demo:9000").await?;
     demo.delete("back to sameNode: auto", TUNNEL).await?;
     println!(
@@ -206,6 +196,7 @@ pub async fn strict(demo: &Demo) -> Result<()> {
         !shut.out.contains(super::MARKER),
         "the client outside the mesh was served"
     );
+    println!("   refused, as it must be; a client in the mesh goes on:");
     let inside = demo.say_marker("demo/far", "echo.demo").await?;
     ensure!(
         inside.code == 0,
@@ -216,6 +207,7 @@ pub async fn strict(demo: &Demo) -> Result<()> {
 }
 
 pub async fn policy(demo: &Demo) -> Result<()> {
+    println!("   one connection that says something every 50 ms:");
     // One connection that says something every 50 ms.
     let script = "exec 3<>/dev/tcp/echo.demo/9000 || exit 9; while echo tick >&3 2>/dev/null && read -t 2 -u 3 line; do echo $line; sleep 0.05; done";
     println!("$ lab exec demo/far -- bash -c '{script}' &");
@@ -255,6 +247,7 @@ pub async fn policy(demo: &Demo) -> Result<()> {
     drain.abort();
     let denied = demo.say_marker("demo/far", "echo.demo").await?;
     ensure!(!denied.out.contains(super::MARKER), "far is still served");
+    println!("   a new one is refused as well; near, which the policy does not name, goes on:");
     let near = demo.say_marker("demo/near", "echo.demo").await?;
     ensure!(near.code == 0, "near must go on: {}", near.err);
     demo.delete("the DENY", DENY).await?;
@@ -293,10 +286,14 @@ pub async fn rotation(demo: &Demo) -> Result<()> {
             .await
     };
     let show = |at: f64| {
-        println!("$ lab metrics n2 | grep 'warren_certificate_expiry.*sa/far' # {at:.0}");
+        println!("$ lab metrics n2 | grep 'warren_certificate_expiry.*sa/far'");
+        println!("   the certificate of demo/far is valid until {at:.0} (seconds since 1970)");
     };
     let before = expiry().await?;
     show(before);
+    println!(
+        "   25 seconds of new connections meanwhile; certificates live 40 s here and are renewed at half of it:"
+    );
     // Half of a certificate's life, and the tenth by which renewals are spread.
     let report = demo
         .load(
@@ -328,6 +325,7 @@ pub async fn killed(demo: &Demo) -> Result<()> {
         !ran.out.contains(super::MARKER),
         "traffic went on without the node proxy"
     );
+    println!("   refused: without its node proxy nothing leaves the pod");
     println!("$ lab component n2 start");
     let at = Instant::now();
     demo.lab.component("n2", Order::Start).await?;

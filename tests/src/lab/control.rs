@@ -75,6 +75,8 @@ pub struct PodStatus {
     pub phase: String,
     /// Whether it is ready.
     pub ready: bool,
+    /// Whether it runs no program: nothing stands in for its images. Such a pod is ready, whatever its probe.
+    pub idle: bool,
     /// What the node proxy said of it: `captured`, `out`, `refused`; empty before it did.
     pub mesh: String,
     /// How often a program of it was started again.

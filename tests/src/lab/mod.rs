@@ -4,6 +4,7 @@
 //! handle by which the command line and the tests use a lab.
 //! Invariant: dropping a handle made by `Lab::up` removes the lab, unless it was kept.
 
+mod answer;
 pub mod boot;
 pub mod capture;
 pub mod cgroup;
@@ -13,6 +14,7 @@ pub mod control;
 pub mod dns;
 pub mod down;
 pub mod enter;
+pub mod images;
 pub mod kubelet;
 pub mod manifest;
 pub mod net;
@@ -28,6 +30,7 @@ pub mod service;
 pub mod show;
 pub mod suite;
 pub mod supervisor;
+mod view;
 
 use std::{
     fs::{self, File},
@@ -461,5 +464,9 @@ fn programs() -> Result<Programs> {
             )
         })?;
     let samples = lab.with_file_name("warren-sample");
-    Ok(Programs { lab, samples })
+    Ok(Programs {
+        lab,
+        samples,
+        images: images::Images::default(),
+    })
 }

@@ -4,16 +4,18 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::sleep};
 
-use super::{Lab, component::Order, enter::in_netns, net::NodeIndex};
+use super::{Lab, PATIENCE, component::Order, enter::in_netns, net::NodeIndex};
 
 /// The port of a node proxy's metrics.
 const METRICS_PORT: u16 = 15020;
+/// How long a flow that has ended may take to be in the log.
+const LOGGED: Duration = Duration::from_secs(20);
 
 /// One node of a lab.
 pub struct Node<'a> {
@@ -80,6 +82,27 @@ impl Node<'_> {
     /// Does something to the node proxy.
     pub async fn agent(&self, order: Order) -> Result<()> {
         self.lab.component(&self.name, order).await
+    }
+}
+
+impl Lab {
+    /// Waits until `node`'s proxy has logged a flow in whose line all of `words` are; returns the last such line.
+    pub async fn until_logged(&self, node: &str, words: &[&str]) -> Result<String> {
+        let deadline = Instant::now() + LOGGED;
+        loop {
+            let lines = self.node(node).access_log().await?;
+            let fits = |l: &&String| words.iter().all(|w| l.contains(w));
+            if let Some(line) = lines.iter().rfind(fits) {
+                return Ok(line.clone());
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "{node} logged no flow with {words:?} within {LOGGED:?}; it says:\n{}",
+                    lines.join("\n")
+                );
+            }
+            sleep(PATIENCE).await;
+        }
     }
 }
 

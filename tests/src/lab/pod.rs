@@ -26,6 +26,7 @@ use super::{
     cgroup,
     container::Keeper,
     enter::Surroundings,
+    images::Images,
     manifest::Key,
     net::{self, DNS_VIP, NodeIndex, PodWire},
     place::Place,
@@ -63,8 +64,11 @@ pub enum Happening {
     Registered(String, String),
     /// Something that a person should know.
     Note(String),
-    /// Its programs run.
-    Running,
+    /// Its programs run; or it idles, because it has none.
+    Running {
+        /// Whether no container has a program.
+        idle: bool,
+    },
     /// It became ready, or no longer is.
     Ready(bool),
     /// A program ended and is started again.
@@ -140,7 +144,7 @@ impl Settled {
         place.run().join(format!("resolv.{}", self.uid))
     }
 
-    fn facts(&self, samples: PathBuf) -> Facts {
+    fn facts(&self, programs: &Programs) -> Facts {
         let (v4, v6) = self.ips();
         let fields = [
             ("metadata.name", self.key.name.clone()),
@@ -157,7 +161,8 @@ impl Settled {
                 .into_iter()
                 .map(|(k, v)| (k.to_owned(), v))
                 .collect::<BTreeMap<_, _>>(),
-            samples,
+            samples: programs.samples.clone(),
+            images: programs.images.clone(),
         }
     }
 }
@@ -179,6 +184,8 @@ pub struct Programs {
     pub lab: PathBuf,
     /// The sample applications.
     pub samples: PathBuf,
+    /// What the user has for images.
+    pub images: Images,
 }
 
 /// Lives the pod's life until `stop` turns true and everything of it is gone.
@@ -244,10 +251,7 @@ impl Life {
                 self.register(ifindex).await;
             }
         }
-        let (first, main) = podspec::containers(
-            &self.pod.value,
-            &self.pod.facts(self.programs.samples.clone()),
-        );
+        let (first, main) = podspec::containers(&self.pod.value, &self.pod.facts(&self.programs));
         for container in &first {
             self.run_to_end(container).await?;
         }
@@ -342,7 +346,8 @@ impl Life {
             .to_owned();
         let mut tasks = JoinSet::new();
         let mut readiness = Vec::new();
-        self.report(Happening::Running).await;
+        let idle = containers.iter().all(|c| c.program.is_none());
+        self.report(Happening::Running { idle }).await;
         let count = containers.len();
         for container in containers {
             if let Some(note) = &container.note {

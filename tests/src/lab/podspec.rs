@@ -10,6 +10,7 @@ use std::{
 
 use serde_json::Value;
 
+use super::images::Images;
 use crate::apps::program_for_image;
 
 /// What a container runs.
@@ -68,6 +69,8 @@ pub struct Facts {
     pub fields: BTreeMap<String, String>,
     /// The program of the samples.
     pub samples: PathBuf,
+    /// What the user has for images; it goes before the samples.
+    pub images: Images,
 }
 
 /// The containers of a pod, those that run to their end first.
@@ -131,9 +134,14 @@ fn container(c: &Value, spec: &Value, facts: &Facts) -> Container {
     };
     let (command, args) = (words(&c["command"]), words(&c["args"]));
     let image = c["image"].as_str().unwrap_or_default();
-    let sample = program_for_image(image);
-    let known = sample.is_some() && command.is_empty();
-    let (program, note) = match (command.first(), sample) {
+    let sample = || {
+        let words = program_for_image(image)?;
+        Some([vec![facts.samples.display().to_string()], words].concat())
+    };
+    let own = facts.images.program(image);
+    let is_sample = own.is_none() && command.is_empty() && sample().is_some();
+    let stand_in = own.or_else(sample);
+    let (program, note) = match (command.first(), stand_in) {
         (Some(name), _) if find_program(name).is_some() => {
             (Some([command.clone(), args].concat()), None)
         }
@@ -144,10 +152,7 @@ fn container(c: &Value, spec: &Value, facts: &Facts) -> Container {
                 c["name"]
             )),
         ),
-        (None, Some(sample)) => (
-            Some([vec![facts.samples.display().to_string()], sample, args].concat()),
-            None,
-        ),
+        (None, Some(stand_in)) => (Some([stand_in, args].concat()), None),
         (None, None) => (None, None),
     };
     let context = |field: &str| {
@@ -161,7 +166,7 @@ fn container(c: &Value, spec: &Value, facts: &Facts) -> Container {
     };
     let ports = c["ports"].as_array().into_iter().flatten();
     let sample_ports = ports
-        .filter(|p| known && p["protocol"].as_str().is_none_or(|p| p == "TCP"))
+        .filter(|p| is_sample && p["protocol"].as_str().is_none_or(|p| p == "TCP"))
         .filter_map(|p| small(&p["containerPort"]))
         .collect();
     Container {
@@ -260,7 +265,7 @@ fn expand(word: &str, env: &[(String, String)]) -> String {
     })
 }
 
-fn find_program(name: &str) -> Option<PathBuf> {
+pub(super) fn find_program(name: &str) -> Option<PathBuf> {
     let is_file = |p: &Path| p.is_file();
     if name.contains('/') {
         return Some(PathBuf::from(name)).filter(|p| is_file(p));
@@ -280,6 +285,7 @@ mod tests {
         Facts {
             fields: BTreeMap::from([("metadata.name".to_owned(), "p-1".to_owned())]),
             samples: "/bin/warren-sample".into(),
+            images: Images::default(),
         }
     }
 

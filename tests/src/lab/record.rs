@@ -21,6 +21,7 @@ pub struct PodRecord {
     pub phase: &'static str,
     /// Whether it is ready.
     pub ready: bool,
+    pub(super) idle: bool,
     /// Whether it was told to go.
     pub terminating: bool,
     /// When it was made.
@@ -66,6 +67,7 @@ impl PodRecord {
             }
             .to_owned(),
             ready: self.ready,
+            idle: self.idle && self.phase == "Running",
             mesh: self.mesh.0.clone(),
             restarts: self.restarts,
             note,

@@ -45,7 +45,11 @@ pub fn text(status: &Status) -> String {
             p.namespace.clone(),
             p.name.clone(),
             yes.into(),
-            p.phase.clone(),
+            if p.idle && p.phase == "Running" {
+                "idle".into()
+            } else {
+                p.phase.clone()
+            },
             p.restarts.to_string(),
             p.node.clone(),
             p.ip.to_string(),

@@ -68,6 +68,7 @@ pub fn spec() -> Spec {
         mesh: true,
         agent_env: Vec::new(),
         controller_args: Vec::new(),
+        images: super::images::Images::default(),
     }
 }
 

@@ -12,27 +12,28 @@ use std::{
     time::SystemTime,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{
     net::UnixListener,
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
 };
 
 use super::{
     boot,
     component::Component,
-    control::{self, ComponentStatus, Question, Request, ServiceStatus, Status},
-    manifest::{Document, Key, Object, Source},
+    control::{self, Question},
+    images::Images,
+    manifest::{Key, Object},
     net::NodeIndex,
     place::{LabName, Place},
     pod::{self, Happening, Programs, Reports, Settled},
-    podspec, publish,
+    publish,
     record::{PodRecord, random_uid},
     register::Listed,
-    schedule::{self, Existing, NewPod, Nodes},
-    service::{Allocator, Backend, ClusterIps},
+    schedule::{self, Existing, NewPod},
+    service::Allocator,
 };
 
 /// What a lab is made of.
@@ -50,6 +51,9 @@ pub struct Spec {
     /// Further arguments of the controller.
     #[serde(default)]
     pub controller_args: Vec<String>,
+    /// What runs in place of images, besides the samples.
+    #[serde(default)]
+    pub images: Images,
 }
 
 /// All that a lab knows.
@@ -67,15 +71,16 @@ pub struct World {
     /// What was written last.
     pub published: publish::Published,
     programs: Arc<Programs>,
-    services: Allocator,
+    pub(super) services: Allocator,
     last_host: BTreeMap<NodeIndex, u8>,
-    components: BTreeMap<String, Component>,
-    warnings: Vec<String>,
+    pub(super) components: BTreeMap<String, Component>,
+    pub(super) warnings: Vec<String>,
     reports: Reports,
 }
 
 /// Runs a lab until it is ended.
-pub async fn run(spec: Spec, programs: Programs) -> Result<()> {
+pub async fn run(spec: Spec, mut programs: Programs) -> Result<()> {
+    programs.images = spec.images.clone();
     let place = Arc::new(Place::new(spec.name.clone())?);
     boot::prepare(&place, &spec)?;
     let (reports, mut happenings) = mpsc::channel(4096);
@@ -125,99 +130,8 @@ pub async fn run(spec: Spec, programs: Programs) -> Result<()> {
 }
 
 impl World {
-    fn answer(&mut self, (request, reply): Question) {
-        let done = match request {
-            Request::Status => serde_json::to_value(self.status()).map_err(Into::into),
-            Request::Apply { sources, namespace } => Ok(self.apply(&sources, &namespace)),
-            Request::Delete { sources, namespace } => Ok(self.delete(&sources, &namespace)),
-            Request::DeletePod { pod } => self.delete_pod(&pod),
-            Request::Component { name, order } => return self.order(&name, order, reply),
-        };
-        self.settle();
-        // Whoever asked may have gone meanwhile.
-        let _ = reply.send(done);
-    }
-
-    fn order(
-        &self,
-        name: &str,
-        order: super::component::Order,
-        reply: oneshot::Sender<Result<Value>>,
-    ) {
-        let Some(component) = self.components.get(name) else {
-            let _ = reply.send(Err(anyhow!(
-                "no component `{name}`; there are: {}",
-                self.components
-                    .keys()
-                    .cloned()
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            )));
-            return;
-        };
-        let done = component.order(order);
-        tokio::spawn(async move {
-            let _ = reply.send(done.await.map(|()| Value::Null));
-        });
-    }
-
-    fn apply(&mut self, sources: &[Source], namespace: &str) -> Value {
-        let mut said = Vec::new();
-        for document in sources.iter().flat_map(|s| s.documents(namespace)) {
-            match document {
-                Document::Object(object) => {
-                    let verb = match self.objects.get(&object.key) {
-                        None => "created",
-                        Some(old) if old.value == object.value => "unchanged",
-                        Some(_) => "configured",
-                    };
-                    said.push(format!("{} {verb}", object.key));
-                    self.objects.insert(object.key.clone(), *object);
-                }
-                Document::Opaque { file, text, why } => {
-                    said.push(format!("{file}: {why}; left to the controller as it is"));
-                    self.opaque.insert(file, text);
-                }
-            }
-        }
-        json!(said)
-    }
-
-    fn delete(&mut self, sources: &[Source], namespace: &str) -> Value {
-        let mut said = Vec::new();
-        for document in sources.iter().flat_map(|s| s.documents(namespace)) {
-            let (what, there) = match document {
-                Document::Object(object) => {
-                    let there = self.objects.remove(&object.key).is_some();
-                    if object.key.kind == "Namespace" {
-                        // What is in a namespace goes with it.
-                        self.objects.retain(|k, _| k.namespace != object.key.name);
-                    }
-                    (object.key.to_string(), there)
-                }
-                Document::Opaque { file, .. } => {
-                    (file.clone(), self.opaque.remove(&file).is_some())
-                }
-            };
-            said.push(format!(
-                "{what} {}",
-                if there { "deleted" } else { "not found" }
-            ));
-        }
-        json!(said)
-    }
-
-    fn delete_pod(&mut self, key: &Key) -> Result<Value> {
-        if !self.pods.contains_key(key) {
-            bail!("no {key}");
-        }
-        self.objects.remove(key);
-        self.end(key);
-        Ok(json!([format!("{key} deleted")]))
-    }
-
     /// Makes the world what the objects say, as far as one step goes, and writes it down.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let existing: Vec<Existing> = self
             .pods
             .values()
@@ -278,6 +192,7 @@ impl World {
             generation: new.generation,
             phase: "Pending",
             ready: false,
+            idle: false,
             terminating: false,
             since: SystemTime::now(),
             mesh: Default::default(),
@@ -320,7 +235,7 @@ impl World {
         Ok(host)
     }
 
-    fn end(&mut self, key: &Key) {
+    pub(super) fn end(&mut self, key: &Key) {
         if let Some(pod) = self.pods.get_mut(key) {
             pod.terminating = true;
             pod.stop.send_replace(true);
@@ -345,7 +260,7 @@ impl World {
                 eprintln!("{key}: {text}");
                 pod.note = text;
             }
-            Happening::Running => pod.phase = "Running",
+            Happening::Running { idle } => (pod.phase, pod.idle) = ("Running", idle),
             Happening::Ready(ready) => pod.ready = ready,
             Happening::Restarted => pod.restarts += 1,
             Happening::Completed(good) => {
@@ -380,114 +295,6 @@ impl World {
             if let Some(said) = list.iter().find(|l| l.uid == pod.settled.uid) {
                 pod.mesh = (said.state.clone(), said.reason.clone());
             }
-        }
-    }
-
-    fn cluster_ips(&mut self) -> BTreeMap<Key, ClusterIps> {
-        let services: Vec<Object> = self
-            .objects
-            .values()
-            .filter(|o| o.key.kind == "Service" && o.key.group.is_empty())
-            .cloned()
-            .collect();
-        self.services
-            .retain(|k| services.iter().any(|s| s.key == *k));
-        let mut given = BTreeMap::new();
-        for service in &services {
-            match self.services.addresses(service) {
-                Ok(ips) => drop(given.insert(service.key.clone(), ips)),
-                Err(why) => self.warnings.push(why),
-            }
-        }
-        given
-    }
-
-    /// The nodes with their labels: the lab's, and those of Node objects that users applied.
-    pub fn nodes(&self) -> Nodes {
-        (1..=self.spec.nodes)
-            .map(NodeIndex)
-            .map(|node| {
-                let name = node.name();
-                let own = [
-                    ("kubernetes.io/hostname", name.clone()),
-                    ("kubernetes.io/os", "linux".to_owned()),
-                    ("topology.kubernetes.io/region", "lab".to_owned()),
-                    ("topology.kubernetes.io/zone", format!("zone-{}", node.0)),
-                ];
-                let mut labels: BTreeMap<String, String> =
-                    own.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-                if let Some(object) = self.objects.get(&Key::core("Node", "", &name)) {
-                    labels.extend(publish::string_map(&object.value["metadata"]["labels"]));
-                }
-                (node, labels)
-            })
-            .collect()
-    }
-
-    /// The pods as services see them.
-    pub fn backends(&self) -> Vec<Backend> {
-        let nodes = self.nodes();
-        let running = self
-            .pods
-            .values()
-            .filter(|p| p.phase == "Running" || p.phase == "Pending");
-        running
-            .map(|p| {
-                let spec = &p.settled.value["spec"];
-                let named = |f: &str| spec[f].as_str().map(str::to_owned);
-                Backend {
-                    key: p.settled.key.clone(),
-                    uid: p.settled.uid.clone(),
-                    labels: publish::string_map(&p.settled.value["metadata"]["labels"]),
-                    ips: p.settled.ips(),
-                    node: p.settled.node.name(),
-                    zone: nodes
-                        .get(&p.settled.node)
-                        .and_then(|l| l.get("topology.kubernetes.io/zone"))
-                        .cloned()
-                        .unwrap_or_default(),
-                    ready: p.ready,
-                    terminating: p.terminating,
-                    ports: podspec::named_ports(&p.settled.value),
-                    hostname: named("hostname").zip(named("subdomain")),
-                }
-            })
-            .collect()
-    }
-
-    fn status(&mut self) -> Status {
-        let services = self
-            .cluster_ips()
-            .into_iter()
-            .map(|(key, ips)| {
-                let cluster_ips = ips
-                    .into_iter()
-                    .flat_map(|(v4, v6)| {
-                        std::iter::once(v4.to_string()).chain(v6.map(|ip| ip.to_string()))
-                    })
-                    .collect();
-                ServiceStatus {
-                    namespace: key.namespace,
-                    name: key.name,
-                    cluster_ips,
-                }
-            })
-            .collect();
-        Status {
-            name: self.spec.name.to_string(),
-            nodes: self.nodes().keys().map(|n| n.name()).collect(),
-            mesh: self.spec.mesh,
-            components: self
-                .components
-                .iter()
-                .map(|(name, c)| ComponentStatus {
-                    name: name.clone(),
-                    condition: c.condition.borrow().clone(),
-                })
-                .collect(),
-            pods: self.pods.values().map(|p| p.status(&self.place)).collect(),
-            services,
-            warnings: self.warnings.clone(),
         }
     }
 }

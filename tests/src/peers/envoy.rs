@@ -30,7 +30,8 @@ pub fn binary() -> Option<PathBuf> {
     ];
     let found = candidates.into_iter().flatten().find(|p| p.is_file());
     if found.is_none() {
-        println!(
+        // Standard output may be somebody's JSON.
+        eprintln!(
             "skipped: no Envoy binary (set WARREN_ENVOY or run `cargo xtask provision interop`)"
         );
     }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use mesh_tests::lab::{Lab, capture::contains, down, place::Place, suite, supervisor::Spec};
+use mesh_tests::lab::{
+    Lab, capture::contains, down, images::Images, place::Place, suite, supervisor::Spec,
+};
 
 const READY: Duration = Duration::from_secs(20);
 
@@ -221,5 +223,70 @@ pub async fn down_removes_what_a_killed_supervisor_left() -> Result<()> {
     assert!(!place.cgroup().exists() && !place.run().exists() && !place.state().exists());
     let again = down::down(&place)?;
     assert_eq!(again.namespaces, 0, "a second time there is nothing to do");
+    Ok(())
+}
+
+const OWN_IMAGE: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: own}
+spec:
+  replicas: 1
+  template:
+    metadata: {labels: {app: own}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+        - {name: c, image: "shop.test:5000/own:v3", args: ["--port", "8080"], ports: [{containerPort: 8080}], readinessProbe: {httpGet: {path: /status/200, port: 8080}, periodSeconds: 1}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: unknown}
+spec: {containers: [{name: c, image: nobody-knows, readinessProbe: {tcpSocket: {port: 1}}}]}
+"#;
+
+/// The user's map makes programs of images, for whatever is applied later; an image nobody knows is shown as idle.
+pub async fn images_of_the_user_become_programs() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("images.yaml");
+    let sample = std::path::Path::new(env!("CARGO_BIN_EXE_warren-sample"));
+    std::fs::write(&file, "shop.test:5000/own:*: [warren-sample, httpbin]\n")?;
+    let images = Images::read(&file, sample.parent())?;
+    let lab = Lab::up(Spec { images, ..bare() }).await?;
+    lab.apply(WORLD).await?;
+    lab.apply(OWN_IMAGE).await?;
+    let status = lab.wait_ready(READY).await?;
+    let ip = status.pod("own")?.ip;
+    ensure!(!status.pod("own")?.idle, "its program runs");
+    let code = status_code(&lab, "-4", &format!("http://{ip}:8080/status/204")).await?;
+    ensure!(code == "204", "the program answered {code}");
+    let unknown = status.pod("unknown")?;
+    ensure!(unknown.idle && unknown.ready, "{unknown:?}");
+    let shown = mesh_tests::lab::show::text(&status);
+    let line = shown.lines().find(|l| l.contains("unknown"));
+    ensure!(line.is_some_and(|l| l.contains("idle")), "{shown}");
+    Ok(())
+}
+
+/// `ps` into a reader that has gone ends quietly.
+pub async fn a_closed_pipe_ends_quietly() -> Result<()> {
+    let lab = up().await?;
+    let name = lab.place.name.to_string();
+    for words in [&["ps"][..], &["ps", "-o", "json"], &["logs", "supervisor"]] {
+        let (read, write) = std::io::pipe()?;
+        drop(read);
+        // Something is to be printed, whatever the supervisor had to say.
+        let log = lab.place.log("supervisor");
+        std::fs::write(&log, "a line\n")?;
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_warren-lab"));
+        command.args(["--name", &name]).args(words).stdout(write);
+        let done = tokio::task::spawn_blocking(move || command.output()).await??;
+        let err = String::from_utf8_lossy(&done.stderr);
+        ensure!(
+            done.status.code() == Some(141) && err.is_empty(),
+            "{words:?}: {}: {err}",
+            done.status
+        );
+    }
     Ok(())
 }

@@ -198,14 +198,7 @@ pub async fn t40_a_dead_node_looks_like_one() -> Result<()> {
             .any(|a| a.connect == UNREACHABLE && a.connect_ms < 1000),
         "never from connect() itself, at once: {seen:?}"
     );
-    until("the access log", async || {
-        let lines = lab.node("n2").access_log().await?;
-        ensure!(
-            lines.iter().any(|l| l.contains("reason=connect_timeout")),
-            "no line says connect_timeout:\n{}",
-            lines.join("\n")
-        );
-        Ok(())
-    })
-    .await
+    lab.until_logged("n2", &["reason=connect_timeout"])
+        .await
+        .map(drop)
 }

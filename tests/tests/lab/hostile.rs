@@ -15,13 +15,11 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use mesh_tests::{
     lab::{Lab, enter::in_netns, net::FABRIC_NAME, suite, supervisor::Spec},
-    peers::{ca::Ca, envoy::Files},
+    peers::{anyone, ca::Ca, envoy::Files},
 };
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    ClientConfig, ClientConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::task::spawn_blocking;
 
@@ -40,57 +38,9 @@ const TUNNEL: &str = "10.244.1.2:15008";
 const PATIENCE: Duration = Duration::from_secs(30);
 const STRANGER: &str = "spiffe://cluster.local/ns/partner/sa/peer";
 
-/// Accepts whatever the node proves: here the client is the liar.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// A client's TLS with these files, or with no certificate.
 fn tls(files: Option<&Files>, alpn: &str) -> Result<Arc<ClientConfig>> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)));
+    let builder = anyone::client()?;
     let mut config = match files {
         Some(files) => {
             let chain = CertificateDer::pem_file_iter(&files.chain)?.collect::<Result<_, _>>()?;

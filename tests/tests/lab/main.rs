@@ -28,6 +28,7 @@ mod samples;
 mod secrecy;
 mod trust;
 mod tunnel;
+mod vanish;
 mod wire;
 
 use std::process::ExitCode;
@@ -44,6 +45,8 @@ fn main() -> ExitCode {
         cluster::pods_reach_services_by_name_and_both_families,
         cluster::scaling_rescheduling_and_deletion_by_apply,
         cluster::down_removes_what_a_killed_supervisor_left,
+        cluster::images_of_the_user_become_programs,
+        cluster::a_closed_pipe_ends_quietly,
         capture::t32_nobody_speaks_in_an_enrolled_pods_name,
         capture::a_detached_anchor_withdraws_the_direct_path,
         capture::an_open_port_keeps_the_direct_path_withdrawn,
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         wire::t17_a_connect_to_anything_but_the_pod_is_refused_undialed,
         wire::t18_early_bytes_of_a_denied_stream_reach_nobody,
         wire::t20_connections_end_as_they_would_without_the_mesh,
+        vanish::t20_a_flow_over_a_cut_link_ends_on_both_sides,
         limits::t25_without_descriptors_live_streams_go_on,
         limits::t25_without_memory_nothing_leaks_and_service_comes_back,
         reuse::t28_an_address_that_is_used_again_brings_no_old_identity,

@@ -88,16 +88,7 @@ pub async fn t12_without_a_ca_certificates_serve_until_they_expire() -> Result<(
         expiry(&lab, "n2", CLIENT).await? < now(),
         "the metric says that the certificate has expired"
     );
-    until("the access log", async || {
-        let lines = lab.node("n2").access_log().await?;
-        ensure!(
-            lines.iter().any(|l| l.contains("reason=no_certificate")),
-            "no line says no_certificate:\n{}",
-            lines.join("\n")
-        );
-        Ok(())
-    })
-    .await?;
+    lab.until_logged("n2", &["reason=no_certificate"]).await?;
     let counted = lab
         .node("n2")
         .metric(
