@@ -3,6 +3,7 @@
 mod analyze;
 mod ca;
 mod controller;
+mod crds;
 mod token;
 mod why;
 
@@ -41,6 +42,8 @@ enum Command {
     Analyze(analyze::Args),
     /// Say why one pod may, or may not, talk to another.
     Why(why::Args),
+    /// Print the CustomResourceDefinitions of Warren's own kinds, as YAML that can be applied.
+    Crds,
     /// Print the version.
     Version,
 }
@@ -74,6 +77,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ca { command } => ca::run(command)?,
         Command::Analyze(args) => return analyze::run(args),
         Command::Why(args) => return why::run(args),
+        Command::Crds => print!("{}", crds::text()?),
         Command::Version => println!("mesh-ctl {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)

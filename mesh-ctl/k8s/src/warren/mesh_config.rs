@@ -26,8 +26,10 @@ pub struct MeshConfigSpec {
     /// The cluster's DNS domain; `cluster.local` when empty.
     pub cluster_domain: String,
     /// `ALLOW_ANY` (also when empty) or `REGISTRY_ONLY`.
+    #[schemars(extend("enum" = ["", "ALLOW_ANY", "REGISTRY_ONLY"]))]
     pub outbound_traffic_policy: String,
     /// `auto` (also when empty), `tunnel` or `direct`.
+    #[schemars(extend("enum" = ["", "auto", "tunnel", "direct"]))]
     pub same_node: String,
     /// Which of Istio's enrolment labels count.
     pub honour_istio_labels: HonourIstioLabels,

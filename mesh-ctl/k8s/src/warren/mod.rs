@@ -1,5 +1,7 @@
 //! Our own kinds.
 
+mod crd;
 mod mesh_config;
 
+pub use crd::crds;
 pub use mesh_config::{HonourIstioLabels, MeshConfig, MeshConfigSpec};
