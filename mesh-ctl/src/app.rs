@@ -128,8 +128,9 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     });
     let metrics = Arc::new(Metrics::default());
     let mut tasks = JoinSet::new();
+    let (said, keep) = watch::channel(Statuses::default());
     if let Input::Cluster(client) = &from {
-        lead(client, &authority, &mut tasks)?;
+        lead(client, &authority, &keep, &mut tasks)?;
     }
 
     let (handle, discovery, publishing) = publish::publisher(metrics.clone());
@@ -203,7 +204,6 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         .with_context(|| format!("listening on {monitor}"))?;
     let monitor = socket.local_addr()?;
     tasks.spawn(named("monitoring", monitor::serve(socket, metrics)));
-    let (said, keep) = watch::channel(Statuses::default());
     tasks.spawn(named(
         "keeping statuses",
         keep_statuses(keep, state.join("statuses.json")),
@@ -238,6 +238,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
 fn lead(
     client: &kube::Client,
     authority: &Arc<Authority>,
+    said: &watch::Receiver<Statuses>,
     tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
 ) -> anyhow::Result<()> {
     let namespace = client.default_namespace().to_owned();
@@ -245,6 +246,8 @@ fn lead(
     let me = format!("{host}_{:08x}", fastrand::u32(..));
     let (candidate, leads) = Candidate::new(client.clone(), &namespace, me);
     tasks.spawn(named("standing for the lease", candidate.run()));
+    let writing = status::cluster::keep(client.clone(), said.clone(), leads.clone());
+    tasks.spawn(named("writing statuses to the cluster", writing));
     let keeping = bundle::keep(authority.clone(), client.clone(), namespace, leads);
     tasks.spawn(named("keeping the roots in the cluster", keeping));
     Ok(())

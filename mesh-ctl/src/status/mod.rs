@@ -2,6 +2,8 @@
 //!
 //! Invariant: what a node refuses at present is shown at the object that caused it.
 
+pub mod cluster;
+
 use std::{
     collections::BTreeMap,
     fs,

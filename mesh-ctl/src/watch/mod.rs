@@ -15,6 +15,7 @@ use std::{future::Future, sync::Arc};
 use mesh_k8s::{Object, ObjectRef};
 use mesh_translate::{Broken, Origin};
 
+pub(crate) use self::kube::find;
 pub use self::kube::{Cluster, connect};
 pub use document::field_line;
 pub use folder::Folder;

@@ -8,6 +8,8 @@ mod kind;
 mod raw;
 mod serve;
 
+pub(crate) use self::serve::find;
+
 use std::collections::BTreeSet;
 
 use kube::Client;

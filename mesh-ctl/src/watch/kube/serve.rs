@@ -8,7 +8,7 @@ use mesh_k8s::KindInfo;
 
 /// Why a kind cannot be read at present.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     /// The cluster does not have it: its CRD is not installed.
     #[error("the cluster does not serve it")]
     Absent,
@@ -70,7 +70,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The resource of a kind in the first of its versions that the cluster serves.
-pub(super) async fn find(client: &Client, kind: &KindInfo) -> Result<ApiResource, Trouble> {
+pub(crate) async fn find(client: &Client, kind: &KindInfo) -> Result<ApiResource, Trouble> {
     for version in kind.versions {
         let (api_version, listed) = match kind.group {
             "" => (

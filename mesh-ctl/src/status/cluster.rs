@@ -1,0 +1,305 @@
+//! Statuses on the objects of a cluster: conditions `Accepted` and `Programmed`, written by the leader.
+//!
+//! Invariants: one write at a time, and none where nothing differs; conditions of others stay; what could not be
+//! written is tried again later and holds nobody up. Only kinds of our own and of Istio have conditions of ours.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Client,
+    api::{DynamicObject, Patch, PatchParams},
+    core::ApiResource,
+};
+use mesh_k8s::{KINDS, KindInfo, ObjectRef};
+use mesh_translate::{ConditionKind, Status};
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    time::{interval, sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::Statuses;
+use crate::watch::find;
+
+/// Who writes.
+const MANAGER: &str = "warren-controller";
+/// At least this lies between two writes.
+const PACE: Duration = Duration::from_millis(20);
+/// How long the API server may take for one object.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How often it is tried again what could not be written.
+const AGAIN: Duration = Duration::from_secs(30);
+/// So many details go into a condition's message.
+const DETAILS: usize = 8;
+
+/// Writes what is said whenever it changes. Never ends while something is said.
+pub async fn keep(
+    client: Client,
+    mut said: watch::Receiver<Statuses>,
+    leads: watch::Receiver<bool>,
+) {
+    let mut writer = Writer {
+        client,
+        resources: HashMap::new(),
+        written: BTreeMap::new(),
+    };
+    let (mut ticks, mut leading) = (interval(AGAIN), leads.clone());
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = said.changed() => if changed.is_err() { return },
+            changed = leading.changed() => if changed.is_err() { return },
+        }
+        if !*leads.borrow() {
+            // Another writes meanwhile: what we wrote may not be there when we lead again.
+            writer.written.clear();
+            continue;
+        }
+        let all = said.borrow_and_update().all();
+        writer.write_all(all, &leads).await;
+    }
+}
+
+struct Writer {
+    client: Client,
+    resources: HashMap<&'static str, ApiResource>,
+    /// The conditions that each object has by us.
+    written: BTreeMap<ObjectRef, Value>,
+}
+
+impl Writer {
+    async fn write_all(&mut self, all: Vec<Status>, leads: &watch::Receiver<bool>) {
+        let (mut wrote, mut failed) = (0, None);
+        self.written
+            .retain(|object, _| all.iter().any(|status| status.object == *object));
+        for status in &all {
+            let Some(kind) = ours(&status.object.kind) else {
+                continue;
+            };
+            let wanted = conditions(status);
+            if self.written.get(&status.object) == Some(&wanted) {
+                continue;
+            }
+            if !*leads.borrow() {
+                return;
+            }
+            match timeout(DEADLINE, self.write(kind, &status.object, &wanted)).await {
+                Ok(Ok(new)) => {
+                    wrote += usize::from(new);
+                    self.written.insert(status.object.clone(), wanted);
+                }
+                Ok(Err(error)) => failed = Some((status.object.to_string(), error)),
+                Err(_) => {
+                    failed = Some((status.object.to_string(), "no answer in time".to_owned()))
+                }
+            }
+            sleep(PACE).await;
+        }
+        if let Some((object, error)) = failed {
+            warn!(%object, %error, "a status could not be written; it is tried again");
+        }
+        if wrote > 0 {
+            debug!(wrote, "statuses were written");
+        }
+    }
+
+    /// Writes conditions where they differ from what is there; whether they did.
+    async fn write(
+        &mut self,
+        kind: &'static KindInfo,
+        object: &ObjectRef,
+        wanted: &Value,
+    ) -> Result<bool, String> {
+        if !self.resources.contains_key(kind.kind) {
+            let found = find(&self.client, kind).await.map_err(|e| e.to_string())?;
+            self.resources.insert(kind.kind, found);
+        }
+        let resource = &self.resources[kind.kind];
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &object.namespace, resource);
+        let failed = |error: kube::Error| error.to_string();
+        let Some(there) = api.get_opt(&object.name).await.map_err(failed)? else {
+            return Ok(false);
+        };
+        let before = &there.data["status"]["conditions"];
+        let after = merged(before, wanted, there.metadata.generation, Timestamp::now());
+        if *before == after {
+            return Ok(false);
+        }
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let patch = json!({"metadata": {"resourceVersion": there.metadata.resource_version}, "status": {"conditions": after}});
+        match api
+            .patch_status(&object.name, &params, &Patch::Merge(patch))
+            .await
+        {
+            Ok(_) => info!(%object, "its status was written"),
+            // It went meanwhile.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
+            Err(error) => return Err(error.to_string()),
+        }
+        Ok(true)
+    }
+}
+
+/// The kind, when conditions of ours belong on its objects.
+fn ours(kind: &str) -> Option<&'static KindInfo> {
+    let groups = ["security.istio.io", "networking.istio.io", "warren.dev"];
+    KINDS
+        .iter()
+        .find(|known| known.kind == kind && groups.contains(&known.group))
+}
+
+/// The conditions of a status, without times.
+fn conditions(status: &Status) -> Value {
+    let details: Vec<String> = status
+        .messages
+        .iter()
+        .take(DETAILS)
+        .map(|message| match message.field.as_str() {
+            "" => message.text.clone(),
+            field => format!("{field}: {}", message.text),
+        })
+        .collect();
+    let more = status.messages.len().saturating_sub(DETAILS);
+    let one = |condition: &mesh_translate::Condition| {
+        let mut message = condition.message.clone();
+        if condition.kind == ConditionKind::Programmed && !details.is_empty() {
+            let rest = if more > 0 {
+                format!("; and {more} more")
+            } else {
+                String::new()
+            };
+            let sep = if message.is_empty() { "" } else { ": " };
+            message = format!("{message}{sep}{}{rest}", details.join("; "));
+        }
+        json!({
+            "type": format!("{:?}", condition.kind),
+            "status": if condition.status { "True" } else { "False" },
+            "reason": condition.reason,
+            "message": message,
+        })
+    };
+    status.conditions.iter().map(one).collect()
+}
+
+/// What is there, with our conditions in place of their former selves. A transition's time changes only with the status.
+fn merged(before: &Value, wanted: &Value, generation: Option<i64>, now: Timestamp) -> Value {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let before = list(before);
+    let mut after = before.clone();
+    for mut condition in list(wanted) {
+        let same = |other: &Value| other["type"] == condition["type"];
+        let place = before.iter().position(same);
+        let old = place.map_or(&Value::Null, |place| &before[place]);
+        condition["lastTransitionTime"] = match old["status"] == condition["status"] {
+            true => old["lastTransitionTime"].clone(),
+            false => now.to_string().into(),
+        };
+        // Istio's conditions have no such field where they are older; the API server drops it there.
+        if let Some(generation) =
+            generation.filter(|_| old.get("observedGeneration").is_some() || old.is_null())
+        {
+            condition["observedGeneration"] = generation.into();
+        }
+        match place {
+            Some(place) => after[place] = condition,
+            None => after.push(condition),
+        }
+    }
+    after.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_translate::{Condition, Message, Origin, Severity};
+
+    use super::*;
+    use crate::apiserver::ApiServer;
+
+    const POLICIES: &str = "/apis/security.istio.io/v1/authorizationpolicies";
+
+    fn status(programmed: bool) -> Status {
+        let condition = |kind, status| Condition {
+            kind,
+            status,
+            reason: "Because".to_owned(),
+            message: String::new(),
+        };
+        Status {
+            object: ObjectRef::new("AuthorizationPolicy", "shop", "allow"),
+            origin: Origin::default(),
+            conditions: vec![
+                condition(ConditionKind::Accepted, true),
+                condition(ConditionKind::Programmed, programmed),
+            ],
+            messages: vec![Message {
+                severity: Severity::Warning,
+                field: "spec.rules[0].when".to_owned(),
+                text: "is not honoured".to_owned(),
+            }],
+        }
+    }
+
+    #[tokio::test]
+    async fn conditions_are_written_where_they_differ_and_others_stay() {
+        let (server, client) = ApiServer::start().await;
+        server.serve(
+            "/apis/security.istio.io/v1",
+            "authorizationpolicies",
+            "AuthorizationPolicy",
+        );
+        let theirs = json!({"type": "Reconciled", "status": "True"});
+        server.put(
+            POLICIES,
+            json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+                "metadata": {"name": "allow", "namespace": "shop", "generation": 3}, "status": {"conditions": [theirs]}}),
+        );
+        let mut writer = Writer {
+            client,
+            resources: HashMap::new(),
+            written: BTreeMap::new(),
+        };
+        let (_lead, leads) = watch::channel(true);
+        let patches = || {
+            server
+                .requests()
+                .iter()
+                .filter(|r| r.starts_with("PATCH"))
+                .count()
+        };
+        let there = || {
+            server.object(POLICIES, "shop/allow").expect("is there")["status"]["conditions"].clone()
+        };
+        writer.write_all(vec![status(true)], &leads).await;
+        let first = there();
+        assert_eq!((&first[0], patches()), (&theirs, 1));
+        assert_eq!(first[2]["message"], "spec.rules[0].when: is not honoured");
+        assert_eq!(
+            (&first[2]["status"], &first[2]["observedGeneration"]),
+            (&json!("True"), &json!(3))
+        );
+        assert!(
+            server
+                .requests()
+                .iter()
+                .any(|r| r.contains("allow/status?") && r.contains(MANAGER))
+        );
+        // Nothing new, also for a leader that remembers nothing.
+        writer.write_all(vec![status(true)], &leads).await;
+        writer.written.clear();
+        writer.write_all(vec![status(true)], &leads).await;
+        assert_eq!(patches(), 1);
+        writer.write_all(vec![status(false)], &leads).await;
+        let second = there();
+        assert_eq!((patches(), &second[2]["status"]), (2, &json!("False")));
+        assert_eq!(first[1], second[1], "what stayed keeps its time");
+    }
+}
