@@ -8,6 +8,7 @@ mod codegen;
 mod demo;
 mod deny;
 mod ebpf;
+mod kube;
 mod lab;
 mod peers;
 mod provision;
@@ -45,6 +46,8 @@ enum Cmd {
     Test(test::Args),
     /// Start, use and remove a lab: a cluster of network namespaces on this machine (`lab help` for more).
     Lab(lab::Args),
+    /// Start, use and remove a real Kubernetes cluster on this machine.
+    Kube(kube::Args),
     /// Show the mesh at work, step by step.
     Demo(demo::Args),
     /// Measure.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Cmd::Tidy => tidy::run(),
         Cmd::Test(args) => test::run(&args),
         Cmd::Lab(args) => return lab::run(&args).unwrap_or_else(failed),
+        Cmd::Kube(args) => return kube::run(&args).unwrap_or_else(failed),
         Cmd::Demo(args) => return demo::run(&args).unwrap_or_else(failed),
         Cmd::Bench(args) => return bench::run(&args).unwrap_or_else(failed),
         Cmd::Ci(args) => ci::run(&args),

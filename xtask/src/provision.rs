@@ -206,15 +206,20 @@ fn mount_bpffs() -> Result<()> {
     step::run(mount.args(["-t", "bpf", "bpf", AT]))
 }
 
-/// Where tools are installed: `$XDG_CACHE_HOME/warren/tools`, or the same below `~/.cache`.
+/// Where tools are installed: `tools` in the cache.
 pub fn tools() -> Result<PathBuf> {
+    Ok(cache()?.join("tools"))
+}
+
+/// Where what is fetched or built once is kept: `$XDG_CACHE_HOME/warren`, or the same below `~/.cache`.
+pub fn cache() -> Result<PathBuf> {
     let given = env::var_os("XDG_CACHE_HOME")
         .filter(|v| !v.is_empty())
         .map(PathBuf::from);
     let cache = given.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
     Ok(cache
         .context("neither XDG_CACHE_HOME nor HOME is set")?
-        .join("warren/tools"))
+        .join("warren"))
 }
 
 fn on_any_path(program: &str) -> bool {

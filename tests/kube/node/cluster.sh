@@ -1,0 +1,62 @@
+# Read by every script here: names, addresses, and what several of them do. `cargo xtask kube` sets where things are:
+#   KUBE_PARTS   what was built: bin/, cni/, images/
+#   KUBE_STATE   what a running cluster keeps: keys, etcd, the nodes' disks, logs, pids
+#   KUBE_NODES   the nodes, e.g. "n1 n2"
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+: "${KUBE_PARTS:?run this by cargo xtask kube}" "${KUBE_STATE:?}" "${KUBE_NODES:=n1 n2}"
+bin=$KUBE_PARTS/bin pki=$KUBE_STATE/pki
+export PATH=$bin:$PATH
+
+cp_ns=wk-cp
+cp_ip=10.99.0.1 service_cidr=10.96.0.0/16 pod_cidr=10.244.0.0/16 dns_ip=10.96.0.10
+node_ns() { echo "wk-$1"; }
+node_ip() { echo "10.99.0.$((10 + ${1#n}))"; }
+node_cidr() { echo "10.244.${1#n}.0/24"; }
+
+# The version-2 hierarchy of the machine: the only one, or the one beside version 1.
+v2=/sys/fs/cgroup
+[ -d /sys/fs/cgroup/unified ] && v2=/sys/fs/cgroup/unified
+
+say() { echo "kube: $*" >&2; }
+
+# wait_until SECONDS WHAT COMMAND...: asks ten times a second.
+wait_until() {
+  local tries=$(($1 * 10)) what=$2
+  shift 2
+  for ((i = 0; i < tries; i++)); do
+    "$@" >/dev/null 2>&1 && return
+    sleep 0.1
+  done
+  say "waited in vain for $what; logs are in $KUBE_STATE/log"
+  return 1
+}
+
+# Starts something that outlives this script, in the control plane's network, and notes its pid and its start time: a
+# pid alone may be somebody else's by the time it is read.
+start() {
+  local name=$1
+  shift
+  setsid ip netns exec "$cp_ns" "$@" >"$KUBE_STATE/log/$name.log" 2>&1 </dev/null &
+  note "$name" $!
+}
+born() { cut -d' ' -f22 "/proc/$1/stat" 2>/dev/null || true; }
+note() { echo "$2 $(born "$2")" >"$KUBE_STATE/pids/$1"; }
+
+# The pid of what was started under a name, if it is that process still.
+pid_of() {
+  local pid since
+  read -r pid since <"$KUBE_STATE/pids/$1" 2>/dev/null || return 1
+  [ -n "$since" ] && [ "$(born "$pid")" = "$since" ] && echo "$pid"
+}
+
+kubectl() { KUBECONFIG=$KUBE_STATE/admin.conf ip netns exec "$cp_ns" "$bin/kubectl" "$@"; }
+
+# Runs a command inside a node's namespaces.
+in_node() {
+  local pid
+  pid=$(pid_of "node-$1") || { say "node $1 is not running"; return 1; }
+  pid=$(pgrep -P "$pid" | head -1)
+  shift
+  nsenter -t "$pid" -m -u -n -p -C "$@"
+}

@@ -1,0 +1,217 @@
+//! OCI images as tar files, without a container daemon: one layer, one platform.
+//!
+//! Invariant: the same files give the same bytes; nothing of the machine, the time or the user goes in.
+//! Source: the OCI image specification, version 1.1 (layout, manifest, config).
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+/// Something in an image.
+pub struct Content {
+    /// Its path, without a leading slash.
+    path: String,
+    kind: Kind,
+}
+
+enum Kind {
+    File { bytes: Vec<u8>, mode: u32 },
+    Link(String),
+    Dir { mode: u32 },
+}
+
+impl Content {
+    /// A file of this machine, executable where it is so here.
+    pub fn file(path: &str, from: &Path) -> Result<Self> {
+        let about = || format!("the image's {path}, {}", from.display());
+        let bytes = fs::read(from).with_context(about)?;
+        let executable = fs::metadata(from).with_context(about)?.permissions().mode() & 0o111 != 0;
+        let mode = if executable { 0o755 } else { 0o644 };
+        Ok(Self {
+            path: path.to_owned(),
+            kind: Kind::File { bytes, mode },
+        })
+    }
+
+    /// A symbolic link.
+    pub fn link(path: &str, to: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            kind: Kind::Link(to.to_owned()),
+        }
+    }
+
+    fn text(path: &str, text: &str) -> Self {
+        let kind = Kind::File {
+            bytes: text.as_bytes().to_vec(),
+            mode: 0o644,
+        };
+        Self {
+            path: path.to_owned(),
+            kind,
+        }
+    }
+}
+
+/// Writes an image for this machine's architecture under a reference.
+pub fn write(
+    out: &Path,
+    reference: &str,
+    entrypoint: &[&str],
+    content: Vec<Content>,
+) -> Result<()> {
+    let bytes = layout(reference, entrypoint, content)?;
+    fs::write(out, bytes).with_context(|| format!("writing {}", out.display()))
+}
+
+fn layout(reference: &str, entrypoint: &[&str], content: Vec<Content>) -> Result<Vec<u8>> {
+    let layer = tar(with_parents(content))?;
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = serde_json::to_vec(&json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"], "Entrypoint": entrypoint, "WorkingDir": "/"},
+        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+    }))?;
+    let part = |kind: &str, bytes: &[u8]| {
+        json!({
+            "mediaType": format!("application/vnd.oci.image.{kind}"),
+            "digest": digest(bytes),
+            "size": bytes.len(),
+        })
+    };
+    let manifest = serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": part("config.v1+json", &config),
+        "layers": [part("layer.v1.tar", &layer)],
+    }))?;
+    let mut listed = part("manifest.v1+json", &manifest);
+    listed["platform"] = json!({"architecture": architecture, "os": "linux"});
+    listed["annotations"] = json!({
+        "io.containerd.image.name": reference,
+        "org.opencontainers.image.ref.name": reference.rsplit(':').next(),
+    });
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [listed],
+    });
+    let blob = |bytes: Vec<u8>| {
+        let path = format!("blobs/{}", digest(&bytes).replace(':', "/"));
+        Content {
+            path,
+            kind: Kind::File { bytes, mode: 0o644 },
+        }
+    };
+    tar(vec![
+        Content::text("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#),
+        Content::text("index.json", &index.to_string()),
+        blob(layer),
+        blob(config),
+        blob(manifest),
+    ])
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    format!("sha256:{hex}")
+}
+
+/// Adds what every image has and the directories that paths lie in, in the order of their names.
+fn with_parents(mut content: Vec<Content>) -> Vec<Content> {
+    content.push(Content::text(
+        "etc/passwd",
+        "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+    ));
+    content.push(Content::text("etc/group", "root:x:0:\nnobody:x:65534:\n"));
+    content.push(Content {
+        path: "tmp".into(),
+        kind: Kind::Dir { mode: 0o1777 },
+    });
+    let mut dirs: Vec<String> = content
+        .iter()
+        .flat_map(|c| {
+            c.path
+                .match_indices('/')
+                .map(|(at, _)| c.path[..at].to_owned())
+        })
+        .collect();
+    dirs.sort_unstable();
+    dirs.dedup();
+    content.extend(dirs.into_iter().map(|path| Content {
+        path,
+        kind: Kind::Dir { mode: 0o755 },
+    }));
+    content.sort_by(|a, b| a.path.cmp(&b.path));
+    content
+}
+
+fn tar(content: Vec<Content>) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for Content { path, kind } in content {
+        let mut header = tar::Header::new_gnu();
+        header.set_mtime(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        let (entry, mode, bytes) = match &kind {
+            Kind::File { bytes, mode } => (tar::EntryType::Regular, *mode, &bytes[..]),
+            Kind::Link(_) => (tar::EntryType::Symlink, 0o777, &[][..]),
+            Kind::Dir { mode } => (tar::EntryType::Directory, *mode, &[][..]),
+        };
+        header.set_entry_type(entry);
+        header.set_mode(mode);
+        header.set_size(u64::try_from(bytes.len())?);
+        match &kind {
+            Kind::Link(to) => tar.append_link(&mut header, &path, to)?,
+            Kind::File { .. } | Kind::Dir { .. } => tar.append_data(&mut header, &path, bytes)?,
+        }
+    }
+    Ok(tar.into_inner()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content() -> Vec<Content> {
+        vec![
+            Content::text("usr/share/b", "b"),
+            Content::link("bin/a", "b"),
+        ]
+    }
+
+    #[test]
+    fn the_same_files_give_the_same_image_whatever_their_order() {
+        let once = layout("warren/a:1", &["/bin/a"], content()).expect("an image");
+        let mut turned = content();
+        turned.reverse();
+        assert_eq!(
+            once,
+            layout("warren/a:1", &["/bin/a"], turned).expect("an image")
+        );
+        assert_ne!(
+            once,
+            layout("warren/a:2", &["/bin/a"], content()).expect("an image")
+        );
+    }
+
+    #[test]
+    fn every_directory_comes_before_what_is_in_it() {
+        let paths: Vec<String> = with_parents(content())
+            .into_iter()
+            .map(|c| c.path)
+            .collect();
+        let expected = "bin bin/a etc etc/group etc/passwd tmp usr usr/share usr/share/b";
+        assert_eq!(paths.join(" "), expected);
+    }
+}

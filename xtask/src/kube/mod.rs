@@ -1,0 +1,209 @@
+//! `cargo xtask kube`: a real Kubernetes cluster on this machine, its nodes made of namespaces.
+//!
+//! Invariants: a user's own cluster, named by KUBECONFIG, is used where commands are sent to one and is never started
+//! or removed; what this starts is removed whole by `down`, whatever state it is in.
+
+mod image;
+mod parts;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+
+use crate::{root, step, workspace};
+
+/// Where a running cluster keeps its keys, its etcd and its nodes' disks. Not in a container's overlay, which cannot
+/// hold the container runtime's own.
+const STATE: &str = "/var/tmp/warren-kube";
+
+/// Start, use and remove a real Kubernetes cluster on this machine.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Debug, Subcommand)]
+enum Cmd {
+    /// Build what is missing (6 minutes once, on two cores) and start a cluster (12 seconds).
+    Up {
+        /// How many nodes: n1, n2, and so on.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
+        nodes: u8,
+    },
+    /// Remove the cluster with everything that it kept.
+    Down,
+    /// Run kubectl against the cluster, or against the one that KUBECONFIG names.
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        /// What kubectl is told.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run a command as a process of a node: `kube exec n1 -- ip addr`.
+    Exec {
+        /// The node.
+        node: String,
+        /// The command.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Import an image, an OCI layout in a tar file, on every node.
+    Load {
+        /// The tar file.
+        image: PathBuf,
+    },
+    /// Cut a node's power; its disk stays.
+    PowerOff {
+        /// The node.
+        node: String,
+    },
+    /// Start a node whose power was cut.
+    PowerOn {
+        /// The node.
+        node: String,
+    },
+    /// Show the nodes and all pods.
+    Status,
+}
+
+/// Does what was asked for.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let own = env::var_os("KUBECONFIG").filter(|v| !v.is_empty());
+    match &args.command {
+        Cmd::Kubectl { args } => return code(kubectl(own.is_some(), args)?),
+        Cmd::Status => {
+            let all = |what: &str| {
+                vec![
+                    "get".to_owned(),
+                    what.to_owned(),
+                    "-o".into(),
+                    "wide".into(),
+                ]
+            };
+            step::run(&mut kubectl(own.is_some(), &all("nodes"))?)?;
+            let pods = [all("pods"), vec!["--all-namespaces".into()]].concat();
+            return code(kubectl(own.is_some(), &pods)?);
+        }
+        _ => {}
+    }
+    if let Some(config) = own {
+        bail!(
+            "KUBECONFIG names a cluster of yours ({}), which is not started, stopped or changed from here: unset it, \
+             or use `cargo xtask kube kubectl`",
+            config.display()
+        );
+    }
+    match &args.command {
+        Cmd::Up { nodes } => up(*nodes)?,
+        Cmd::Down => {
+            step::run(&mut script("down", None)?)?;
+            println!("kube: the cluster is removed");
+        }
+        Cmd::Exec { node, command } => {
+            return code_of(script("exec", None)?.arg(node).args(command));
+        }
+        Cmd::Load { image } => {
+            let image = image
+                .canonicalize()
+                .with_context(|| format!("the image {}", image.display()))?;
+            step::run(script("load", Some(running()?))?.arg(image))?;
+        }
+        Cmd::PowerOff { node } => step::run(script("node-down", None)?.arg(known(node)?))?,
+        Cmd::PowerOn { node } => step::run(script("node-up", Some(running()?))?.arg(known(node)?))?,
+        Cmd::Kubectl { .. } | Cmd::Status => unreachable!("done above"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(nodes: u8) -> Result<()> {
+    refuse_beside_a_lab()?;
+    parts::build()?;
+    let names: Vec<String> = (1..=nodes).map(|n| format!("n{n}")).collect();
+    let begin = || step::run(&mut script("up", Some(names.join(" ")))?);
+    if let Err(e) = step::timed("starting the cluster", begin) {
+        bail!("{e:#}. Remove what there is of it by `cargo xtask kube down`");
+    }
+    println!(
+        "kube: use it by `cargo xtask kube kubectl get pods -A`, remove it by `cargo xtask kube down`"
+    );
+    Ok(())
+}
+
+/// A lab and a cluster would both be too slow to tell failure from load, and both own the machine's kernel programs.
+fn refuse_beside_a_lab() -> Result<()> {
+    let listed = Command::new("ip").args(["netns", "list"]).output();
+    let text = listed.map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+    let lab = |line: &str| line.starts_with("warren-");
+    if text.is_ok_and(|t| t.lines().any(lab)) {
+        bail!("a lab is running: remove it first by `cargo xtask lab down`");
+    }
+    Ok(())
+}
+
+/// The nodes of the cluster that runs.
+fn running() -> Result<String> {
+    let disks = Path::new(STATE).join("nodes");
+    let listed = disks
+        .read_dir()
+        .context("no cluster is running: start one by `cargo xtask kube up`")?;
+    let mut names: Vec<String> = listed
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    Ok(names.join(" "))
+}
+
+fn known(node: &str) -> Result<&str> {
+    let nodes = running()?;
+    match nodes.split(' ').any(|n| n == node) {
+        true => Ok(node),
+        false => bail!("there is no node {node:?}; the nodes are {nodes}"),
+    }
+}
+
+fn kubectl(own: bool, args: &[String]) -> Result<Command> {
+    let mut command = if own {
+        Command::new("kubectl")
+    } else {
+        running()?;
+        script("kubectl", None)?
+    };
+    command.args(args);
+    Ok(command)
+}
+
+/// A script of the cluster, told where things are.
+fn script(name: &str, nodes: Option<String>) -> Result<Command> {
+    let why = "the nodes of the cluster are made of namespaces";
+    let mut command = root::command(Path::new("env"), why)?;
+    let mut told = vec![
+        format!("KUBE_PARTS={}", parts::directory()?.display()),
+        format!("KUBE_STATE={STATE}"),
+    ];
+    told.extend(nodes.map(|n| format!("KUBE_NODES={n}")));
+    command.args(told).arg("bash").arg(
+        workspace()?
+            .join("tests/kube/node")
+            .join(format!("{name}.sh")),
+    );
+    Ok(command)
+}
+
+fn code(mut command: Command) -> Result<ExitCode> {
+    code_of(&mut command)
+}
+
+fn code_of(command: &mut Command) -> Result<ExitCode> {
+    let status = command
+        .status()
+        .with_context(|| format!("starting {}", step::show(command)))?;
+    let code = status.code().and_then(|c| u8::try_from(c).ok());
+    Ok(ExitCode::from(code.unwrap_or(255)))
+}
