@@ -250,7 +250,10 @@ impl State {
             );
         }
         let Some(target) = Target::of(path) else {
-            return failure(404, "NotFound");
+            // As a real one does for a path that no API has.
+            let mut answer = whole(404, &Value::Null);
+            *answer.body_mut() = BodyExt::boxed(Full::from("404 page not found\n"));
+            return answer;
         };
         if !self.objects.contains_key(&target.collection) && *method == Method::GET {
             return failure(404, "NotFound");

@@ -46,7 +46,7 @@ note() { echo "$2 $(born "$2")" >"$KUBE_STATE/pids/$1"; }
 # The pid of what was started under a name, if it is that process still.
 pid_of() {
   local pid since
-  read -r pid since <"$KUBE_STATE/pids/$1" 2>/dev/null || return 1
+  read -r pid since 2>/dev/null <"$KUBE_STATE/pids/$1" || return 1
   [ -n "$since" ] && [ "$(born "$pid")" = "$since" ] && echo "$pid"
 }
 

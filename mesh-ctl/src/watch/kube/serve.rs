@@ -38,7 +38,8 @@ impl Trouble {
 
     /// What an error status means.
     pub(super) fn answered(status: &Status, verbs: &'static str, resource: &str) -> Self {
-        if status.is_not_found() {
+        // To a group or version that it does not have the API server says so in plain text, without a reason.
+        if status.code == 404 {
             Self::Absent
         } else if status.is_forbidden() {
             Self::Forbidden {
