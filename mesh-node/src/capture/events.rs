@@ -27,7 +27,7 @@ use super::{
     sys,
 };
 use crate::{
-    observe::{Direction, FlowGuard, Observer, Party, Path, Verdict},
+    observe::{Direction, FlowGuard, Observer, Party, Path, Verdict, Wire},
     state::MeshState,
 };
 
@@ -236,6 +236,10 @@ impl KernelReporter {
             node.direct_retransmits.inc_by(end.retransmits.into());
             let micros = u64::try_from(end.rtt.as_micros()).unwrap_or(u64::MAX);
             node.direct_rtt.inc_by(micros);
+            guard.wire(Wire {
+                rtt: end.rtt,
+                retransmits: end.retransmits,
+            });
         } else {
             guard.fail(
                 Reason::ConnectRefused,

@@ -72,7 +72,7 @@ fn a_direct_flow_leaves_one_line_and_both_ends_counters() {
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains("connection complete direction=direct src.addr=10.1.1.5:40000 dst.addr=10.1.1.6:8080 path=direct mtls=none policy=allow"), "{log}");
     assert!(
-        log.contains("bytes_sent=80 bytes_recv=175 duration=1500ms"),
+        log.contains("bytes_sent=80 bytes_recv=175 duration=1500ms rtt_us=42 retransmits=3\n"),
         "{log}"
     );
     assert_eq!(
@@ -114,6 +114,10 @@ fn a_close_whose_open_was_lost_is_reported_all_the_same() {
     assert!(
         log.contains("connection failed") && log.contains("reason=connect_refused"),
         "{log}"
+    );
+    assert!(
+        !log.contains("rtt_us="),
+        "nothing was measured of what was not established: {log}"
     );
 }
 

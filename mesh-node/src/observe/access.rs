@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::{
     time::{FormatTime, SystemTime},
 };
 
-use super::flow::{FlowRecord, Party, Verdict};
+use super::flow::{FlowRecord, Party, Verdict, Wire};
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,7 @@ pub(super) struct Ended<'a> {
     pub from_client: u64,
     pub to_client: u64,
     pub duration: Duration,
+    pub wire: Option<Wire>,
 }
 
 impl Ended<'_> {
@@ -66,8 +67,17 @@ pub(super) fn line(format: AccessFormat, ended: &Ended<'_>) -> Vec<u8> {
     out.number("bytes_sent", ended.from_client);
     out.number("bytes_recv", ended.to_client);
     out.shown("duration", Some(Milliseconds(ended.duration)));
+    if let Some(wire) = ended.wire {
+        out.number("rtt_us", micros(wire.rtt));
+        out.number("retransmits", wire.retransmits.into());
+    }
     out.text("error", r.error.as_deref());
     out.end()
+}
+
+/// Whole microseconds, at most what fits.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 struct Milliseconds(Duration);

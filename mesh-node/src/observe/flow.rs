@@ -102,6 +102,15 @@ pub struct Party {
     pub identity: Option<Identity>,
 }
 
+/// What TCP itself saw of a direct flow, as the kernel tells it at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wire {
+    /// Smoothed round trip time.
+    pub rtt: Duration,
+    /// Segments sent again.
+    pub retransmits: u32,
+}
+
 /// Everything that is reported about a flow. What is unknown stays `None` and is left out.
 #[derive(Clone, Debug)]
 pub struct FlowRecord {
@@ -200,6 +209,7 @@ impl Observer {
             record: FlowRecord::new(direction, source),
             started: Instant::now(),
             lasted: None,
+            wire: None,
             counters: None,
             mirror: None,
             from_client: 0,
@@ -217,6 +227,7 @@ pub struct FlowGuard {
     record: FlowRecord,
     started: Instant,
     lasted: Option<Duration>,
+    wire: Option<Wire>,
     counters: Option<Arc<TrafficCounters>>,
     /// The destination's view of a direct flow, of which this node is both ends.
     mirror: Option<Arc<TrafficCounters>>,
@@ -297,6 +308,11 @@ impl FlowGuard {
         self.lasted = Some(duration);
     }
 
+    /// What TCP saw of the flow: for direct flows, of which no other end of ours carries the bytes.
+    pub fn wire(&mut self, wire: Wire) {
+        self.wire = Some(wire);
+    }
+
     /// Reports nothing: the flow goes on, and somebody else will see its end.
     pub fn abandon(mut self) {
         self.abandoned = true;
@@ -355,6 +371,7 @@ impl Drop for FlowGuard {
             from_client: self.from_client,
             to_client: self.to_client,
             duration: self.lasted.unwrap_or_else(|| self.started.elapsed()),
+            wire: self.wire,
         };
         self.observer
             .sink

@@ -176,6 +176,29 @@ fn a_flow_that_is_only_dropped_is_still_reported() {
 }
 
 #[test]
+fn a_direct_flow_says_what_tcp_saw() {
+    let (log, _) = check(AccessFormat::Json, |flow| {
+        flow.record_mut().path = Some(Path::Direct);
+        flow.opened();
+        flow.wire(Wire {
+            rtt: Duration::from_micros(42),
+            retransmits: 3,
+        });
+    });
+    let line: serde_json::Value = serde_json::from_str(&log).unwrap();
+    assert_eq!(
+        (&line["rtt_us"], &line["retransmits"]),
+        (&42.into(), &3.into()),
+        "{log}"
+    );
+    let (log, _) = check(AccessFormat::Json, |flow| {
+        fill(flow);
+        flow.opened();
+    });
+    assert!(!log.contains("rtt_us"), "unknown, so left out: {log}");
+}
+
+#[test]
 fn a_direct_flow_counts_for_both_ends_and_never_as_mutual_tls() {
     let observer = Observer::silent();
     let mut flow = observer.flow(Direction::Direct, None);

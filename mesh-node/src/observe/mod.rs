@@ -13,7 +13,7 @@ mod traffic;
 pub(crate) use http::reply;
 
 pub use access::AccessFormat;
-pub use flow::{Direction, FlowGuard, FlowRecord, Observer, Party, Path, Verdict};
+pub use flow::{Direction, FlowGuard, FlowRecord, Observer, Party, Path, Verdict, Wire};
 pub use http::{MetricsServer, ReadyCheck};
 pub use log::{LogControl, LogError, LogFormat, LogSink, init_logging};
 pub use node::{
