@@ -1,7 +1,8 @@
 //! The kernel programs against real sockets: two captured pods and a stranger on a bridge, each a network
 //! namespace; this process plays the node proxy.
 //!
-//! Needs root and the compiled programs; says so and passes over otherwise. Runs its cases one after the
+//! Needs root and the compiled programs, and is not run where `WARREN_SKIP_ROOT_TESTS` says why; says so and
+//! passes over otherwise. Runs its cases one after the
 //! other, because they share the pods.
 
 #![allow(unsafe_code)] // frames past the stack: pod.rs
