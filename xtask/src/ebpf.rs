@@ -25,6 +25,8 @@ const PACKAGES: &[&str] = &[
     "rust-web-llvm",
     "llvm-22-dev",
 ];
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// Compile the kernel programs.
@@ -117,24 +119,51 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// What of the toolchains is on this machine.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    /// Rustup has a nightly.
+    nightly: bool,
+    /// That nightly has the sources of the standard library.
+    sources: bool,
+    /// Debian's compiler, cargo and prebuilt `core` for the target.
+    debian: bool,
+}
+
 fn find_toolchain() -> Option<Toolchain> {
+    choose(look())
+}
+
+fn look() -> Found {
     let sysroot = output(clean("rustc").args(["+nightly", "--print", "sysroot"]));
-    if sysroot.is_some_and(|s| {
+    let sources = |s: &String| {
         Path::new(s.trim())
             .join("lib/rustlib/src/rust/library/core")
             .exists()
-    }) {
-        return Some(Toolchain::Nightly);
-    }
-    let parts = [
-        "/usr/bin/rustc",
-        "/usr/bin/cargo",
+    };
+    let debian = [
+        DEBIAN_RUSTC,
+        DEBIAN_CARGO,
         "/usr/lib/rustlib/bpfel-unknown-none/lib",
     ];
-    parts
-        .iter()
-        .all(|p| Path::new(p).exists())
-        .then_some(Toolchain::Debian)
+    Found {
+        nightly: sysroot.is_some(),
+        sources: sysroot.as_ref().is_some_and(sources),
+        debian: debian.iter().all(|p| Path::new(p).exists()),
+    }
+}
+
+/// Nightly first, where it can build `core` itself; `None`: something is to be installed.
+fn choose(found: Found) -> Option<Toolchain> {
+    match found {
+        Found {
+            nightly: true,
+            sources: true,
+            ..
+        } => Some(Toolchain::Nightly),
+        Found { debian: true, .. } => Some(Toolchain::Debian),
+        Found { .. } => None,
+    }
 }
 
 fn install_toolchain(args: &Args) -> Result<Toolchain> {
@@ -216,32 +245,11 @@ fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
 
 fn compile(root: &Path, toolchain: Toolchain, linker: &Path) -> Result<PathBuf> {
     let build = root.join("target/ebpf-build");
-    let mut cargo = match toolchain {
-        Toolchain::Nightly => {
-            let mut c = clean("cargo");
-            c.args(["+nightly", "build", "-Z", "build-std=core"]);
-            c
-        }
-        Toolchain::Debian => {
-            let mut c = clean("/usr/bin/cargo");
-            c.env("RUSTC", "/usr/bin/rustc")
-                .env("RUSTC_BOOTSTRAP", "1")
-                .arg("build");
-            c
-        }
-    };
-    cargo
+    let how = invocation(toolchain, &build, linker);
+    let status = clean(how.program)
+        .args(&how.args)
+        .envs(how.env)
         .current_dir(root.join("mesh-ebpf"))
-        .args(["--release", "--locked", "--target", TARGET, "--target-dir"])
-        .arg(&build)
-        .env(
-            "RUSTFLAGS",
-            format!(
-                "-C linker={} -C debuginfo=2 -C link-arg=--btf",
-                linker.display()
-            ),
-        );
-    let status = cargo
         .status()
         .context("start cargo for the kernel programs")?;
     ensure!(
@@ -249,6 +257,38 @@ fn compile(root: &Path, toolchain: Toolchain, linker: &Path) -> Result<PathBuf> 
         "the kernel programs did not compile ({toolchain:?} toolchain)"
     );
     Ok(build.join(TARGET).join("release/mesh-ebpf"))
+}
+
+/// A command line.
+#[derive(Debug, PartialEq, Eq)]
+struct Invocation {
+    program: &'static str,
+    args: Vec<String>,
+    env: Vec<(&'static str, String)>,
+}
+
+/// How a toolchain compiles the programs into the folder `build`.
+fn invocation(toolchain: Toolchain, build: &Path, linker: &Path) -> Invocation {
+    let flags = format!(
+        "-C linker={} -C debuginfo=2 -C link-arg=--btf",
+        linker.display()
+    );
+    let mut env = vec![("RUSTFLAGS", flags)];
+    let (program, first): (_, &[&str]) = match toolchain {
+        Toolchain::Nightly => ("cargo", &["+nightly", "build", "-Z", "build-std=core"]),
+        Toolchain::Debian => {
+            // A released compiler, which takes the unstable features of the target only so.
+            env.push(("RUSTC", DEBIAN_RUSTC.into()));
+            env.push(("RUSTC_BOOTSTRAP", "1".into()));
+            (DEBIAN_CARGO, &["build"])
+        }
+    };
+    let args = first
+        .iter()
+        .chain(&["--release", "--locked", "--target", TARGET, "--target-dir"]);
+    let mut args: Vec<String> = args.map(|a| (*a).to_owned()).collect();
+    args.push(build.display().to_string());
+    Invocation { program, args, env }
 }
 
 /// Replaces the object in one step, and leaves it alone when it is the same, so that nothing is rebuilt above it.
@@ -304,6 +344,40 @@ fn retry(what: &str, command: &mut Command) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is found -> the command line that compiles, or nothing.
+    fn check(nightly: bool, sources: bool, debian: bool, expect: Option<&str>) {
+        let found = Found {
+            nightly,
+            sources,
+            debian,
+        };
+        let line = choose(found).map(|toolchain| {
+            let how = invocation(toolchain, Path::new("/b"), Path::new("/l"));
+            let env = how
+                .env
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"));
+            let words: Vec<String> = env.chain([how.program.into()]).chain(how.args).collect();
+            words.join(" ")
+        });
+        assert_eq!(line.as_deref(), expect, "{found:?}");
+    }
+
+    #[test]
+    fn the_toolchain_that_is_there_is_used() {
+        let nightly = "RUSTFLAGS=-C linker=/l -C debuginfo=2 -C link-arg=--btf cargo +nightly build \
+            -Z build-std=core --release --locked --target bpfel-unknown-none --target-dir /b";
+        let debian = "RUSTFLAGS=-C linker=/l -C debuginfo=2 -C link-arg=--btf RUSTC=/usr/bin/rustc \
+            RUSTC_BOOTSTRAP=1 /usr/bin/cargo build --release --locked --target bpfel-unknown-none --target-dir /b";
+        for with_debian in [false, true] {
+            check(true, true, with_debian, Some(nightly));
+        }
+        check(true, false, true, Some(debian));
+        check(false, false, true, Some(debian));
+        check(true, false, false, None);
+        check(false, false, false, None);
+    }
 
     #[test]
     fn inputs_follow_the_sources_and_the_toolchain() {
