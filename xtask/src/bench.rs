@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
 
 use crate::{ebpf, provision, root, step};
@@ -52,15 +52,5 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .with_file_name("release")
         .join("warren-bench");
     let mut command = root::command(&program, "the benchmark runs in the lab")?;
-    let status = command
-        .arg("l4")
-        .args(words)
-        .status()
-        .with_context(|| format!("starting {}", program.display()))?;
-    Ok(ExitCode::from(
-        status
-            .code()
-            .and_then(|c| u8::try_from(c).ok())
-            .unwrap_or(255),
-    ))
+    step::hand_over(command.arg("l4").args(words))
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{provision, root, step};
 
@@ -28,13 +28,5 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.keep {
         command.arg("--keep");
     }
-    let status = command
-        .status()
-        .with_context(|| format!("starting {}", program.display()))?;
-    Ok(ExitCode::from(
-        status
-            .code()
-            .and_then(|c| u8::try_from(c).ok())
-            .unwrap_or(255),
-    ))
+    step::hand_over(&mut command)
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{provision, root, step};
 
@@ -40,16 +40,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             "the lab makes network namespaces and loads kernel programs",
         )?
     };
-    let status = command
-        .args(&args.words)
-        .status()
-        .with_context(|| format!("starting {}", program.display()))?;
-    Ok(ExitCode::from(
-        status
-            .code()
-            .and_then(|c| u8::try_from(c).ok())
-            .unwrap_or(255),
-    ))
+    step::hand_over(command.args(&args.words))
 }
 
 /// The first word that is neither a flag nor a flag's value.

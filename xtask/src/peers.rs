@@ -59,11 +59,7 @@ pub fn install() -> Result<()> {
 
 /// Where `mesh-tests` looks for them.
 fn directory() -> Result<PathBuf> {
-    let cache = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
-    };
-    Ok(cache.join("warren/envoy"))
+    Ok(provision::cache()?.join("envoy"))
 }
 
 fn is_there(venv: &Path, (name, version): (&str, &str)) -> bool {

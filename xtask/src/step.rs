@@ -3,7 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
     time::Instant,
 };
 
@@ -37,6 +37,15 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("`{}` ended with {status}", show(command));
     }
     Ok(())
+}
+
+/// Runs a command in our place: its exit status is ours, 255 when a signal ended it.
+pub fn hand_over(command: &mut Command) -> Result<ExitCode> {
+    let status = command
+        .status()
+        .with_context(|| format!("starting {}", show(command)))?;
+    let code = status.code().and_then(|c| u8::try_from(c).ok());
+    Ok(ExitCode::from(code.unwrap_or(255)))
 }
 
 /// A command as one would type it.

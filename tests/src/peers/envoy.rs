@@ -41,6 +41,7 @@ pub fn binary() -> Option<PathBuf> {
 /// The virtual environment that holds the peers of other make.
 pub fn environment() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
+        .filter(|v| !v.is_empty())
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
     Some(cache?.join("warren/envoy"))

@@ -76,7 +76,7 @@ enum Cmd {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let own = env::var_os("KUBECONFIG").filter(|v| !v.is_empty());
     match &args.command {
-        Cmd::Kubectl { args } => return code(kubectl(own.is_some(), args)?),
+        Cmd::Kubectl { args } => return step::hand_over(&mut kubectl(own.is_some(), args)?),
         Cmd::Status => {
             let all = |what: &str| {
                 vec![
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             };
             step::run(&mut kubectl(own.is_some(), &all("nodes"))?)?;
             let pods = [all("pods"), vec!["--all-namespaces".into()]].concat();
-            return code(kubectl(own.is_some(), &pods)?);
+            return step::hand_over(&mut kubectl(own.is_some(), &pods)?);
         }
         _ => {}
     }
@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             println!("kube: the cluster is removed");
         }
         Cmd::Exec { node, command } => {
-            return code_of(script("exec", None)?.arg(node).args(command));
+            return step::hand_over(script("exec", None)?.arg(node).args(command));
         }
         Cmd::Load { image } => {
             let image = image
@@ -194,16 +194,4 @@ fn script(name: &str, nodes: Option<String>) -> Result<Command> {
             .join(format!("{name}.sh")),
     );
     Ok(command)
-}
-
-fn code(mut command: Command) -> Result<ExitCode> {
-    code_of(&mut command)
-}
-
-fn code_of(command: &mut Command) -> Result<ExitCode> {
-    let status = command
-        .status()
-        .with_context(|| format!("starting {}", step::show(command)))?;
-    let code = status.code().and_then(|c| u8::try_from(c).ok());
-    Ok(ExitCode::from(code.unwrap_or(255)))
 }
