@@ -13,6 +13,7 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     ("mesh-loader", &["mesh-abi"]),
     ("mesh-model", &[]),
     ("mesh-api", &["mesh-model"]),
+    ("mesh-cni", &[]),
     (
         "mesh-node",
         &["mesh-abi", "mesh-loader", "mesh-model", "mesh-api"],
@@ -46,6 +47,7 @@ const NEVER: &[(&str, &[&str])] = &[
         &["tokio", "prost", "kube", "aya", "hyper", "tonic"],
     ),
     ("mesh-api", &["aya", "kube"]),
+    ("mesh-cni", &["tokio", "aya", "kube", "prost", "hyper"]),
     ("mesh-node", &["kube"]),
     ("mesh-ctl", &["aya"]),
 ];
