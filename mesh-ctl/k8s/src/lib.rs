@@ -9,6 +9,7 @@
 pub mod apps;
 pub mod core;
 pub mod meta;
+pub mod network;
 pub mod networking;
 pub mod object;
 mod path;

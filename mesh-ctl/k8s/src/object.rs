@@ -8,6 +8,7 @@ use crate::{
     apps::{DaemonSet, Deployment},
     core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
     meta::ObjectMeta,
+    network::NetworkPolicy,
     networking::{ServiceEntry, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
     warren::MeshConfig,
@@ -155,7 +156,7 @@ macro_rules! objects {
 
 objects! {
     Namespace, Node, Pod, Service, EndpointSlice, ServiceAccount, Deployment, DaemonSet,
-    AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry, MeshConfig,
+    NetworkPolicy, AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry, MeshConfig,
 }
 
 impl Object {

@@ -13,6 +13,7 @@ use std::{
 use mesh_k8s::{
     Kind, ObjectRef,
     core::{EndpointSlice, Namespace, Node, Pod, Service},
+    network::NetworkPolicy,
     networking::{ServiceEntry, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
 };
@@ -52,6 +53,8 @@ enum Subject<'a> {
     Mtls(&'a str),
     /// All peer authentication of a namespace.
     AnyMtls(&'a str),
+    /// The network policies of a namespace.
+    Network(&'a str),
 }
 
 /// What one object tells and asks.
@@ -136,6 +139,11 @@ impl Reader<'_> {
                 .get(&key)
                 .into_iter()
                 .for_each(|entry| notes.service_entry(entry)),
+            NetworkPolicy::KIND => view
+                .network_policies
+                .get(&key)
+                .into_iter()
+                .for_each(|entry| notes.network_policy(entry)),
             AuthorizationPolicy::KIND => notes.policy(view, object, &key),
             PeerAuthentication::KIND => notes.peer_authentication(view, object, &key),
             _ => {}
@@ -399,6 +407,14 @@ impl Notes<'_> {
             );
             self.ask(Subject::Service(&target.kind, namespace, &target.name));
         }
+    }
+
+    /// What is said of one depends on the others of its namespace.
+    fn network_policy(&mut self, entry: &Entry<NetworkPolicy>) {
+        let namespace = &entry.object.metadata.namespace;
+        self.tell(Subject::Network(namespace), whole(entry));
+        self.ask(Subject::Network(namespace));
+        self.ask(Subject::Namespace(namespace));
     }
 
     fn peer_authentication(&mut self, view: &ClusterView, object: &ObjectRef, key: &Key) {

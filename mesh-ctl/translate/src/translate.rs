@@ -12,7 +12,7 @@ use crate::{
     core::{
         draft::Drafts,
         endpoints::{self, ServiceIndex},
-        pod,
+        network_policy, pod,
         service::{self, Claims, ServiceDraft},
     },
     istio::{
@@ -127,6 +127,7 @@ pub(crate) fn owned(view: &ClusterView) -> (Vec<(ObjectRef, Change)>, Vec<Status
     let policies = authorization::collect(view, &settings, &services, &mut reports);
     govern(&policies, &services, &labels, &mut drafts);
     peer_authentication::apply(view, &settings, &labels, &mut drafts.all, &mut reports);
+    network_policy::check(view, &settings, &mut reports);
     broken(view, &mut reports);
     (
         output(settings, services, policies, drafts),

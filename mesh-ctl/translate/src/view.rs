@@ -6,6 +6,7 @@ use mesh_k8s::{
     Kind, Object, ObjectRef, Other,
     apps::{DaemonSet, Deployment},
     core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
+    network::NetworkPolicy,
     networking::{ServiceEntry, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
     warren::MeshConfig,
@@ -202,6 +203,8 @@ view! {
     deployments: Deployment,
     /// Daemon sets.
     daemon_sets: DaemonSet,
+    /// Network policies.
+    network_policies: NetworkPolicy,
     /// Authorization policies.
     authorization_policies: AuthorizationPolicy,
     /// Peer authentications.

@@ -72,7 +72,7 @@ impl Dice {
     }
 
     fn object(&mut self) -> Value {
-        match self.below(20) {
+        match self.below(21) {
             0..=4 => self.pod(),
             5..=6 => self.service(),
             7..=9 => self.slice(),
@@ -88,6 +88,7 @@ impl Dice {
             18 => {
                 json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.of(&["n1", "n2"]), "labels": {"topology.kubernetes.io/zone": self.of(&["z1", "z2"])}}})
             }
+            19 => self.network_policy(),
             _ if self.one_in(6) => self.settings(),
             _ => {
                 json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": self.meta(&["v"])})
@@ -152,6 +153,16 @@ impl Dice {
             spec["rules"] = json!("broken");
         }
         json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": self.meta(&["x", "y", "z"]), "spec": spec})
+    }
+
+    fn network_policy(&mut self) -> Value {
+        let peers = match self.below(3) {
+            0 => json!([]),
+            _ => json!([{"podSelector": {"matchLabels": self.labels()}}]),
+        };
+        let port = 15000 + self.below(10);
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": self.meta(&["n1", "n2", "n3"]),
+            "spec": {"podSelector": {"matchLabels": self.labels()}, "ingress": [{"ports": [{"port": port}], "from": peers}]}})
     }
 
     fn peer_authentication(&mut self) -> Value {

@@ -25,13 +25,8 @@ pub(crate) fn decide(
     messages: &mut Vec<Message>,
 ) -> Enrolment {
     let meta = &pod.metadata;
-    let namespace = view
-        .namespaces
-        .get(&crate::Key::new("", &meta.namespace))
-        .map(|entry| &entry.object.metadata);
     let wanted = asked(meta, honour, false, messages)
-        .or_else(|| namespace.and_then(|namespace| asked(namespace, honour, true, &mut Vec::new())))
-        .unwrap_or(false);
+        .unwrap_or_else(|| of_namespace(view, &meta.namespace, honour));
     if !wanted {
         return Enrolment::Out;
     }
@@ -46,6 +41,14 @@ pub(crate) fn decide(
             Enrolment::Refused(reason.into())
         }
     }
+}
+
+/// Whether a namespace's labels ask for the mesh.
+pub(crate) fn of_namespace(view: &ClusterView, name: &str, honour: &HonourIstioLabels) -> bool {
+    view.namespaces
+        .get(&crate::Key::new("", name))
+        .and_then(|entry| asked(&entry.object.metadata, honour, true, &mut Vec::new()))
+        .unwrap_or(false)
 }
 
 /// What labels ask for; `None` when they are silent.

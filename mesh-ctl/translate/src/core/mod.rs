@@ -3,6 +3,7 @@
 pub(crate) mod draft;
 pub(crate) mod endpoints;
 pub(crate) mod enrolment;
+pub(crate) mod network_policy;
 pub(crate) mod pod;
 pub(crate) mod probes;
 pub(crate) mod protocol;

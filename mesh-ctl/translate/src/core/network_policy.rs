@@ -1,0 +1,167 @@
+//! NetworkPolicy: which ones let applications' ports through and not the port of the mesh's tunnels.
+//!
+//! Invariants: nothing is made of a NetworkPolicy, it stays the network plugin's; what is said of one depends on the
+//! policies of its namespace and on whether that namespace is enrolled, not on the pods that there are.
+//!
+//! A flow between nodes reaches the server's pod as TCP to [`HBONE_PORT`], from the client's own address; on one node
+//! it may arrive at the port that the client dialed. A rule that names other ports only makes a service work by where
+//! its pods happen to be.
+
+use mesh_k8s::{
+    ObjectRef,
+    network::{NetworkPolicy, Peer, PolicyPort, Rule, Selector},
+    text::IntOrString,
+};
+
+use crate::{
+    core::enrolment,
+    settings::Settings,
+    status::{Reports, Severity},
+    view::{ClusterView, Entry},
+};
+
+/// Where tunnels end, in every enrolled pod.
+const HBONE_PORT: u16 = 15008;
+/// Names are asked of cluster DNS, which is no member of the mesh by default.
+const DNS_PORT: u16 = 53;
+
+/// Which way connections go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    In,
+    Out,
+}
+
+impl Way {
+    fn field(self) -> &'static str {
+        match self {
+            Self::In => "ingress",
+            Self::Out => "egress",
+        }
+    }
+
+    fn rules(self, policy: &NetworkPolicy) -> &[Rule] {
+        match self {
+            Self::In => &policy.spec.ingress,
+            Self::Out => &policy.spec.egress,
+        }
+    }
+
+    fn peers(self, rule: &Rule) -> &[Peer] {
+        match self {
+            Self::In => &rule.from,
+            Self::Out => &rule.to,
+        }
+    }
+
+    /// Whether the policy isolates its pods this way. Source: Kubernetes API, `policyTypes`.
+    fn isolates(self, policy: &NetworkPolicy) -> bool {
+        let types = &policy.spec.policy_types;
+        match self {
+            Self::In => types.is_empty() || types.iter().any(|t| t == "Ingress"),
+            Self::Out if types.is_empty() => !policy.spec.egress.is_empty(),
+            Self::Out => types.iter().any(|t| t == "Egress"),
+        }
+    }
+}
+
+/// Says which policies of enrolled namespaces stand in the way of tunnels.
+pub(crate) fn check(view: &ClusterView, settings: &Settings, reports: &mut Reports) {
+    for entry in view.network_policies.values() {
+        let meta = &entry.object.metadata;
+        if !enrolment::of_namespace(view, &meta.namespace, &settings.honour) {
+            continue;
+        }
+        let siblings: Vec<&NetworkPolicy> = view
+            .network_policies
+            .values()
+            .map(|other| &*other.object)
+            .filter(|other| other.metadata.namespace == meta.namespace)
+            .collect();
+        for way in [Way::In, Way::Out] {
+            if way.isolates(&entry.object) {
+                check_way(way, entry, &siblings, reports);
+            }
+        }
+    }
+}
+
+fn check_way(
+    way: Way,
+    entry: &Entry<NetworkPolicy>,
+    siblings: &[&NetworkPolicy],
+    reports: &mut Reports,
+) {
+    let object = ObjectRef::of::<NetworkPolicy>(&entry.object.metadata);
+    for (index, rule) in way.rules(&entry.object).iter().enumerate() {
+        let concerned = rule.ports.iter().any(|p| names_application(way, p))
+            && way.peers(rule).iter().all(may_be_pods);
+        if !concerned || is_opened(way, &entry.object, rule, siblings) {
+            continue;
+        }
+        let text = match way {
+            Way::In => format!(
+                "lets ports in, but not TCP {HBONE_PORT}, at which enrolled pods take connections from other nodes: \
+                 those time out, and on one node they work; allow TCP {HBONE_PORT} from the same peers"
+            ),
+            Way::Out => format!(
+                "lets ports out, but not TCP {HBONE_PORT}, by which enrolled pods on other nodes are reached: \
+                 such connections time out, and on one node they work; allow TCP {HBONE_PORT} to the same peers"
+            ),
+        };
+        let field = format!("spec.{}[{index}].ports", way.field());
+        reports.say(&object, &entry.origin, Severity::Warning, field, text);
+    }
+}
+
+/// Whether connections of an application can be meant: TCP, and not the asking for names.
+fn names_application(way: Way, port: &PolicyPort) -> bool {
+    let dns = way == Way::Out && number(port) == Some(DNS_PORT) && port.end_port.is_none();
+    is_tcp(port) && !dns
+}
+
+/// Addresses are given for what is outside the cluster: pods have no lasting ones.
+fn may_be_pods(peer: &Peer) -> bool {
+    peer.ip_block.is_none()
+}
+
+/// Whether some rule opens the tunnels' port for the same pods and the same peers.
+fn is_opened(way: Way, policy: &NetworkPolicy, rule: &Rule, siblings: &[&NetworkPolicy]) -> bool {
+    siblings
+        .iter()
+        .filter(|other| {
+            let selector = &other.spec.pod_selector;
+            way.isolates(other)
+                && (*selector == policy.spec.pod_selector || *selector == Selector::default())
+        })
+        .flat_map(|other| way.rules(other))
+        .any(|other| {
+            let peers = way.peers(other);
+            (peers.is_empty() || way.peers(rule) == peers)
+                && (other.ports.is_empty() || other.ports.iter().any(opens_tunnels))
+        })
+}
+
+fn opens_tunnels(port: &PolicyPort) -> bool {
+    let range = |first: u16| match port.end_port {
+        None => first == HBONE_PORT,
+        Some(last) => first <= HBONE_PORT && i32::from(HBONE_PORT) <= last,
+    };
+    is_tcp(port)
+        && match &port.port {
+            None => true,
+            Some(_) => number(port).is_some_and(range),
+        }
+}
+
+fn is_tcp(port: &PolicyPort) -> bool {
+    matches!(&*port.protocol, "" | "TCP")
+}
+
+/// The port as a number; `None` when it has a name, is none, or means all.
+fn number(port: &PolicyPort) -> Option<u16> {
+    match port.port.as_ref()? {
+        IntOrString::Int(n) => u16::try_from(*n).ok(),
+        IntOrString::Text(_) => None,
+    }
+}
