@@ -43,6 +43,7 @@ impl CaptureTask {
     pub(super) async fn judge(&mut self, uid: &str) {
         let snapshot = self.parts.state.load();
         let mesh = &snapshot.mesh;
+        self.learn_account(uid, mesh);
         let now = Instant::now();
         let Some(entry) = self
             .pods
@@ -88,6 +89,19 @@ impl CaptureTask {
                 }
             }
             Wanted::Unknown | Wanted::Disagree(_) => self.answer_late(uid),
+        }
+    }
+
+    /// A pod that was registered without its service account gets the configuration's as soon as all else agrees;
+    /// from then on the two have to agree, so that a later pod of its name does not lend it another identity.
+    fn learn_account(&mut self, uid: &str, mesh: &Mesh) {
+        let cluster = &self.parts.cluster;
+        if let Some(entry) = self.pods.get_mut(uid)
+            && entry.report.pod.service_account.is_empty()
+            && matches!(wanted(mesh, cluster, &entry.report.pod), Wanted::Capture(_))
+            && let Some(workload) = mesh.workload(&entry.report.pod.workload(cluster))
+        {
+            entry.report.pod.service_account = workload.identity.service_account.to_string();
         }
     }
 
@@ -293,6 +307,7 @@ impl CaptureTask {
         if moved {
             let pod = Pod {
                 identity: who,
+                service_account: entry.report.pod.service_account.as_str().into(),
                 sockets: live.stock.clone(),
                 addresses: live.pod.addresses.clone(),
                 ..copy(&live.pod)

@@ -50,7 +50,9 @@ pub struct Registration {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its service account.
+    /// Its service account; empty when whoever registers it does not know it, as no CNI plugin does. The
+    /// configuration's is taken then, once.
+    #[serde(default)]
     pub service_account: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
@@ -94,7 +96,8 @@ impl Registration {
         ] {
             let plain =
                 |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
-            if text.is_empty()
+            let unknown = text.is_empty() && field == "serviceAccount";
+            if (text.is_empty() && !unknown)
                 || text.len() > 253
                 || !text.bytes().all(plain)
                 || text.starts_with(['.', '-'])
@@ -253,6 +256,11 @@ mod tests {
     fn requests_are_read_and_checked() {
         let add = |pod: &str| format!(r#"{{"op":"add","pod":{pod},"timeoutMs":50}}"#);
         check(&add(POD), Ok(()));
+        // As the CNI plugin writes it.
+        check(
+            r#"{"op":"add","pod":{"uid":"u-1","namespace":"shop","name":"web-1","addresses":["10.1.1.5"],"vethIfindex":9},"timeoutMs":50}"#,
+            Ok(()),
+        );
         check(r#"{"op":"del","uid":"u-1"}"#, Ok(()));
         check(r#"{"op":"list"}"#, Ok(()));
         check("{", Err("not understood"));

@@ -233,7 +233,7 @@ impl CaptureTask {
         }
     }
 
-    async fn add(&mut self, pod: Registration, netns: OwnedFd, waiter: Waiter) {
+    async fn add(&mut self, mut pod: Registration, netns: OwnedFd, waiter: Waiter) {
         if self.paused {
             let text = format!(
                 "pod {}: this node proxy has handed over to its successor; register there",
@@ -262,6 +262,11 @@ impl CaptureTask {
             tracing::info!(pod = pod.title(), "registered anew with another network");
             self.del(&uid).await;
             self.finish(&uid);
+        }
+        if let Some(known) = self.pods.get(&uid)
+            && pod.service_account.is_empty()
+        {
+            pod.service_account = known.report.pod.service_account.clone();
         }
         let entry = self
             .pods

@@ -52,7 +52,9 @@ pub fn wanted(mesh: &Mesh, cluster: &ClusterId, pod: &Registration) -> Wanted {
     if workload.host_network {
         return Wanted::Refuse("it shares the node's network".into());
     }
-    if workload.identity.service_account.as_str() != pod.service_account {
+    if !pod.service_account.is_empty()
+        && workload.identity.service_account.as_str() != pod.service_account
+    {
         return Wanted::Disagree(format!(
             "it was registered with service account {} and the configuration says {}",
             pod.service_account, workload.identity.service_account
@@ -90,10 +92,13 @@ pub fn identity(mesh: &Mesh, cluster: &ClusterId, pod: &Registration) -> Identit
     }
     Identity {
         // No certificate of such a domain is ever issued, so that nothing can be done under this name.
-        trust_domain: mesh.config().map_or_else(
-            || TrustDomain::from("unknown.invalid"),
-            |c| c.trust_domain.clone(),
-        ),
+        trust_domain: mesh
+            .config()
+            .filter(|_| !pod.service_account.is_empty())
+            .map_or_else(
+                || TrustDomain::from("unknown.invalid"),
+                |c| c.trust_domain.clone(),
+            ),
         namespace: pod.namespace.as_str().into(),
         service_account: pod.service_account.as_str().into(),
     }

@@ -132,3 +132,29 @@ fn an_identity_is_the_configurations_or_nobodys() {
         "spiffe://unknown.invalid/ns/shop/sa/web"
     );
 }
+
+#[test]
+fn a_service_account_that_was_not_registered_is_the_configurations() {
+    let mut pod = pod();
+    pod.service_account = String::new();
+    let cluster = "Kubernetes".into();
+    let known = [workload("web-1", "web", &[]), extra(Enrolment::Enrolled)];
+    let mesh = Mesh::empty().apply(known).0;
+    assert!(matches!(wanted(&mesh, &cluster, &pod), Wanted::Capture(_)));
+    assert_eq!(
+        identity(&mesh, &cluster, &pod).service_account.as_str(),
+        "web"
+    );
+    assert_eq!(
+        identity(&Mesh::empty(), &cluster, &pod)
+            .trust_domain
+            .as_str(),
+        "unknown.invalid"
+    );
+    let elsewhere = [
+        workload("web-1", "web", &["10.1.1.6"]),
+        extra(Enrolment::Enrolled),
+    ];
+    let mesh = Mesh::empty().apply(elsewhere).0;
+    assert!(matches!(wanted(&mesh, &cluster, &pod), Wanted::Disagree(_)));
+}

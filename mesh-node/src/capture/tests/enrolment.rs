@@ -419,3 +419,43 @@ async fn older_connections_are_counted_or_cut() {
         world.del(uid).await;
     }
 }
+
+/// As a CNI plugin registers it, before the configuration knows the pod.
+#[tokio::test]
+async fn a_service_account_that_is_not_registered_is_learned_once() {
+    if !root() {
+        return;
+    }
+    let pod = TestPod::new("nameless", "10.77.8.5");
+    let mut world = World::new("nameless");
+    let request = serde_json::json!({"op": "add", "timeoutMs": 20, "pod": {"uid": pod.uid, "namespace": "shop",
+        "name": pod.uid, "addresses": [pod.address], "vethIfindex": pod.ifindex()}})
+    .to_string();
+    let reply = world.ask(&request, Some(&pod.fd())).await;
+    assert_eq!(state(&reply), PodState::Captured);
+    let (shown, _doors) = listeners(&mut world, 7).await;
+    assert_eq!(
+        shown.identity.trust_domain.as_str(),
+        "unknown.invalid",
+        "an identity was made up"
+    );
+    world.configure("nameless", &[pod.address], Enrolment::Enrolled, false);
+    let (shown, _doors) = loop {
+        match world.threads[0].recv().await {
+            Some(ListenerEvent::Remove { .. }) => break listeners(&mut world, 7).await,
+            other => drop(other),
+        }
+    };
+    assert_eq!(
+        (
+            shown.service_account.as_str(),
+            shown.identity.to_string().as_str()
+        ),
+        ("web", "spiffe://cluster.local/ns/shop/sa/web")
+    );
+    // A repeated registration does not unlearn it.
+    let reply = world.ask(&request, Some(&pod.fd())).await;
+    assert_eq!(state(&reply), PodState::Captured);
+    let report = world.until("nameless", PodState::Captured).await;
+    assert_eq!(report.pod.service_account, "web");
+}
