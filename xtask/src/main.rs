@@ -8,6 +8,7 @@ mod codegen;
 mod demo;
 mod deny;
 mod ebpf;
+mod image;
 mod kube;
 mod lab;
 mod peers;
@@ -48,6 +49,8 @@ enum Cmd {
     Lab(lab::Args),
     /// Start, use and remove a real Kubernetes cluster on this machine.
     Kube(kube::Args),
+    /// Build the container images as tar files (OCI layouts), without a container daemon.
+    Image(image::Args),
     /// Show the mesh at work, step by step.
     Demo(demo::Args),
     /// Measure.
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Cmd::Test(args) => test::run(&args),
         Cmd::Lab(args) => return lab::run(&args).unwrap_or_else(failed),
         Cmd::Kube(args) => return kube::run(&args).unwrap_or_else(failed),
+        Cmd::Image(args) => image::run(&args),
         Cmd::Demo(args) => return demo::run(&args).unwrap_or_else(failed),
         Cmd::Bench(args) => return bench::run(&args).unwrap_or_else(failed),
         Cmd::Ci(args) => ci::run(&args),

@@ -3,7 +3,6 @@
 //! Invariants: a user's own cluster, named by KUBECONFIG, is used where commands are sent to one and is never started
 //! or removed; what this starts is removed whole by `down`, whatever state it is in.
 
-mod image;
 mod parts;
 
 use std::{
@@ -15,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
-use crate::{root, step, workspace};
+use crate::{image::oci as image, root, step, workspace};
 
 /// Where a running cluster keeps its keys, its etcd and its nodes' disks. Not in a container's overlay, which cannot
 /// hold the container runtime's own.

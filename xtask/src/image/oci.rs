@@ -55,28 +55,75 @@ impl Content {
     }
 }
 
-/// Writes an image for this machine's architecture under a reference.
+/// An image for this machine's architecture.
+pub struct Image<'a> {
+    /// Its name and tag.
+    pub reference: &'a str,
+    /// What runs in it.
+    pub entrypoint: &'a [&'a str],
+    /// As whom, by number; root when absent. Needs no entry in its passwd.
+    pub user: Option<u32>,
+    /// What is in it.
+    pub content: Vec<Content>,
+}
+
+/// What was written.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Of the tar file, in bytes.
+    pub size: usize,
+    /// Of the manifest, by which registries and container runtimes name an image.
+    pub digest: String,
+}
+
+impl Image<'_> {
+    /// Writes it to a file.
+    pub fn write(self, out: &Path) -> Result<Written> {
+        let (bytes, digest) = layout(self)?;
+        fs::write(out, &bytes).with_context(|| format!("writing {}", out.display()))?;
+        let size = bytes.len();
+        Ok(Written { size, digest })
+    }
+}
+
+/// Writes an image whose program runs as root.
 pub fn write(
     out: &Path,
     reference: &str,
     entrypoint: &[&str],
     content: Vec<Content>,
 ) -> Result<()> {
-    let bytes = layout(reference, entrypoint, content)?;
-    fs::write(out, bytes).with_context(|| format!("writing {}", out.display()))
+    let image = Image {
+        reference,
+        entrypoint,
+        user: None,
+        content,
+    };
+    image.write(out).map(drop)
 }
 
-fn layout(reference: &str, entrypoint: &[&str], content: Vec<Content>) -> Result<Vec<u8>> {
+/// The tar file's bytes and the manifest's digest.
+fn layout(image: Image<'_>) -> Result<(Vec<u8>, String)> {
+    let Image {
+        reference,
+        entrypoint,
+        user,
+        content,
+    } = image;
     let layer = tar(with_parents(content))?;
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
     };
+    let mut process = json!({"Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"], "Entrypoint": entrypoint, "WorkingDir": "/"});
+    if let Some(id) = user {
+        process["User"] = json!(format!("{id}:{id}"));
+    }
     let config = serde_json::to_vec(&json!({
         "architecture": architecture,
         "os": "linux",
-        "config": {"Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"], "Entrypoint": entrypoint, "WorkingDir": "/"},
+        "config": process,
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
     }))?;
     let part = |kind: &str, bytes: &[u8]| {
@@ -98,6 +145,7 @@ fn layout(reference: &str, entrypoint: &[&str], content: Vec<Content>) -> Result
         "io.containerd.image.name": reference,
         "org.opencontainers.image.ref.name": reference.rsplit(':').next(),
     });
+    let name = digest(&manifest);
     let index = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -110,13 +158,14 @@ fn layout(reference: &str, entrypoint: &[&str], content: Vec<Content>) -> Result
             kind: Kind::File { bytes, mode: 0o644 },
         }
     };
-    tar(vec![
+    let whole = tar(vec![
         Content::text("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#),
         Content::text("index.json", &index.to_string()),
         blob(layer),
         blob(config),
         blob(manifest),
-    ])
+    ])?;
+    Ok((whole, name))
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -190,19 +239,44 @@ mod tests {
         ]
     }
 
+    fn image(reference: &str, user: Option<u32>, content: Vec<Content>) -> (Vec<u8>, String) {
+        let entrypoint = &["/bin/a"];
+        layout(Image {
+            reference,
+            entrypoint,
+            user,
+            content,
+        })
+        .expect("an image")
+    }
+
+    fn has(bytes: &[u8], text: &str) -> bool {
+        bytes.windows(text.len()).any(|w| w == text.as_bytes())
+    }
+
+    #[test]
+    fn the_user_is_in_the_config_and_root_is_not_named() {
+        let (bytes, digest) = image("warren/a:1", Some(65532), content());
+        assert!(has(&bytes, r#""User":"65532:65532""#));
+        let (root, of_root) = image("warren/a:1", None, content());
+        assert!(!has(&root, r#""User""#));
+        assert_ne!(digest, of_root);
+    }
+
+    #[test]
+    fn the_digest_is_the_one_that_the_index_lists() {
+        let (bytes, digest) = image("warren/a:1", None, content());
+        assert!(has(&bytes, &format!(r#""digest":"{digest}""#)));
+        assert!(has(&bytes, &format!("blobs/{}", digest.replace(':', "/"))));
+    }
+
     #[test]
     fn the_same_files_give_the_same_image_whatever_their_order() {
-        let once = layout("warren/a:1", &["/bin/a"], content()).expect("an image");
+        let once = image("warren/a:1", None, content());
         let mut turned = content();
         turned.reverse();
-        assert_eq!(
-            once,
-            layout("warren/a:1", &["/bin/a"], turned).expect("an image")
-        );
-        assert_ne!(
-            once,
-            layout("warren/a:2", &["/bin/a"], content()).expect("an image")
-        );
+        assert_eq!(once, image("warren/a:1", None, turned));
+        assert_ne!(once, image("warren/a:2", None, content()));
     }
 
     #[test]
