@@ -6,6 +6,7 @@
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -39,6 +40,7 @@ use crate::{
     },
     observe::{self, AccessFormat, LogControl, LogSink, Metrics, MetricsServer, Observer},
     route::Director,
+    scan::{Missing, Places, Scan, ScanParts},
     serve::{DataThreads, Shared},
     state::{EnrolledNamespaces, MeshState, XdsClient, XdsParts, XdsStatus},
 };
@@ -167,6 +169,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
     }
     control(&config, &tasks, &state, &certificates, &metrics)?;
     let groups = cgroup::find(config.pods_cgroup.as_deref()).context("finding the cgroups")?;
+    let pods_cgroup = groups.pods.clone();
     let kernel = open_kernel(&config, &groups)?;
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
     let (listeners, receivers) = Listeners::new(config.threads);
@@ -184,6 +187,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
         configured(&state, &certificates).await;
     }
     let (pods, _taken_up, predecessor) = take_up(&tasks, &capture, predecessor).await?;
+    let missing = scan(&config, &tasks, &state, &capture, &metrics, pods_cgroup);
     serve_sockets(
         &config,
         &tasks,
@@ -195,6 +199,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
             observer,
             shared: shared.clone(),
             lookouts,
+            missing,
             log: log.control,
         },
     )?;
@@ -276,6 +281,40 @@ async fn take_up(
         .context("telling the earlier process that its pods are served")?;
     part.ready();
     Ok((pods, part, Some(predecessor)))
+}
+
+/// The search for pods that run already. Readiness waits for its first look; a successor looks for itself.
+fn scan(
+    config: &Config,
+    tasks: &Tasks,
+    state: &MeshState,
+    capture: &Capture,
+    metrics: &Metrics,
+    pods_cgroup: PathBuf,
+) -> Missing {
+    if !config.pod_scan {
+        return Missing::default();
+    }
+    let (scan, missing, mut first) = Scan::new(ScanParts {
+        node: config.node_name.clone(),
+        cluster: config.cluster_id.clone(),
+        state: state.clone(),
+        capture: capture.clone(),
+        places: Places::of_a_node(pods_cgroup),
+        metrics: metrics.clone(),
+    });
+    let part = tasks
+        .readiness
+        .part("running pods", "the first search for them");
+    tasks.spawn_until_handed_over("search for pods", scan.run());
+    tokio::spawn(async move {
+        if first.wait_for(|done| *done).await.is_ok() {
+            part.ready();
+        }
+        // The part lives as long as the process: dropping it would mean that it died.
+        std::future::pending::<()>().await
+    });
+    missing
 }
 
 /// Certificates and configuration.
@@ -456,6 +495,7 @@ struct Sockets {
     observer: Observer,
     shared: Arc<Shared>,
     lookouts: Lookouts,
+    missing: Missing,
     log: LogControl,
 }
 
@@ -469,6 +509,7 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
         observer,
         shared,
         lookouts,
+        missing,
         log,
     } = parts;
     let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
@@ -497,7 +538,11 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
             drain: config.drain,
             config: serde_json::json!({ "node": config.node_name.as_str(), "settings": format!("{config:?}") }),
             certificates: Arc::new(move || describe(&certificates)),
-            guards: Arc::new(move || lookouts.describe()),
+            guards: Arc::new(move || {
+                let mut seen = lookouts.describe();
+                seen["missingPods"] = missing.describe();
+                seen
+            }),
             sessions: Arc::new(move || serde_json::json!({ "flows": shared.flows.load(Relaxed) })),
         },
     );

@@ -52,6 +52,7 @@ fn extra(name: &str, mtls: MtlsMode) -> Change {
         allow_forwarded: false,
         guarded: false,
         features: Box::default(),
+        pod_uid: None,
     };
     Change::WorkloadExtra(
         format!("Kubernetes//Pod/shop/{name}").as_str().into(),

@@ -112,6 +112,7 @@ fn workload_extra(extra: &WorkloadExtra) -> Map<String, Value> {
         "allowForwarded": extra.allow_forwarded,
         "guarded": extra.guarded,
         "features": texts(&extra.features),
+        "podUid": extra.pod_uid,
     }))
 }
 

@@ -28,6 +28,7 @@ pub use error::LoadError;
 pub use events::{Event, EventKind, Events};
 pub use iface::{Finding, Looked, Tc};
 pub use mesh_abi::{self as abi, ports};
+pub use netlink::{Interface, interfaces};
 pub use netns::{cookie as netns_cookie, inside as in_netns};
 pub use object::{embedded, statistics};
 pub use pods::{Family, PodId, PodInfo, PodSpec};

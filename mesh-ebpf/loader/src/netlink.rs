@@ -26,9 +26,11 @@ const NESTED: u16 = 0x8000;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_EXT_MASK: u16 = 29;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 /// Length of `ifinfomsg`.
@@ -43,6 +45,11 @@ pub struct Interface {
     pub name: String,
     /// The bridge that it is a port of, or 0.
     pub bridge: u32,
+    /// What it is: `veth`, `ipvlan`, `bridge` and so on; empty for a device.
+    pub kind: String,
+    /// The interface that it belongs to: a veth's other side, in whatever namespace, or what an ipvlan is made of; 0
+    /// when there is none.
+    pub link: u32,
 }
 
 /// A message being built.
@@ -176,12 +183,20 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
 
 fn interface(body: &[u8]) -> Interface {
     let (mut name, mut master, mut port) = (String::new(), 0, false);
+    let (mut of_kind, mut link) = (String::new(), 0);
     for (kind, value) in attrs(&body[IFINFO..]) {
         match kind {
             IFLA_IFNAME => name = text(value),
             IFLA_MASTER => master = u32_at(value, 0),
+            IFLA_LINK => link = u32_at(value, 0),
             IFLA_LINKINFO => {
-                port = attrs(value).any(|(k, v)| k == IFLA_INFO_SLAVE_KIND && text(v) == "bridge")
+                for (kind, value) in attrs(value) {
+                    match kind {
+                        IFLA_INFO_KIND => of_kind = text(value),
+                        IFLA_INFO_SLAVE_KIND => port = text(value) == "bridge",
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -190,6 +205,8 @@ fn interface(body: &[u8]) -> Interface {
         index: u32_at(body, 4),
         name,
         bridge: if port { master } else { 0 },
+        kind: of_kind,
+        link,
     }
 }
 

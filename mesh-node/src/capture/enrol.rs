@@ -16,6 +16,7 @@ use super::{
     netns::Netns,
     registration::Registration,
     sockets::{DoorError, Doors, Refiller, SocketStock},
+    veth,
     wanted::Terms,
 };
 use crate::accept::Kind;
@@ -175,9 +176,11 @@ impl Enroller {
 /// Whether the pod can be captured at all.
 fn check(pod: &Registration, netns: &Netns, terms: &Terms) -> Result<(), EnrolError> {
     if pod.veth_ifindex == 0 {
-        return Err(EnrolError::Refused(
-            "it has no veth on the node, so that its packets cannot be guarded".into(),
-        ));
+        let why = match veth::find(netns, &pod.addresses).map_err(at("looking for its veth"))? {
+            Ok(_) => "it was registered before its veth was there; register it again".into(),
+            Err(why) => why,
+        };
+        return Err(EnrolError::Refused(why));
     }
     let inside = netns.interfaces().map_err(at("listing its addresses"))?;
     if let Some(ip) = pod

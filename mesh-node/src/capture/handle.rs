@@ -45,6 +45,9 @@ pub(super) enum Command {
     List {
         reply: oneshot::Sender<Vec<PodReport>>,
     },
+    Known {
+        reply: oneshot::Sender<Vec<SavedPod>>,
+    },
     Restore {
         done: oneshot::Sender<usize>,
     },
@@ -124,6 +127,11 @@ impl Capture {
     /// Every pod and its state.
     pub async fn list(&self) -> Result<Vec<PodReport>, CaptureGone> {
         self.ask(|reply| Command::List { reply }).await
+    }
+
+    /// Every pod, its state, and the inode of its network namespace.
+    pub async fn known(&self) -> Result<Vec<SavedPod>, CaptureGone> {
+        self.ask(|reply| Command::Known { reply }).await
     }
 
     /// Takes up the pods that an earlier process left on disk; says how many.

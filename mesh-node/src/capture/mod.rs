@@ -26,6 +26,7 @@ mod server;
 mod sockets;
 mod sys;
 mod takeup;
+mod veth;
 mod wanted;
 
 pub use datapath::{Datapath, FailedDial, Outcome, Verdict, VipSlot};
@@ -44,7 +45,7 @@ pub use registry::{CaptureParts, CaptureTask};
 pub use saved::{SavedPod, SavedPods};
 pub use server::RegistrationServer;
 pub use sockets::{Doors, Listening, Refiller, SocketStock};
-pub(crate) use sys::return_memory;
+pub(crate) use sys::{return_memory, watch_input};
 pub use wanted::{Wanted, wanted};
 
 #[cfg(test)]

@@ -78,7 +78,8 @@ impl Registration {
         format!("{}/{} ({})", self.namespace, self.name, self.uid)
     }
 
-    fn check(mut self) -> Result<Self, String> {
+    /// The registration, if it can be used.
+    pub fn check(mut self) -> Result<Self, String> {
         let title = self.title();
         if self.uid.is_empty()
             || self.uid.len() > mesh_abi::MAX_UID

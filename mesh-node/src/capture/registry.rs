@@ -4,7 +4,7 @@
 //! at the latest when its time is up; what belongs to a deleted pod stays in the kernel until its network
 //! namespace is gone.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use mesh_model::name::ClusterId;
 use tokio::{
@@ -19,6 +19,7 @@ use super::{
     registration::{PodReport, PodState, Registration, Reply},
     saved::{SavedPod, SavedPods},
     sockets::Doors,
+    veth,
 };
 use crate::{
     accept::{ListenError, Listeners},
@@ -116,6 +117,24 @@ pub struct CaptureTask {
     ticks: u32,
 }
 
+/// The node's side of a pod's veth, when whoever registers the pod does not name it; 0 when there is none.
+async fn find_veth(pod: &Registration, netns: &Arc<Netns>) -> u32 {
+    let (inside, addresses) = (netns.clone(), pod.addresses.clone());
+    let found = tokio::task::spawn_blocking(move || veth::find(&inside, &addresses)).await;
+    match found.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+        Ok(found) => found.unwrap_or(0),
+        Err(error) => {
+            tracing::warn!(pod = pod.title(), %error, "looking for the node's side of its veth failed");
+            0
+        }
+    }
+}
+
+/// In whatever order.
+fn same(one: &[IpAddr], other: &[IpAddr]) -> bool {
+    one.len() == other.len() && one.iter().all(|ip| other.contains(ip))
+}
+
 /// Why a pod's sockets could not be given to those who serve them: the process is ending.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AnnounceError {
@@ -183,6 +202,7 @@ impl CaptureTask {
             Command::List { reply } => {
                 drop(reply.send(self.pods.values().map(|e| e.report.clone()).collect()))
             }
+            Command::Known { reply } => drop(reply.send(self.known())),
             Command::Restore { done } => drop(done.send(self.restore().await)),
             Command::Adopt { pods, done } => drop(done.send(self.adopt(pods).await)),
             Command::Export { reply } => {
@@ -227,6 +247,10 @@ impl CaptureTask {
         }
     }
 
+    fn known(&self) -> Vec<SavedPod> {
+        self.pods.values().map(Entry::saved).collect()
+    }
+
     fn told<E: std::error::Error>(&self, failure: Option<E>) {
         if let Some(error) = failure {
             tracing::warn!(%error, "not everybody could be told");
@@ -253,10 +277,13 @@ impl CaptureTask {
                 return;
             }
         };
+        if pod.veth_ifindex == 0 {
+            pod.veth_ifindex = find_veth(&pod, &netns).await;
+        }
         let uid = pod.uid.clone();
         if let Some(old) = self.pods.get(&uid)
             && (old.inode != netns.inode()
-                || old.report.pod.addresses != pod.addresses
+                || !same(&old.report.pod.addresses, &pod.addresses)
                 || old.report.state == PodState::Gone)
         {
             tracing::info!(pod = pod.title(), "registered anew with another network");

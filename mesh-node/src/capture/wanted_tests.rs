@@ -55,6 +55,7 @@ fn extra(enrolment: Enrolment) -> Change {
         allow_forwarded: false,
         guarded: false,
         features: [].into(),
+        pod_uid: None,
     };
     Change::WorkloadExtra("Kubernetes//Pod/shop/web-1".into(), extra)
 }

@@ -1,14 +1,25 @@
 //! Finding the cgroups that capture attaches to: the agent's own, and the one that holds the pods.
 //!
-//! Invariant: what is found is a directory of the version 2 hierarchy; when nothing fits, the error says what to pass.
+//! Invariants: what is found is a directory of the version 2 hierarchy; when nothing fits, the error says what to pass.
+//! In a container with a cgroup namespace of its own `/proc` shows the agent's cgroup as the root: it is then found by
+//! the agent's process in the node's hierarchy, wherever that is mounted.
 
 use std::{
+    collections::VecDeque,
     fs, io,
     path::{Path, PathBuf},
+    process,
 };
 
-/// Where the version 2 hierarchy is usually mounted.
-const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// Where the version 2 hierarchy is mounted: the node's in a container, else the usual places.
+const MOUNTS: [&str; 4] = [
+    "/host/sys/fs/cgroup",
+    "/host/sys/fs/cgroup/unified",
+    "/sys/fs/cgroup",
+    "/sys/fs/cgroup/unified",
+];
+/// How many cgroups are looked into for the agent's own.
+const MOST: usize = 1 << 16;
 
 /// The cgroups of this process and of the pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,25 +39,21 @@ pub fn find(pods: Option<&Path>) -> io::Result<Cgroups> {
         .map(Path::new)
         .find(|m| m.join("cgroup.controllers").exists());
     let mount = mount.ok_or_else(|| {
-        io::Error::other(
-            "no cgroup version 2 hierarchy at /sys/fs/cgroup or /sys/fs/cgroup/unified; mount one",
-        )
+        io::Error::other(format!(
+            "no cgroup version 2 hierarchy at any of {}; mount one",
+            MOUNTS.join(", ")
+        ))
     })?;
-    let own = fs::read_to_string("/proc/self/cgroup")?;
-    let own = own
-        .lines()
-        .find_map(|l| l.strip_prefix("0::/"))
-        .unwrap_or_default();
-    // Seen from inside a cgroup namespace the path may begin with `..`; the mount's root is then the best there is.
-    let own = if own.starts_with("..") {
-        mount.to_path_buf()
-    } else {
-        mount.join(own)
-    };
+    let told = fs::read_to_string("/proc/self/cgroup")?;
+    let own = own(mount, &told, process::id());
     let pods = match pods {
         Some(pods) => pods.to_path_buf(),
         None => above(&own, mount).ok_or_else(|| {
-            io::Error::other("no kubepods* cgroup above the agent's own; pass --pods-cgroup")
+            io::Error::other(format!(
+                "no kubepods* cgroup above the agent's own, {}; mount the node's hierarchy at {}, or pass --pods-cgroup",
+                own.display(),
+                MOUNTS[0]
+            ))
         })?,
     };
     Ok(Cgroups {
@@ -56,11 +63,41 @@ pub fn find(pods: Option<&Path>) -> io::Result<Cgroups> {
     })
 }
 
-/// The nearest `kubepods*` among the ancestors of `from` and what lies directly in them.
+/// The cgroup of process `pid`, of which `/proc` tells `told`.
+fn own(mount: &Path, told: &str, pid: u32) -> PathBuf {
+    let path = told.lines().find_map(|l| l.strip_prefix("0::/"));
+    let path = path.unwrap_or_default();
+    // Seen from a cgroup namespace it may begin with steps upwards, or be the root without being it.
+    let plain = mount.join(path);
+    if !path.starts_with("..") && holds(&plain, pid) {
+        return plain;
+    }
+    let mut waiting = VecDeque::from([mount.to_path_buf()]);
+    for _ in 0..MOST {
+        let Some(dir) = waiting.pop_front() else {
+            break;
+        };
+        if holds(&dir, pid) {
+            return dir;
+        }
+        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+        let below = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        waiting.extend(below.map(|e| e.path()));
+    }
+    mount.to_path_buf()
+}
+
+fn holds(cgroup: &Path, pid: u32) -> bool {
+    let pid = pid.to_string();
+    fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|t| t.lines().any(|l| l == pid))
+}
+
+/// The nearest `*kubepods*` among the ancestors of `from` and what lies directly in them.
 fn above(from: &Path, mount: &Path) -> Option<PathBuf> {
+    // With a parent of its own, as in kind, systemd's name for it is `kubelet-kubepods.slice`.
     let is_pods = |p: &Path| {
         p.file_name()
-            .is_some_and(|n| n.to_string_lossy().starts_with("kubepods"))
+            .is_some_and(|n| n.to_string_lossy().contains("kubepods"))
     };
     for ancestor in from.ancestors().take_while(|a| a.starts_with(mount)) {
         if is_pods(ancestor) {
@@ -99,5 +136,34 @@ mod tests {
             above(&root.join("system.slice"), &root.join("system.slice")),
             None
         );
+        let nested =
+            root.join("node/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod1.slice/a");
+        fs::create_dir_all(&nested).expect("writable");
+        assert_eq!(
+            above(&nested, &root.join("node")),
+            Some(root.join("node/kubelet.slice/kubelet-kubepods.slice"))
+        );
+    }
+
+    #[test]
+    fn the_own_cgroup_is_found_whatever_a_cgroup_namespace_shows() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path();
+        let own_dir = root.join("kubepods/besteffort/pod1/agent");
+        fs::create_dir_all(&own_dir).expect("writable");
+        fs::write(root.join("cgroup.procs"), "0\n0\n").expect("writable");
+        // Processes that are not to be seen from here are number 0.
+        fs::write(own_dir.join("cgroup.procs"), "0\n41\n").expect("writable");
+        for told in [
+            "0::/\n",
+            "0::/../..\n",
+            "1:cpu:/x\n0::/kubepods/besteffort/pod1/agent\n",
+            "0::/stale\n",
+        ] {
+            assert_eq!(own(root, told, 41), own_dir, "{told}");
+        }
+        assert_eq!(own(root, "0::/\n", 42), root, "nowhere to be seen");
+        fs::write(root.join("cgroup.procs"), "42\n").expect("writable");
+        assert_eq!(own(root, "0::/\n", 42), root);
     }
 }

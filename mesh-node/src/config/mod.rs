@@ -40,6 +40,8 @@ pub struct Config {
     pub token_file: PathBuf,
     /// The cgroup that holds the pods; found when absent.
     pub pods_cgroup: Option<PathBuf>,
+    /// Whether pods that run already are looked for.
+    pub pod_scan: bool,
     /// The cgroup that kubelet is in, if its probes are to be recognised.
     pub kubelet_cgroup: Option<PathBuf>,
     /// Data threads.

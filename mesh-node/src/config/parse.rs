@@ -210,6 +210,7 @@ impl Values<'_> {
                 .get("token-file", ok)?
                 .unwrap_or_else(|| "/var/run/secrets/tokens/warren-token".into()),
             pods_cgroup: self.get("pods-cgroup", ok)?,
+            pod_scan: self.get("pod-scan", on_off)?.unwrap_or(true),
             kubelet_cgroup: self.get("kubelet-cgroup", ok)?,
             tc: self
                 .get("tc", |t| {

@@ -100,6 +100,12 @@ pub const SETTINGS: &[Setting] = &[
         "Cgroup under which the pods live",
     ),
     row(
+        "pod-scan",
+        "on|off",
+        "on",
+        "Whether pods that run already are looked for and registered; off: only the registration socket counts",
+    ),
+    row(
         "kubelet-cgroup",
         "DIR",
         "found: that of the process that listens on port 10250",

@@ -141,6 +141,11 @@ metrics! {
     accept_backoffs: Counter = "warren_accept_backoffs";
     /// Registered pods, by state.
     pods: Family<StateLabel, Gauge> = "warren_pods";
+    /// Pods that the configuration places on this node and that are not registered, because their network
+    /// namespaces were not found.
+    pods_missing: Gauge = "warren_pods_missing";
+    /// Running pods that were found and registered without the CNI plugin.
+    pods_found: Counter = "warren_pods_found";
     /// Enrolments, by result.
     enrolments: Family<ResultLabel, Counter> = "warren_enrolments";
     /// Connections older than enrolment that go on outside policy.

@@ -208,6 +208,7 @@ pub(crate) fn outside() -> WorkloadExtra {
         allow_forwarded: false,
         guarded: false,
         features: [].into(),
+        pod_uid: None,
     }
 }
 

@@ -28,6 +28,9 @@ use crate::{
 /// Istio's label by which a workload says that it ends tunnels itself, and in which protocols.
 const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
 
+/// kubelet's annotation on mirrors of the pods that it reads from files.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Adds the pods that are placed on a node and have not ended.
 pub(crate) fn collect<'a>(
     view: &'a ClusterView,
@@ -162,6 +165,7 @@ fn draft<'a>(
     extra.probe_ports = probes::ports(pod);
     extra.cut_existing = enrolment::is_true(meta, enrolment::CUT_EXISTING);
     extra.allow_forwarded = enrolment::is_true(meta, enrolment::ALLOW_FORWARDED);
+    extra.pod_uid = uid(meta);
     Draft {
         workload,
         extra,
@@ -174,6 +178,13 @@ fn draft<'a>(
         services: Default::default(),
         policies: Vec::new(),
     }
+}
+
+/// The uid that kubelet knows a pod by. Of a pod that kubelet reads from a file the API has a mirror with a uid of its
+/// own; the mirror's annotation names the pod's.
+fn uid(meta: &ObjectMeta) -> Option<Arc<str>> {
+    let uid = meta.annotation(MIRROR).unwrap_or(&meta.uid);
+    (!uid.is_empty()).then(|| uid.into())
 }
 
 /// Who the pod is. A service account whose name would make another identity is replaced by none, and the pod refused.

@@ -84,6 +84,7 @@ pub(super) fn encode_workload(x: &WorkloadExtra) -> Content {
         allow_forwarded: x.allow_forwarded,
         guarded: x.guarded,
         features: strings(&x.features),
+        pod_uid: x.pod_uid.as_deref().unwrap_or_default().to_owned(),
     })
 }
 
@@ -126,6 +127,7 @@ fn workload(w: wire::Workload) -> Result<WorkloadExtra, Bad> {
         allow_forwarded: w.allow_forwarded,
         guarded: w.guarded,
         features: features.into(),
+        pod_uid: (!w.pod_uid.is_empty()).then(|| w.pod_uid.into()),
     })
 }
 

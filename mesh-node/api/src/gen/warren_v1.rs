@@ -43,6 +43,9 @@ pub struct Workload {
     /// What a node must be able to do; one that cannot denies.
     #[prost(string, repeated, tag = "9")]
     pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The uid that kubelet knows the pod by; empty for what is no pod.
+    #[prost(string, tag = "10")]
+    pub pod_uid: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PortMtls {

@@ -325,6 +325,7 @@ impl Hash for Extra {
             allow_forwarded,
             guarded,
             features,
+            pod_uid,
             ..
         } = &*self.0;
         (
@@ -333,6 +334,7 @@ impl Hash for Extra {
             allow_forwarded,
             guarded,
             features,
+            pod_uid,
         )
             .hash(state);
     }

@@ -110,6 +110,8 @@ pub struct WorkloadExtra {
     pub guarded: bool,
     /// Features the workload's configuration needs; one that this build does not know denies.
     pub features: Box<[Arc<str>]>,
+    /// The uid that kubelet and the container runtime know the pod by; `None` for what is no pod.
+    pub pod_uid: Option<Arc<str>>,
 }
 
 /// Whether a workload takes part in the mesh.

@@ -65,6 +65,7 @@ pub fn extra(mtls: MtlsMode) -> WorkloadExtra {
         allow_forwarded: false,
         guarded: false,
         features: Box::new([]),
+        pod_uid: None,
     }
 }
 

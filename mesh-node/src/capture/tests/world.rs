@@ -98,6 +98,10 @@ impl TestPod {
         File::open(format!("/run/netns/{}", self.netns)).expect("the namespace was made")
     }
 
+    pub fn path(&self) -> PathBuf {
+        format!("/run/netns/{}", self.netns).into()
+    }
+
     pub fn ifindex(&self) -> u32 {
         nix::net::if_::if_nametoindex(self.veth.as_str()).expect("the veth was made")
     }
@@ -269,6 +273,7 @@ impl<K: Kernel + Datapath + 'static> World<K> {
             allow_forwarded: false,
             guarded: false,
             features: [].into(),
+            pod_uid: Some(uid.into()),
         };
         self.state.apply([
             Change::Workload(workload),
