@@ -10,6 +10,7 @@ mod apiserver;
 pub mod app;
 pub mod ca;
 pub mod cli;
+pub mod install;
 pub mod leader;
 pub mod listen;
 pub mod monitor;

@@ -4,6 +4,7 @@ mod analyze;
 mod ca;
 mod controller;
 mod crds;
+mod manifest;
 mod token;
 mod why;
 
@@ -44,6 +45,8 @@ enum Command {
     Why(why::Args),
     /// Print the CustomResourceDefinitions of Warren's own kinds, as YAML that can be applied.
     Crds,
+    /// Print every object of an installation, as YAML that can be applied.
+    Manifest(manifest::Args),
     /// Print the version.
     Version,
 }
@@ -78,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Analyze(args) => return analyze::run(args),
         Command::Why(args) => return why::run(args),
         Command::Crds => print!("{}", crds::text()?),
+        Command::Manifest(args) => print!("{}", manifest::text(&args)?),
         Command::Version => println!("mesh-ctl {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)

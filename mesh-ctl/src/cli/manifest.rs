@@ -1,0 +1,62 @@
+//! `mesh-ctl manifest`: the objects of an installation as text.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context;
+
+use crate::install::{self, Assignment, Profile, Values};
+
+/// What to install.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The set of values to begin with.
+    #[arg(long, value_enum, default_value_t)]
+    profile: Profile,
+    /// A YAML file with values; can be given several times.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    values: Vec<PathBuf>,
+    /// One value, such as node.drain=60; can be given several times.
+    #[arg(long, value_name = "PATH=VALUE")]
+    set: Vec<String>,
+    /// The same, but the value is text whatever it looks like.
+    #[arg(long, value_name = "PATH=VALUE")]
+    set_string: Vec<String>,
+    /// The namespace of the installation.
+    #[arg(short, long, value_name = "NAME", env = "WARREN_CTL_NAMESPACE", default_value = install::NAMESPACE)]
+    pub namespace: String,
+}
+
+impl Args {
+    /// The values.
+    pub fn read(&self) -> anyhow::Result<Values> {
+        let files: Vec<(String, String)> = self
+            .values
+            .iter()
+            .map(|path| {
+                let name = path.display().to_string();
+                let text = fs::read_to_string(path).with_context(|| format!("reading {name}"))?;
+                Ok((name, text))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        let mut assignments = Vec::new();
+        for (written, text) in [(&self.set, false), (&self.set_string, true)] {
+            for one in written {
+                assignments.extend(Assignment::parse(one, text)?);
+            }
+        }
+        Ok(install::values(self.profile, &files, assignments)?)
+    }
+}
+
+/// The objects as YAML documents.
+pub(super) fn text(args: &Args) -> anyhow::Result<String> {
+    let values = args.read()?;
+    let mut text = String::new();
+    for object in install::objects(&values, &args.namespace) {
+        let yaml = serde_saphyr::to_string(&object).context("writing an object as YAML")?;
+        text.push_str("---\n");
+        text.push_str(yaml.trim_end());
+        text.push('\n');
+    }
+    Ok(text)
+}

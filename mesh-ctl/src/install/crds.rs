@@ -1,0 +1,94 @@
+//! CustomResourceDefinitions: of our own kinds, and of the Istio kinds that are read.
+//!
+//! Invariants: a label tells those that an installation made; none goes with it, because users' objects would. What we
+//! define of Istio's kinds lets every field through: what is understood is the translation's to say, in the status.
+
+use mesh_k8s::{
+    Kind,
+    networking::{ServiceEntry, WorkloadEntry},
+    security::{AuthorizationPolicy, PeerAuthentication},
+};
+use serde_json::{Value, json};
+
+use super::Values;
+use super::object::PART_OF;
+
+/// The definitions that these values ask for.
+pub(super) fn objects(values: &Values) -> Vec<Value> {
+    let mut objects = Vec::new();
+    if values.crds.install {
+        objects.extend(own());
+    }
+    if values.crds.istio {
+        objects.extend(istio());
+    }
+    objects
+}
+
+/// Those of our own kinds.
+pub(super) fn own() -> Vec<Value> {
+    mesh_k8s::warren::crds().into_iter().map(marked).collect()
+}
+
+/// Those of Istio's kinds.
+pub(super) fn istio() -> Vec<Value> {
+    vec![
+        definition::<AuthorizationPolicy>("authorizationpolicies", "ap"),
+        definition::<PeerAuthentication>("peerauthentications", "pa"),
+        definition::<ServiceEntry>("serviceentries", "se"),
+        definition::<WorkloadEntry>("workloadentries", "we"),
+    ]
+}
+
+/// Marks a definition as ours, to be kept when everything else goes.
+fn marked(mut definition: Value) -> Value {
+    definition["metadata"]["labels"] = json!({"app.kubernetes.io/part-of": PART_OF});
+    definition["metadata"]["annotations"] = json!({"helm.sh/resource-policy": "keep"});
+    definition
+}
+
+fn definition<K: Kind>(plural: &str, short: &str) -> Value {
+    let open = |description: &str| json!({"type": "object", "description": description, "x-kubernetes-preserve-unknown-fields": true});
+    let versions: Vec<Value> = K::VERSIONS
+        .iter()
+        .enumerate()
+        .map(|(index, version)| {
+            json!({
+                "name": version,
+                "served": true,
+                "storage": index == 0,
+                "subresources": {"status": {}},
+                "additionalPrinterColumns": [
+                    {"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"},
+                    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+                ],
+                "schema": {"openAPIV3Schema": {
+                    "type": "object",
+                    "properties": {
+                        "spec": open("As Istio defines it."),
+                        "status": open("What the mesh says about this object."),
+                    },
+                }},
+            })
+        })
+        .collect();
+    let family = K::GROUP.split('.').next().unwrap_or_default();
+    marked(json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.{}", K::GROUP)},
+        "spec": {
+            "group": K::GROUP,
+            "names": {
+                "kind": K::KIND,
+                "listKind": format!("{}List", K::KIND),
+                "plural": plural,
+                "singular": K::KIND.to_ascii_lowercase(),
+                "shortNames": [short],
+                "categories": ["istio-io", format!("{family}-istio-io")],
+            },
+            "scope": "Namespaced",
+            "versions": versions,
+        },
+    }))
+}

@@ -1,0 +1,123 @@
+//! Who may do what: the accounts of controller and node proxies.
+//!
+//! Invariants: the node proxies' account has no rights at all, it only proves where a proxy runs; what the controller
+//! changes is limited by name wherever Kubernetes can limit it (`create` cannot be).
+
+use serde_json::{Value, json};
+
+use super::object::{cluster_meta, meta};
+use super::{controller, node};
+
+/// The accounts and their rights.
+pub(super) fn objects(namespace: &str) -> Vec<Value> {
+    let name = controller::NAME;
+    let of =
+        |kind: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
+    let subjects = json!([{"kind": "ServiceAccount", "name": name, "namespace": namespace}]);
+    vec![
+        account(name, namespace),
+        account(node::NAME, namespace),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": cluster_meta(name), "rules": cluster_rules(),
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": cluster_meta(name), "roleRef": of("ClusterRole"), "subjects": subjects,
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": meta(name, namespace), "rules": rules(),
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": meta(name, namespace), "roleRef": of("Role"), "subjects": subjects,
+        }),
+    ]
+}
+
+/// Tokens are mounted where they are needed, with their audience.
+fn account(name: &str, namespace: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": meta(name, namespace), "automountServiceAccountToken": false,
+    })
+}
+
+fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": [group], "resources": resources, "verbs": verbs})
+}
+
+fn named(group: &str, resource: &str, name: &str, verbs: &[&str]) -> Value {
+    let mut rule = rule(group, &[resource], verbs);
+    rule["resourceNames"] = json!([name]);
+    rule
+}
+
+const READ: [&str; 3] = ["get", "list", "watch"];
+
+fn cluster_rules() -> Vec<Value> {
+    vec![
+        rule(
+            "",
+            &["namespaces", "nodes", "pods", "serviceaccounts", "services"],
+            &READ,
+        ),
+        rule("discovery.k8s.io", &["endpointslices"], &READ),
+        rule("apps", &["daemonsets", "deployments"], &READ),
+        rule("networking.k8s.io", &["networkpolicies"], &READ),
+        rule(
+            "security.istio.io",
+            &["authorizationpolicies", "peerauthentications"],
+            &READ,
+        ),
+        rule(
+            "networking.istio.io",
+            &["serviceentries", "workloadentries"],
+            &READ,
+        ),
+        rule("warren.dev", &["meshconfigs"], &READ),
+        // Conditions.
+        rule(
+            "security.istio.io",
+            &["authorizationpolicies/status", "peerauthentications/status"],
+            &["patch"],
+        ),
+        rule(
+            "networking.istio.io",
+            &["serviceentries/status", "workloadentries/status"],
+            &["patch"],
+        ),
+        rule("warren.dev", &["meshconfigs/status"], &["patch"]),
+        rule("", &["events"], &["create", "patch"]),
+        // Whether a node's token is good.
+        rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
+        // The webhook's registration carries a certificate that the controller makes.
+        rule(
+            "admissionregistration.k8s.io",
+            &["validatingwebhookconfigurations"],
+            &["create"],
+        ),
+        named(
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations",
+            controller::NAME,
+            &["get", "patch", "update"],
+        ),
+    ]
+}
+
+fn rules() -> Vec<Value> {
+    vec![
+        rule("", &["configmaps", "secrets"], &["create"]),
+        named("", "secrets", "warren-ca", &["get", "update"]),
+        named("", "configmaps", "warren-root", &["get", "patch"]),
+        rule("coordination.k8s.io", &["leases"], &["create"]),
+        named(
+            "coordination.k8s.io",
+            "leases",
+            controller::NAME,
+            &["get", "update"],
+        ),
+    ]
+}
