@@ -201,17 +201,20 @@ impl Translator {
 
     /// What the translation of these objects depends on.
     fn inputs(&self, focus: &HashSet<ObjectRef>) -> HashSet<ObjectRef> {
-        let mut inputs = focus.clone();
+        let asks = focus
+            .iter()
+            .flat_map(|object| self.reader().of(object).asks);
+        self.answering(focus.clone(), asks.map(|(subject, _)| subject))
+    }
+
+    /// Adds the objects that tell of these subjects, and of what those ask deeply about.
+    fn answering(
+        &self,
+        mut inputs: HashSet<ObjectRef>,
+        subjects: impl Iterator<Item = u64>,
+    ) -> HashSet<ObjectRef> {
         let mut seen: HashSet<u64> = HashSet::new();
-        let mut left: Vec<u64> = Vec::new();
-        for object in focus {
-            let asks = self.reader().of(object).asks;
-            left.extend(
-                asks.into_iter()
-                    .map(|(subject, _)| subject)
-                    .filter(|subject| seen.insert(*subject)),
-            );
-        }
+        let mut left: Vec<u64> = subjects.filter(|subject| seen.insert(*subject)).collect();
         while let Some(subject) = left.pop() {
             for teller in self.index.tellers.get(&subject).into_iter().flatten() {
                 if inputs.insert(ObjectRef::clone(teller)) {
@@ -225,6 +228,30 @@ impl Translator {
             }
         }
         inputs
+    }
+
+    /// What would be said about an object if `change` were made to it, among everything that was there at the last
+    /// refresh; nothing is changed. `None` when nothing would be said.
+    pub fn would_say(
+        &self,
+        object: &ObjectRef,
+        change: impl Fn(&mut ClusterView),
+    ) -> Option<Status> {
+        let mut alone = self.view.part([object]);
+        change(&mut alone);
+        let reader = Reader {
+            view: &alone,
+            ..self.reader()
+        };
+        let asks = reader.of(object).asks.into_iter();
+        let inputs = self.answering(
+            HashSet::from([object.clone()]),
+            asks.map(|(subject, _)| subject),
+        );
+        let mut part = self.view.part(inputs.iter());
+        change(&mut part);
+        let (_, statuses) = owned(&part);
+        statuses.into_iter().find(|status| status.object == *object)
     }
 
     fn say(

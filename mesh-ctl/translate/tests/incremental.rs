@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_k8s::ObjectRef;
 use mesh_model::mesh::Change;
-use mesh_translate::{Broken, Origin, Refreshed, Status, Translator, translate};
+use mesh_translate::{Broken, ClusterView, Origin, Refreshed, Status, Translator, translate};
 use serde_json::{Value, json};
 
 /// A generator of numbers that every run repeats.
@@ -347,19 +347,53 @@ fn change(translator: &mut Translator, dice: &mut Dice, story: &mut Vec<String>)
     match mesh_k8s::read(document.clone()) {
         Ok(parsed) => translator.apply(parsed.object, origin, Arc::from(parsed.unknown)),
         Err(error) => {
-            let selector = document.pointer("/spec/selector/matchLabels").cloned();
-            let broken = Broken {
-                origin,
-                field: error.field,
-                message: error.message,
-                selector: selector.and_then(|labels| serde_json::from_value(labels).ok()),
-            };
-            translator.set_broken(
-                &error.object.expect("every document here has a name"),
-                broken,
-            );
+            let (object, broken) = broken(&document, error, origin);
+            translator.set_broken(&object, broken);
         }
     }
+}
+
+fn broken(document: &Value, error: mesh_k8s::ReadError, origin: Origin) -> (ObjectRef, Broken) {
+    let selector = document.pointer("/spec/selector/matchLabels").cloned();
+    let broken = Broken {
+        origin,
+        field: error.field,
+        message: error.message,
+        selector: selector.and_then(|labels| serde_json::from_value(labels).ok()),
+    };
+    let object = error.object.expect("every document here has a name");
+    (object, broken)
+}
+
+/// What would be said of an object is what is said of it once it is there.
+fn foretell(translator: &Translator, dice: &mut Dice, story: &[String]) {
+    let document = dice.object();
+    let mut after = translator.view().clone();
+    let (object, said) = match mesh_k8s::read(document.clone()) {
+        Ok(parsed) => {
+            let (object, unknown) = (parsed.object.reference(), Arc::from(parsed.unknown));
+            let apply = |view: &mut ClusterView| {
+                view.apply(
+                    parsed.object.clone(),
+                    Origin::default(),
+                    Arc::clone(&unknown),
+                );
+            };
+            apply(&mut after);
+            let said = translator.would_say(&object, apply);
+            (object, said)
+        }
+        Err(error) => {
+            let (object, broken) = broken(&document, error, Origin::default());
+            let apply = |view: &mut ClusterView| view.set_broken(object.clone(), broken.clone());
+            apply(&mut after);
+            let said = translator.would_say(&object, apply);
+            (object, said)
+        }
+    };
+    let expect = translate(&after).statuses;
+    let expect = expect.into_iter().find(|status| status.object == object);
+    assert_eq!(said, expect, "{document}, after\n{}", story.join("\n"));
 }
 
 #[test]
@@ -374,6 +408,7 @@ fn translating_changes_is_translating_the_whole() {
             }
             held.take(translator.refresh());
             held.check(&translator, &story);
+            foretell(&translator, &mut dice, &story);
         }
     }
 }
