@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
@@ -27,6 +28,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tracing::{debug, error, info, warn};
 
@@ -37,13 +39,14 @@ use crate::{
         SecretStore, bundle,
     },
     leader::Candidate,
-    listen::{self, Credentials, Names},
+    listen::{self, Clients, Conn, Credentials, Names},
     monitor::{self, Metrics},
     publish::{self, Handle},
     status::{self, Statuses},
     token::JoinKey,
     view::{Refresh, View},
     watch::{Cluster, Delta, Manifests, Objects, Source},
+    webhook::{self, Reviewer},
 };
 
 /// The largest request of a subscriber: versions of everything that it holds.
@@ -68,6 +71,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where metrics and health are.
     pub monitor: SocketAddr,
+    /// Where the webhook is, when objects are read from a cluster.
+    pub webhook: SocketAddr,
     /// What the controller is called.
     pub names: Names,
     /// Whose identities are signed.
@@ -86,13 +91,17 @@ pub enum Input {
     Cluster(kube::Client),
 }
 
+type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
 /// A controller that runs until this is dropped.
 pub struct Running {
     /// Where nodes connect.
     pub address: SocketAddr,
     /// Where metrics and health are.
     pub monitor: SocketAddr,
-    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    /// Where the webhook is.
+    pub webhook: Option<SocketAddr>,
+    tasks: Tasks,
     _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
@@ -109,6 +118,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         state,
         listen,
         monitor,
+        webhook,
         names,
         trust_domain,
         leaf_ttl,
@@ -129,9 +139,20 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     let metrics = Arc::new(Metrics::default());
     let mut tasks = JoinSet::new();
     let (said, keep) = watch::channel(Statuses::default());
-    if let Input::Cluster(client) = &from {
-        lead(client, &authority, &keep, &mut tasks)?;
-    }
+    let view: Arc<RwLock<View>> = Arc::default();
+    let webhook = match &from {
+        Input::Manifests(_) => None,
+        Input::Cluster(client) => {
+            lead(client, &authority, &keep, &view, &mut tasks)?;
+            let clients = Clients::ApiServer;
+            let (address, incoming) =
+                secured(webhook, &authority, &names, clients, &mut tasks).await?;
+            let reviewer = Arc::new(Reviewer::new(view.clone(), metrics.clone()));
+            let serving = webhook::serve(incoming, reviewer);
+            tasks.spawn(named("the webhook", serving));
+            Some(address)
+        }
+    };
 
     let (handle, discovery, publishing) = publish::publisher(metrics.clone());
     tasks.spawn(named("publishing", publishing));
@@ -160,24 +181,8 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         metrics.clone(),
     );
 
-    let credentials = Credentials::issue(&authority, &names, SystemTime::now())
-        .context("making the controller's certificate")?;
-    let config = Arc::new(ArcSwap::new(credentials.config));
-    tasks.spawn(named(
-        "renewing",
-        listen::keep_fresh(
-            authority.clone(),
-            names,
-            credentials.not_after,
-            config.clone(),
-        ),
-    ));
-
-    let socket = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("listening on {listen}"))?;
-    let address = socket.local_addr()?;
-    let incoming = listen::accept(socket, config, authority.domain().clone());
+    let (address, incoming) =
+        secured(listen, &authority, &names, Clients::Nodes, &mut tasks).await?;
     let server = Server::builder()
         .http2_keepalive_interval(Some(PING.0))
         .http2_keepalive_timeout(Some(PING.1))
@@ -213,6 +218,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         placed,
         domain: authority.domain().clone(),
         said,
+        view,
     };
     let admin = Arc::new(Admin {
         authority,
@@ -229,9 +235,37 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     Ok(Running {
         address,
         monitor,
+        webhook,
         tasks,
         _lock,
     })
+}
+
+/// A TLS listener whose certificate stays fresh: where it listens, and who comes.
+async fn secured(
+    listen: SocketAddr,
+    authority: &Arc<Authority>,
+    names: &Names,
+    clients: Clients,
+    tasks: &mut Tasks,
+) -> anyhow::Result<(SocketAddr, ReceiverStream<io::Result<Conn>>)> {
+    let credentials = Credentials::issue(authority, names, clients, SystemTime::now())
+        .context("making the controller's certificate")?;
+    let config = Arc::new(ArcSwap::new(credentials.config));
+    let renewing = listen::keep_fresh(
+        authority.clone(),
+        names.clone(),
+        clients,
+        credentials.not_after,
+        config.clone(),
+    );
+    tasks.spawn(named("renewing a certificate", renewing));
+    let socket = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listening on {listen}"))?;
+    let address = socket.local_addr()?;
+    let incoming = listen::accept(socket, config, authority.domain().clone());
+    Ok((address, incoming))
 }
 
 /// Stands for the lease, and starts what only the leader writes.
@@ -239,7 +273,8 @@ fn lead(
     client: &kube::Client,
     authority: &Arc<Authority>,
     said: &watch::Receiver<Statuses>,
-    tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+    view: &Arc<RwLock<View>>,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
     let namespace = client.default_namespace().to_owned();
     let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
@@ -248,6 +283,14 @@ fn lead(
     tasks.spawn(named("standing for the lease", candidate.run()));
     let writing = status::cluster::keep(client.clone(), said.clone(), leads.clone());
     tasks.spawn(named("writing statuses to the cluster", writing));
+    let keeping = webhook::keep(
+        client.clone(),
+        namespace.clone(),
+        authority.clone(),
+        view.clone(),
+        leads.clone(),
+    );
+    tasks.spawn(named("keeping the webhook's configuration", keeping));
     let keeping = bundle::keep(authority.clone(), client.clone(), namespace, leads);
     tasks.spawn(named("keeping the roots in the cluster", keeping));
     Ok(())
@@ -262,9 +305,7 @@ async fn named(
 }
 
 /// Ends with a signal, or with the first task that ends: none is meant to.
-async fn until_stopped(
-    mut tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
-) -> anyhow::Result<()> {
+async fn until_stopped(mut tasks: Tasks) -> anyhow::Result<()> {
     let (mut term, mut int) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -335,6 +376,8 @@ struct Followers {
     domain: TrustDomain,
     /// What is to be said, for the task that keeps it where `mesh-ctl` and people find it.
     said: watch::Sender<Statuses>,
+    /// What is known, for all who look at it.
+    view: Arc<RwLock<View>>,
 }
 
 /// Takes what the source tells, translates it, and publishes what changed. The source has a loop of its own: what it
@@ -359,17 +402,16 @@ async fn following(
     mut queue: mpsc::Receiver<Vec<Delta>>,
     followers: Followers,
 ) -> anyhow::Result<()> {
-    let mut view = View::default();
     let mut refusals = followers.handle.watch_refusals();
     loop {
         tokio::select! {
             deltas = queue.recv() => {
                 let deltas = deltas.context("the source is gone")?;
-                let refresh;
-                (view, refresh) = tokio::task::spawn_blocking(move || {
+                let view = followers.view.clone();
+                let refresh = tokio::task::spawn_blocking(move || {
+                    let mut view = view.write().unwrap_or_else(PoisonError::into_inner);
                     view.apply(deltas);
-                    let refresh = view.refresh();
-                    (view, refresh)
+                    view.refresh()
                 })
                 .await
                 .context("translating objects")?;

@@ -19,3 +19,7 @@ pub mod status;
 pub mod token;
 pub mod view;
 pub mod watch;
+pub mod webhook;
+
+/// Under this name the controller writes to a cluster.
+const FIELD_MANAGER: &str = "warren-controller";

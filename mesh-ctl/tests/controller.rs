@@ -257,6 +257,7 @@ async fn two_controllers_do_not_share_a_state_directory() {
         state: world.state.path().to_owned(),
         listen: any,
         monitor: any,
+        webhook: any,
         names: Names {
             dns: vec![],
             addresses: vec![],

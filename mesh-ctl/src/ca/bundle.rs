@@ -17,11 +17,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::Authority;
+use crate::FIELD_MANAGER;
 
 /// The ConfigMap's name.
 const NAME: &str = "warren-root";
-/// Who writes.
-const MANAGER: &str = "warren-controller";
 /// How often the Secret and the ConfigMap are compared with what is in use.
 const COMPARE: Duration = Duration::from_secs(10);
 
@@ -74,7 +73,7 @@ async fn write(maps: &Api<ConfigMap>, roots: &str) -> Result<(), String> {
             return Ok(());
         }
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME}, "data": {"root.pem": roots}});
-        let params = PatchParams::apply(MANAGER).force();
+        let params = PatchParams::apply(FIELD_MANAGER).force();
         maps.patch(NAME, &params, &Patch::Apply(map))
             .await
             .map_err(failed)?;

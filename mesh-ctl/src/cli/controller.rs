@@ -19,16 +19,18 @@ use crate::{
     watch::connect,
 };
 
-/// Names under which nodes reach the controller in any installation.
+/// Names under which nodes reach the controller in any installation; the namespace comes in the place of `{}`.
 const NAMES: [&str; 5] = [
-    "warren-controller.warren-system.svc",
-    "warren-controller.warren-system.svc.cluster.local",
-    "mesh-ctl.warren-system.svc",
+    "warren-controller.{}.svc",
+    "warren-controller.{}.svc.cluster.local",
+    "mesh-ctl.{}.svc",
     "mesh-ctl",
     "localhost",
 ];
 /// The port of monitoring, beside that of xDS and CA.
 const MONITOR_PORT: u16 = 15014;
+/// The port of the webhook, beside that of xDS and CA.
+const WEBHOOK_PORT: u16 = 15017;
 
 /// How to run the controller.
 #[derive(clap::Args)]
@@ -66,6 +68,9 @@ pub struct Args {
     /// Metrics and health [default: port 15014 beside --listen].
     #[arg(long, value_name = "ADDRESS:PORT", env = "WARREN_CTL_MONITOR")]
     monitor: Option<SocketAddr>,
+    /// With --kubernetes: where the API server asks about objects [default: port 15017 beside --listen].
+    #[arg(long, value_name = "ADDRESS:PORT", env = "WARREN_CTL_WEBHOOK")]
+    webhook: Option<SocketAddr>,
     /// A name or address under which nodes reach this controller; can be given several times.
     #[arg(
         long = "listen-name",
@@ -124,6 +129,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         state,
         listen,
         monitor,
+        webhook,
         listen_names,
         trust_domain,
         leaf_ttl,
@@ -151,12 +157,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }),
         None => None,
     };
-    let options = |from| app::Options {
+    let options = |from, namespace: &str| app::Options {
         from,
         state,
         listen,
         monitor: monitor.unwrap_or(SocketAddr::new(listen.ip(), MONITOR_PORT)),
-        names: names(listen.ip(), listen_names, leaf_ttl),
+        webhook: webhook.unwrap_or(SocketAddr::new(listen.ip(), WEBHOOK_PORT)),
+        names: names(listen.ip(), namespace, listen_names, leaf_ttl),
         trust_domain,
         leaf_ttl,
         given,
@@ -169,12 +176,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 Some(folder) => Input::Manifests(folder),
                 None => Input::Cluster(connect(&namespace).await?),
             };
-            app::run(options(from)).await
+            app::run(options(from, &namespace)).await
         })
 }
 
-fn names(listen: IpAddr, told: Vec<String>, ttl: Duration) -> Names {
-    let mut dns: Vec<String> = NAMES.map(str::to_owned).to_vec();
+fn names(listen: IpAddr, namespace: &str, told: Vec<String>, ttl: Duration) -> Names {
+    let mut dns = NAMES.map(|name| name.replace("{}", namespace)).to_vec();
     let mut addresses = vec![
         IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),

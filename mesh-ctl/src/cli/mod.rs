@@ -28,7 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the controller: read objects, tell nodes, sign certificates.
-    Controller(controller::Args),
+    Controller(Box<controller::Args>),
     /// Make the token with which a node joins.
     Token {
         #[command(subcommand)]
@@ -75,7 +75,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Controller(args) => controller::run(args)?,
+        Command::Controller(args) => controller::run(*args)?,
         Command::Token { command } => token::run(command)?,
         Command::Ca { command } => ca::run(command)?,
         Command::Analyze(args) => return analyze::run(args),

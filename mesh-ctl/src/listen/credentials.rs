@@ -36,6 +36,15 @@ pub struct Names {
     pub ttl: Duration,
 }
 
+/// Who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Nodes, over HTTP/2; those that have joined prove who they are by a certificate.
+    Nodes,
+    /// The API server, which has no certificate of ours, over either HTTP.
+    ApiServer,
+}
+
 /// What a handshake is made with.
 pub struct Credentials {
     /// The configuration for handshakes.
@@ -46,7 +55,12 @@ pub struct Credentials {
 
 impl Credentials {
     /// A new key and certificate for the controller under these names.
-    pub fn issue(authority: &Authority, names: &Names, now: SystemTime) -> anyhow::Result<Self> {
+    pub fn issue(
+        authority: &Authority,
+        names: &Names,
+        clients: Clients,
+        now: SystemTime,
+    ) -> anyhow::Result<Self> {
         let key = KeyPair::generate()?;
         let grant = Grant::Controller(
             authority.domain().clone(),
@@ -70,16 +84,27 @@ impl Credentials {
             roots.add(der(root)?)?;
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .allow_unauthenticated()
-                .build()?;
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?;
+        let (builder, alpn) = match clients {
+            Clients::Nodes => {
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                        .allow_unauthenticated()
+                        .build()?;
+                (
+                    builder.with_client_cert_verifier(verifier),
+                    vec![b"h2".to_vec()],
+                )
+            }
+            Clients::ApiServer => (
+                builder.with_no_client_auth(),
+                vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            ),
+        };
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        let mut config = builder.with_single_cert(chain, key)?;
+        config.alpn_protocols = alpn;
         // A resumed session would outlive a root that is no longer trusted.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -94,6 +119,7 @@ impl Credentials {
 pub async fn keep_fresh(
     authority: Arc<Authority>,
     names: Names,
+    clients: Clients,
     first: SystemTime,
     config: Arc<ArcSwap<ServerConfig>>,
 ) {
@@ -107,7 +133,7 @@ pub async fn keep_fresh(
             () = sleep((left / 2).max(AT_LEAST)) => {}
             changed = trust.changed() => if changed.is_err() { return },
         }
-        match Credentials::issue(&authority, &names, SystemTime::now()) {
+        match Credentials::issue(&authority, &names, clients, SystemTime::now()) {
             Ok(new) => {
                 config.store(new.config);
                 not_after = new.not_after;

@@ -1,4 +1,4 @@
-//! The TLS listener of port 15012: xDS and CA share it, each connection comes out with who proved to be behind it.
+//! The TLS listeners: port 15012, which xDS and CA share, and that of the webhook; each connection comes out with who proved to be behind it.
 //!
 //! Invariants: TLS 1.3 only; a client certificate is optional here, because a joining node has none, and is verified
 //! when there is one; handshakes are bounded in time and number; a certificate names exactly one thing or nothing.
@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{debug, warn};
 
-pub use credentials::{Credentials, Names, keep_fresh};
+pub use credentials::{Clients, Credentials, Names, keep_fresh};
 pub use peer::{Conn, Peer, PeerName};
 
 /// A handshake takes no longer than this.

@@ -45,6 +45,7 @@ pub struct Metrics {
     sent: Family<KindLabel, Counter>,
     refused: Family<KindLabel, Counter>,
     certificates: Family<CodeLabel, Counter>,
+    reviews: Family<OutcomeLabel, Counter>,
     /// Seconds from a change's publication until it was handed to a subscriber's stream.
     pub push_seconds: Histogram,
 }
@@ -59,6 +60,11 @@ struct CodeLabel {
     code: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let buckets = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
@@ -70,6 +76,7 @@ impl Default for Metrics {
             sent: Family::default(),
             refused: Family::default(),
             certificates: Family::default(),
+            reviews: Family::default(),
             push_seconds: Histogram::new(buckets),
         };
         let r = &mut metrics.registry;
@@ -97,6 +104,11 @@ impl Default for Metrics {
             "certificates",
             "Requests for certificates by outcome",
             metrics.certificates.clone(),
+        );
+        r.register(
+            "reviews",
+            "Objects that the webhook was asked about, by outcome",
+            metrics.reviews.clone(),
         );
         r.register(
             "push_seconds",
@@ -140,7 +152,12 @@ impl Metrics {
         self.certificates.get_or_create(&CodeLabel { code }).inc();
     }
 
-    fn text(&self) -> String {
+    /// Counts an object that the webhook was asked about.
+    pub fn reviewed(&self, outcome: &'static str) {
+        self.reviews.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);

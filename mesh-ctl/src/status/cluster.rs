@@ -24,10 +24,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::Statuses;
-use crate::watch::find;
+use crate::{FIELD_MANAGER, watch::find};
 
-/// Who writes.
-const MANAGER: &str = "warren-controller";
 /// At least this lies between two writes.
 const PACE: Duration = Duration::from_millis(20);
 /// How long the API server may take for one object.
@@ -132,7 +130,7 @@ impl Writer {
             return Ok(false);
         }
         let params = PatchParams {
-            field_manager: Some(MANAGER.to_owned()),
+            field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
         let patch = json!({"metadata": {"resourceVersion": there.metadata.resource_version}, "status": {"conditions": after}});
@@ -290,7 +288,7 @@ mod tests {
             server
                 .requests()
                 .iter()
-                .any(|r| r.contains("allow/status?") && r.contains(MANAGER))
+                .any(|r| r.contains("allow/status?") && r.contains(FIELD_MANAGER))
         );
         // Nothing new, also for a leader that remembers nothing.
         writer.write_all(vec![status(true)], &leads).await;

@@ -65,6 +65,20 @@ impl View {
         self.translator.view()
     }
 
+    /// Whether everything there is was read and translated once.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// What would be said about an object if `change` were made to it; see [`Translator::would_say`].
+    pub fn would_say(
+        &self,
+        object: &ObjectRef,
+        change: impl Fn(&mut ClusterView),
+    ) -> Option<Status> {
+        self.translator.would_say(object, change)
+    }
+
     /// Translates and compares; `None` when nothing was taken in since the last time, or ever.
     pub fn refresh(&mut self) -> Option<Refresh> {
         if !self.fed || self.complete && !self.dirty {

@@ -20,6 +20,7 @@ pub use self::kube::{Cluster, connect};
 pub use document::field_line;
 pub use folder::Folder;
 pub use manifests::{Manifests, read_folder};
+pub(crate) use typed::{Typed, typed};
 
 /// What happened to one object.
 #[derive(Clone, Debug)]

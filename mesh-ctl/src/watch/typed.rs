@@ -7,7 +7,7 @@ use mesh_translate::{Broken, Origin};
 use serde_json::Value;
 
 /// What a value holds.
-pub(super) enum Typed {
+pub(crate) enum Typed {
     /// An object, and the paths of fields that no type knows.
     Object(Object, Arc<[String]>),
     /// What is wrong with it, and its name as far as it can be told. The origin is left empty.
@@ -15,7 +15,7 @@ pub(super) enum Typed {
 }
 
 /// Reads a value.
-pub(super) fn typed(value: Value) -> Typed {
+pub(crate) fn typed(value: Value) -> Typed {
     let selector = value.pointer("/spec/selector/matchLabels").cloned();
     match mesh_k8s::read(value) {
         Ok(parsed) => {

@@ -74,6 +74,7 @@ pub async fn run(state: &Path, manifests: &Path, listen: SocketAddr) -> Running 
         state: state.to_owned(),
         listen,
         monitor: any,
+        webhook: any,
         names,
         trust_domain: "cluster.local".into(),
         leaf_ttl: ttl,
