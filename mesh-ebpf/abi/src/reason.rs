@@ -41,6 +41,7 @@ reasons! {
     INTERNAL = 31, "internal";
     OTHER_NETWORK = 32, "other_network";
     NAME_UNRESOLVED = 33, "name_unresolved";
+    FORWARDS_OTHERS = 34, "forwards_others";
 }
 
 /// Linux's ECONNREFUSED.

@@ -49,7 +49,7 @@ pub struct PodSpec<'a> {
     pub inbound: Vec<(Family, BorrowedFd<'a>)>,
     /// Whether DNS goes to the proxy.
     pub dns: bool,
-    /// Whether connections of this pod may go direct.
+    /// Whether connections of this pod, and to it, may go direct.
     pub direct: bool,
 }
 
@@ -76,6 +76,8 @@ pub(crate) struct Known {
     pub(crate) info: PodInfo,
     /// Absent for a pod adopted from an earlier process, until it is enrolled again.
     netns: Option<OwnedFd>,
+    /// Whether its connections may go direct; not before this process has enrolled it.
+    direct: bool,
 }
 
 pub(crate) type Pods<'a> = MutexGuard<'a, BTreeMap<String, Known>>;
@@ -97,6 +99,7 @@ impl Datapath {
                     Known {
                         info: info.clone(),
                         netns: Some(netns),
+                        direct: spec.direct,
                     },
                 );
                 Ok(info)
@@ -133,6 +136,12 @@ impl Datapath {
         self.lock().values().map(|k| k.info.clone()).collect()
     }
 
+    /// Whether connections to this address of an enrolled pod may go direct.
+    pub fn takes_direct(&self, address: IpAddr) -> bool {
+        let barred = |k: &Known| !k.direct && k.info.addresses.contains(&address);
+        !self.lock().values().any(barred)
+    }
+
     /// Gives connections into a pod to this listener on 15006.
     pub fn set_listener(
         &self,
@@ -165,7 +174,14 @@ impl Datapath {
         let mut pods = self.lock();
         for (index, meta) in self.metas.entries()? {
             let info = info_of(index, &meta);
-            pods.insert(info.uid.clone(), Known { info, netns: None });
+            pods.insert(
+                info.uid.clone(),
+                Known {
+                    info,
+                    netns: None,
+                    direct: false,
+                },
+            );
         }
         for key in self.verdicts.keys()? {
             self.ledger

@@ -122,6 +122,8 @@ reasons! {
     OtherNetwork = 32, HostUnreachable, 503, 503, "CONNECT", "other_network", "the destination is on another network and no gateway to it is known";
     /// The destination is known by a host name only, which does not resolve.
     NameUnresolved = 33, Refused, 503, 503, "CONNECT", "name_unresolved", "the destination is known by its host name only, and the name could not be resolved";
+    /// The pod carries traffic of others.
+    ForwardsOthers = 34, Refused, 503, 503, "CONNECT", "forwards_others", "the pod forwards packets of others, whose connections the mesh does not see";
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use std::{net::TcpListener, sync::Arc};
 
+use mesh_model::reason::Reason;
 use tokio::sync::mpsc;
 
 use super::{Pod, PodUid};
@@ -39,6 +40,8 @@ pub enum ListenerEvent {
     Remove {
         /// The pod.
         uid: PodUid,
+        /// Why its flows end.
+        reason: Reason,
     },
     /// Stop accepting everywhere and keep the flows: another process accepts on the same listeners now.
     Pause,
@@ -95,11 +98,14 @@ impl Listeners {
         Ok(())
     }
 
-    /// Stops every data thread from serving a pod; its listeners close and its flows end.
-    pub async fn remove(&self, uid: &PodUid) -> Result<(), ListenError> {
+    /// Stops every data thread from serving a pod; its listeners close and its flows end with this reason.
+    pub async fn remove(&self, uid: &PodUid, reason: Reason) -> Result<(), ListenError> {
         for thread in self.threads.iter() {
             thread
-                .send(ListenerEvent::Remove { uid: uid.clone() })
+                .send(ListenerEvent::Remove {
+                    uid: uid.clone(),
+                    reason,
+                })
                 .await
                 .map_err(|_| ListenError::Gone)?;
         }

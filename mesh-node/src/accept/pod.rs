@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use mesh_model::name::{Identity, Namespace, ServiceAccount, WorkloadUid};
+use mesh_model::{
+    name::{Identity, Namespace, ServiceAccount, WorkloadUid},
+    reason::Reason,
+};
 
 /// The uid that Kubernetes (or the lab) gave to a pod: unique in time, unlike its name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -92,6 +95,8 @@ pub struct Pod {
     pub addresses: Box<[IpAddr]>,
     /// Its network namespace's cookie, the kernel's name for it in verdicts.
     pub netns_cookie: u64,
+    /// Why none of its flows is served although it is captured.
+    pub barred: Option<Reason>,
     /// Sockets inside the pod.
     pub sockets: Arc<dyn PodSockets>,
 }

@@ -78,9 +78,12 @@ pub async fn inbound(
     .await
 }
 
-/// The workload that the mesh knows as this pod. Its identity comes from the configuration, never from the
-/// pod's registration, which may be older.
+/// The workload that the mesh knows as this pod, unless the pod is barred. Its identity comes from the
+/// configuration, never from the pod's registration, which may be older.
 fn own(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Denial> {
+    if let Some(reason) = pod.barred {
+        return Err(Denial::new(reason));
+    }
     let workload = snapshot
         .mesh
         .workload(&pod.workload)

@@ -1,9 +1,15 @@
 //! The enrolment of one pod as a transaction: checks -> sockets -> programs and entries.
 //!
 //! Invariants: blocking, and bounded by system calls; either everything is there afterwards or nothing new
-//! is; a pod that cannot be captured faithfully is refused with a reason and its traffic left alone.
+//! is; a pod that cannot be captured faithfully is refused with a reason and its traffic left alone, unless it was
+//! captured before: then it stays so.
 
-use std::{fs, io, net::IpAddr, os::fd::AsFd, sync::Arc};
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+};
 
 use mesh_abi::ports;
 use prometheus_client::metrics::counter::Counter;
@@ -20,6 +26,8 @@ use super::{
     wanted::Terms,
 };
 use crate::accept::Kind;
+
+const PERMIT: &str = "the annotation warren.dev/allow-forwarded: \"true\" permits that";
 
 /// What enrolment needs.
 #[derive(Clone, Debug)]
@@ -43,6 +51,8 @@ pub struct Prepared {
     pub stock: Arc<SocketStock>,
     /// Connections that are older than the enrolment and still there.
     pub existing: usize,
+    /// What it carries of others, so that its own flows are refused.
+    pub barred: Option<String>,
 }
 
 /// Why a pod could not be enrolled.
@@ -66,15 +76,23 @@ fn at(step: &'static str) -> impl FnOnce(io::Error) -> EnrolError {
 }
 
 impl Enroller {
-    /// Captures a pod. `doors` are those of an earlier process, when there was one.
+    /// Captures a pod. `doors` are those of an earlier process, when there was one. A pod that carries traffic of
+    /// others is refused, unless it `was_captured`: then it stays so, and is barred.
     pub fn enrol(
         &self,
         pod: &Registration,
         netns: &Arc<Netns>,
         terms: &Terms,
         doors: Option<Doors>,
+        was_captured: bool,
     ) -> Result<Prepared, EnrolError> {
-        check(pod, netns, terms)?;
+        check(pod, netns)?;
+        let barred = foreign(pod, netns, terms)?;
+        if let Some(why) = &barred
+            && !was_captured
+        {
+            return Err(EnrolError::Refused(why.clone()));
+        }
         let handed = doors.is_some();
         let doors = match doors {
             Some(doors) => doors,
@@ -91,7 +109,7 @@ impl Enroller {
                 .bump_epoch(*ip)
                 .map_err(at("forgetting what was decided about its addresses"))?;
         }
-        self.write(pod, netns, terms, &doors)?;
+        self.write(pod, netns, terms, &doors, barred.is_none())?;
         let stock = SocketStock::new(
             self.kernel.clone(),
             netns.clone(),
@@ -106,7 +124,39 @@ impl Enroller {
             doors,
             stock,
             existing,
+            barred,
         })
+    }
+
+    /// Writes anew what the kernel is to know of a captured pod; says how many direct flows that ended.
+    pub fn rewrite(
+        &self,
+        pod: &Registration,
+        netns: &Netns,
+        terms: &Terms,
+        doors: &Doors,
+        direct: bool,
+    ) -> Result<usize, EnrolError> {
+        self.write(pod, netns, terms, doors, direct)?;
+        if direct {
+            return Ok(0);
+        }
+        for ip in &pod.addresses {
+            self.datapath
+                .bump_epoch(*ip)
+                .map_err(at("forgetting what was decided about its addresses"))?;
+        }
+        let flows = self
+            .kernel
+            .direct_flows()
+            .map_err(at("listing its direct flows"))?;
+        let own = |at: SocketAddr| pod.addresses.contains(&at.ip());
+        let mut ended = 0;
+        for flow in flows.iter().filter(|f| own(f.source) || own(f.destination)) {
+            let cut = self.kernel.cut(flow.source, flow.destination);
+            ended += usize::from(cut.map_err(at("ending its direct flows"))?);
+        }
+        Ok(ended)
     }
 
     /// Takes everything away again.
@@ -124,13 +174,15 @@ impl Enroller {
         })
     }
 
-    /// Writes what the kernel is to know of a pod, anew or for the first time.
-    pub fn write(
+    /// Writes what the kernel is to know of a pod, anew or for the first time. When that fails, a pod that the
+    /// kernel knew before is still captured.
+    fn write(
         &self,
         pod: &Registration,
         netns: &Netns,
         terms: &Terms,
         doors: &Doors,
+        direct: bool,
     ) -> Result<(), EnrolError> {
         let listeners: Vec<_> = doors
             .tcp
@@ -161,20 +213,18 @@ impl Enroller {
             veth: pod.veth_ifindex,
             addresses: &pod.addresses,
             probe_ports: &probe_ports,
+            direct,
             outbound: u16::try_from(outbound).unwrap_or(ports::OUTBOUND_PORTS),
             listeners: &listeners,
         };
-        self.kernel.enrol(&entry).map_err(|source| {
-            if let Err(error) = self.kernel.remove(&pod.uid) {
-                tracing::error!(pod = pod.title(), %error, "what was written of a failed enrolment could not be taken back");
-            }
-            EnrolError::Failed { step: "attaching programs and writing entries", source }
-        })
+        self.kernel
+            .enrol(&entry)
+            .map_err(at("attaching programs and writing entries"))
     }
 }
 
 /// Whether the pod can be captured at all.
-fn check(pod: &Registration, netns: &Netns, terms: &Terms) -> Result<(), EnrolError> {
+fn check(pod: &Registration, netns: &Netns) -> Result<(), EnrolError> {
     if pod.veth_ifindex == 0 {
         let why = match veth::find(netns, &pod.addresses).map_err(at("looking for its veth"))? {
             Ok(_) => "it was registered before its veth was there; register it again".into(),
@@ -193,35 +243,50 @@ fn check(pod: &Registration, netns: &Netns, terms: &Terms) -> Result<(), EnrolEr
             "the network namespace that came with it has addresses {found:?} and not {ip}: it is another pod's"
         )));
     }
+    Ok(())
+}
+
+/// What the pod carries of others, whose connections do not come from sockets of its own; nothing when `terms`
+/// permit that.
+pub(super) fn foreign(
+    pod: &Registration,
+    netns: &Netns,
+    terms: &Terms,
+) -> Result<Option<String>, EnrolError> {
+    if terms.allow_forwarded {
+        return Ok(None);
+    }
+    let inside = netns.interfaces().map_err(at("listing its addresses"))?;
     let own: Vec<&str> = inside
         .iter()
         .filter(|(_, ip)| pod.addresses.contains(ip))
         .map(|(name, _)| name.as_str())
         .collect();
-    if terms.allow_forwarded {
-        return Ok(());
-    }
-    const PERMIT: &str = "the annotation warren.dev/allow-forwarded: \"true\" permits that";
     if let Some((name, ip)) = inside
         .iter()
         .find(|(name, _)| !own.contains(&name.as_str()))
     {
-        return Err(EnrolError::Refused(format!(
+        return Ok(Some(format!(
             "it has a further interface {name} with address {ip}, whose traffic would not be captured; {PERMIT}"
         )));
     }
     let up = netns.links().map_err(at("listing its interfaces"))?;
     if let Some(name) = up.iter().find(|name| !own.contains(&name.as_str())) {
-        return Err(EnrolError::Refused(format!(
+        return Ok(Some(format!(
             "it has a further interface {name}, and what comes through it would not be captured; {PERMIT}"
         )));
     }
-    match forwards(netns).map_err(at("reading its settings"))? {
-        Some(setting) => Err(EnrolError::Refused(format!(
+    forwarding(netns)
+}
+
+/// The same as far as two reads tell it.
+pub(super) fn forwarding(netns: &Netns) -> Result<Option<String>, EnrolError> {
+    let setting = forwards(netns).map_err(at("reading its settings"))?;
+    Ok(setting.map(|setting| {
+        format!(
             "it forwards packets for others ({setting} is on), whose connections would not be captured; {PERMIT}"
-        ))),
-        None => Ok(()),
-    }
+        )
+    }))
 }
 
 fn open(pod: &Registration, netns: &Netns) -> Result<Doors, EnrolError> {

@@ -3,7 +3,7 @@
 //! Invariant: it never pretends to capture anything; a test teaches it original destinations itself.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{BorrowedFd, OwnedFd},
@@ -44,6 +44,8 @@ pub struct Told {
     pub slots: HashMap<SocketAddr, Vec<VipSlot>>,
     /// Pods that are enrolled, with their veth and listeners' ports.
     pub pods: BTreeMap<String, (KnownPod, u32, Vec<u16>)>,
+    /// Those of them whose connections may not go direct.
+    pub indirect: BTreeSet<String>,
     /// Pods whose namespace was let go.
     pub released: Vec<String>,
     /// Direct flows that are open.
@@ -133,6 +135,10 @@ impl Kernel for FakeDatapath {
             cookie: pod.cookie,
             inode: pod.inode,
             addresses: pod.addresses.to_vec(),
+        };
+        match pod.direct {
+            true => told.indirect.remove(&known.uid),
+            false => told.indirect.insert(known.uid.clone()),
         };
         let ports = pod.listeners.iter().map(|l| l.port).collect();
         told.pods

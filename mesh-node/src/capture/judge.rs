@@ -1,12 +1,12 @@
 //! What becomes of one pod: enrolled, left alone, refused, or gone.
 //!
-//! Invariants: a pod that is captured stays captured until the configuration says otherwise; an unknown pod
-//! of an enrolled namespace, or of an incomplete configuration, is captured first; every outcome is logged,
-//! counted, kept on disk and told to whoever waits.
+//! Invariants: a pod that is captured stays captured until the configuration says otherwise, whatever it does;
+//! an unknown pod of an enrolled namespace, or of an incomplete configuration, is captured first; every outcome
+//! is logged, counted, kept on disk and told to whoever waits.
 
 use std::{io, sync::Arc, time::Duration};
 
-use mesh_model::mesh::Mesh;
+use mesh_model::{mesh::Mesh, reason::Reason};
 use tokio::time::Instant;
 
 use super::{
@@ -36,6 +36,17 @@ pub(super) struct Live {
     pub doors: Arc<Doors>,
     pub terms: Terms,
     pub existing: usize,
+    /// What it carries of others, so that its own flows are refused.
+    pub barred: Option<String>,
+    /// Whether the kernel may connect it directly.
+    pub direct: bool,
+}
+
+impl Live {
+    /// Why none of its flows is served, if so.
+    pub fn bar(&self) -> Option<Reason> {
+        self.barred.as_ref().map(|_| Reason::ForwardsOthers)
+    }
 }
 
 impl CaptureTask {
@@ -119,10 +130,15 @@ impl CaptureTask {
     }
 
     async fn keep(&mut self, uid: &str, mesh: &Mesh, why: &str) {
-        if self.pods.get(uid).is_some_and(|e| e.live.is_none()) {
-            self.enrol(uid, mesh, Terms::default(), Some(why)).await;
-        } else {
-            self.settle(uid, PodState::Captured, Some(why.to_owned()));
+        let Some(entry) = self.pods.get(uid) else {
+            return;
+        };
+        match entry.live.as_ref().map(|l| l.terms.clone()) {
+            None => self.enrol(uid, mesh, Terms::default(), Some(why)).await,
+            Some(terms) => {
+                self.rewrite(uid, terms).await;
+                self.settle(uid, PodState::Captured, Some(why.to_owned()));
+            }
         }
     }
 
@@ -141,9 +157,11 @@ impl CaptureTask {
             entry.report.pod.clone(),
             entry.handed.take(),
         );
+        let captured = entry.was_captured || handed.is_some();
         let (for_work, asked) = (pod.clone(), terms.clone());
-        let work =
-            tokio::task::spawn_blocking(move || enroller.enrol(&for_work, &netns, &asked, handed));
+        let work = tokio::task::spawn_blocking(move || {
+            enroller.enrol(&for_work, &netns, &asked, handed, captured)
+        });
         let done = work.await.unwrap_or_else(|panic| {
             Err(EnrolError::Failed {
                 step: "enrolment",
@@ -212,6 +230,7 @@ impl CaptureTask {
             doors,
             stock,
             existing,
+            barred,
         } = made;
         let Some(netns) = self.pods.get(uid).and_then(|e| e.netns.clone()) else {
             return Ok(());
@@ -225,6 +244,7 @@ impl CaptureTask {
             identity: identity(mesh, &self.parts.cluster, reg),
             addresses: reg.addresses.clone().into(),
             netns_cookie: netns.cookie(),
+            barred: barred.as_ref().map(|_| Reason::ForwardsOthers),
             sockets: stock.clone(),
         });
         let live = Live {
@@ -233,6 +253,8 @@ impl CaptureTask {
             doors: Arc::new(doors),
             terms,
             existing,
+            direct: barred.is_none(),
+            barred,
         };
         self.share(&live).await?;
         if let Some(entry) = self.pods.get_mut(uid) {
@@ -244,7 +266,7 @@ impl CaptureTask {
     }
 
     /// Gives a pod's sockets to those who serve them.
-    async fn share(&self, live: &Live) -> Result<(), AnnounceError> {
+    pub(super) async fn share(&self, live: &Live) -> Result<(), AnnounceError> {
         let mut dns = PodDns {
             pod: live.pod.clone(),
             udp: Vec::new(),
@@ -273,67 +295,6 @@ impl CaptureTask {
             );
         }
         Ok(self.parts.dns.tell(DnsEvent::Add(dns)).await?)
-    }
-
-    /// Brings a captured pod up to date with the configuration.
-    async fn renew(&mut self, uid: &str, mesh: &Mesh, terms: Terms) {
-        let Some(entry) = self.pods.get_mut(uid) else {
-            return;
-        };
-        let (Some(live), Some(netns)) = (entry.live.as_mut(), entry.netns.clone()) else {
-            return;
-        };
-        let who = identity(mesh, &self.parts.cluster, &entry.report.pod);
-        let moved = live.pod.identity != who;
-        if live.terms.probe_ports != terms.probe_ports {
-            let (enroller, pod, doors) = (
-                self.parts.enroller.clone(),
-                entry.report.pod.clone(),
-                live.doors.clone(),
-            );
-            let asked = terms.clone();
-            let work =
-                tokio::task::spawn_blocking(move || enroller.write(&pod, &netns, &asked, &doors))
-                    .await;
-            if !matches!(work, Ok(Ok(()))) {
-                tracing::warn!(
-                    pod = entry.report.pod.title(),
-                    "its probe ports could not be changed; the earlier ones stay until the next change"
-                );
-                return self.settle(uid, PodState::Captured, None);
-            }
-        }
-        live.terms = terms;
-        if moved {
-            let pod = Pod {
-                identity: who,
-                service_account: entry.report.pod.service_account.as_str().into(),
-                sockets: live.stock.clone(),
-                addresses: live.pod.addresses.clone(),
-                ..copy(&live.pod)
-            };
-            live.pod = Arc::new(pod);
-            let old = live.pod.uid.clone();
-            let told = self
-                .parts
-                .listeners
-                .remove(&old)
-                .await
-                .map_err(AnnounceError::from);
-            let live = self
-                .pods
-                .get(uid)
-                .and_then(|e| e.live.as_ref())
-                .expect("the entry was live just now");
-            let told = match told {
-                Ok(()) => self.share(live).await,
-                Err(e) => Err(e),
-            };
-            if let Err(error) = told {
-                tracing::error!(uid, %error, "a pod's new identity could not be announced");
-            }
-        }
-        self.settle(uid, PodState::Captured, None);
     }
 
     fn failed(&mut self, uid: &str, error: &str) {
@@ -391,7 +352,12 @@ impl CaptureTask {
         let Some(live) = self.pods.get_mut(uid).and_then(|e| e.live.take()) else {
             return;
         };
-        if let Err(error) = self.parts.listeners.remove(&live.pod.uid).await {
+        if let Err(error) = self
+            .parts
+            .listeners
+            .remove(&live.pod.uid, Reason::WorkloadGone)
+            .await
+        {
             tracing::warn!(uid, %error, "not every data thread could be told");
         }
         if let Err(error) = self
@@ -405,10 +371,14 @@ impl CaptureTask {
         live.stock.close();
     }
 
-    fn settle(&mut self, uid: &str, state: PodState, reason: Option<String>) {
+    pub(super) fn settle(&mut self, uid: &str, state: PodState, reason: Option<String>) {
         let Some(entry) = self.pods.get_mut(uid) else {
             return;
         };
+        let barred = entry.live.as_ref().and_then(|l| l.barred.as_ref());
+        let barred = barred.map(|why| format!("{why}; {BARRED}"));
+        let is_barred = barred.is_some();
+        let reason = barred.or(reason);
         let changed = entry.report.state != state || entry.report.reason != reason;
         entry.report.state = state;
         entry.report.reason = reason.clone();
@@ -427,6 +397,12 @@ impl CaptureTask {
                     state = word,
                     reason = reason.as_deref(),
                     "a pod cannot be captured"
+                ),
+                _ if is_barred => tracing::warn!(
+                    pod = title,
+                    state = word,
+                    reason = reason.as_deref(),
+                    "a captured pod is refused"
                 ),
                 _ => tracing::info!(
                     pod = title,
@@ -447,19 +423,6 @@ impl CaptureTask {
     }
 }
 
+const BARRED: &str = "it stays captured, and its traffic is refused until that is over";
 const UNKNOWN: &str =
     "captured before its configuration is known; its traffic is refused until then";
-
-fn copy(pod: &Pod) -> Pod {
-    Pod {
-        uid: pod.uid.clone(),
-        workload: pod.workload.clone(),
-        namespace: pod.namespace.clone(),
-        name: pod.name.clone(),
-        service_account: pod.service_account.clone(),
-        identity: pod.identity.clone(),
-        addresses: pod.addresses.clone(),
-        netns_cookie: pod.netns_cookie,
-        sockets: pod.sockets.clone(),
-    }
-}

@@ -44,6 +44,8 @@ pub struct PodEntry<'a> {
     pub addresses: &'a [IpAddr],
     /// Ports that the kubelet probes.
     pub probe_ports: &'a [u16],
+    /// Whether connections of it and to it may go direct.
+    pub direct: bool,
     /// How many listeners for captured connections it has, from 15001 upwards.
     pub outbound: u16,
     /// All TCP listeners of the proxy in it.

@@ -110,6 +110,12 @@ impl Datapath for LoadedDatapath {
                 "the direct path is withdrawn while an interface is not guarded",
             ));
         }
+        if verdict.outcome == Outcome::Direct && !self.inner.takes_direct(verdict.destination.ip())
+        {
+            return Err(io::Error::other(
+                "the destination takes no direct connections",
+            ));
+        }
         let outcome = match verdict.outcome {
             Outcome::Direct => mesh_loader::Outcome::Direct,
             Outcome::Proxy => mesh_loader::Outcome::Proxy,
@@ -163,7 +169,7 @@ impl Kernel for LoadedDatapath {
             outbound_listeners: pod.outbound,
             inbound: inbound.collect(),
             dns: true,
-            direct: true,
+            direct: pod.direct,
         };
         self.inner.enrol(&spec).map(drop).map_err(io::Error::other)
     }

@@ -3,6 +3,7 @@
 //! Invariants: a pod is announced to the data threads only when its sockets, programs and entries are all
 //! there; what is not known yet is captured and refused rather than let through.
 
+mod barred;
 pub mod datapath;
 mod diag;
 mod enrol;
@@ -21,6 +22,7 @@ mod netns;
 pub mod packets;
 pub mod registration;
 mod registry;
+mod renew;
 mod saved;
 mod server;
 mod sockets;

@@ -9,11 +9,13 @@ use std::{collections::BTreeMap, io, net::IpAddr, os::fd::OwnedFd, sync::Arc, ti
 use mesh_model::name::ClusterId;
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::JoinSet,
     time::{Instant, sleep_until},
 };
 
 use super::{
     Enroller, Finder, Netns,
+    barred::Look,
     handle::Command,
     judge::Live,
     registration::{PodReport, PodState, Registration, Reply},
@@ -112,9 +114,11 @@ pub struct CaptureTask {
     pub(super) parts: CaptureParts,
     commands: mpsc::Receiver<Command>,
     pub(super) pods: BTreeMap<String, Entry>,
-    paused: bool,
+    pub(super) paused: bool,
     pub(super) settled: watch::Sender<bool>,
-    ticks: u32,
+    pub(super) ticks: u32,
+    /// Looks at captured pods that are under way: one at most.
+    pub(super) looks: JoinSet<Vec<Look>>,
 }
 
 /// The node's side of a pod's veth, when whoever registers the pod does not name it; 0 when there is none.
@@ -157,6 +161,7 @@ impl CaptureTask {
             paused: false,
             settled,
             ticks: 0,
+            looks: JoinSet::new(),
         }
     }
 
@@ -172,6 +177,7 @@ impl CaptureTask {
                     None => return,
                 },
                 _ = diffs.next() => self.reconcile().await,
+                Some(looked) = self.looks.join_next() => self.looked(looked).await,
                 () = sleep_until(next) => {
                     if Instant::now() >= tick {
                         tick = Instant::now() + TICK;
@@ -351,6 +357,7 @@ impl CaptureTask {
             .collect();
         ended.iter().for_each(|uid| self.finish(uid));
         self.ticks = self.ticks.wrapping_add(1);
+        self.look();
         if self.ticks.is_multiple_of(REST) {
             self.pods
                 .values()
@@ -390,5 +397,12 @@ impl CaptureTask {
             .node()
             .unmeshed_connections
             .set(i64::try_from(unmeshed).unwrap_or(i64::MAX));
+        let live = self.pods.values().filter_map(|e| e.live.as_ref());
+        let barred = live.filter(|l| l.barred.is_some()).count();
+        self.parts
+            .metrics
+            .node()
+            .pods_barred
+            .set(i64::try_from(barred).unwrap_or(i64::MAX));
     }
 }

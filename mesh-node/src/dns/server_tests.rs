@@ -153,6 +153,7 @@ async fn world() -> World {
         identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
         addresses: [HERE].into(),
         netns_cookie: 1,
+        barred: None,
         sockets: Arc::new(PlainSockets),
     });
     handle

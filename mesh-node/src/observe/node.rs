@@ -146,6 +146,8 @@ metrics! {
     pods_missing: Gauge = "warren_pods_missing";
     /// Running pods that were found and registered without the CNI plugin.
     pods_found: Counter = "warren_pods_found";
+    /// Captured pods whose flows are refused because they carry traffic of others.
+    pods_barred: Gauge = "warren_pods_barred";
     /// Enrolments, by result.
     enrolments: Family<ResultLabel, Counter> = "warren_enrolments";
     /// Connections older than enrolment that go on outside policy.

@@ -73,6 +73,7 @@ fn world() -> World {
         identity: web.identity.clone(),
         addresses: web.addresses.clone(),
         netns_cookie: 7,
+        barred: None,
         sockets: Arc::new(NoSockets),
     };
     World {

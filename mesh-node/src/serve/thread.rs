@@ -250,14 +250,14 @@ impl Data {
                 kind,
                 listener,
             } => self.add(pod, kind, listener),
-            ListenerEvent::Remove { uid } => {
+            ListenerEvent::Remove { uid, reason } => {
                 if let Some(served) = self.pods.borrow_mut().remove(&uid) {
                     served
                         .listening
                         .first()
                         .inspect(|l| self.tunnels.retire_pod(&l.pod.addresses));
                 }
-                self.sessions.cut_pod(&uid, Reason::WorkloadGone);
+                self.sessions.cut_pod(&uid, reason);
             }
             ListenerEvent::Pause => self.each_listening(|_, l| {
                 if let Some(accepting) = l.accepting.take() {

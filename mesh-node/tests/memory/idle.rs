@@ -98,6 +98,7 @@ async fn an_idle_flow_holds_little() {
         service_account: "web".into(),
         identity: workload.identity.clone(),
         addresses: Box::new([ip]),
+        barred: None,
         netns_cookie: 7,
         sockets: Arc::new(Loopback(ip)),
     });

@@ -136,7 +136,7 @@ async fn an_enrolled_pod_is_captured_and_served() {
         "a deleted pod still gives sockets"
     );
     assert!(
-        matches!(world.threads[0].recv().await, Some(ListenerEvent::Remove { uid }) if uid.as_str() == "web-1")
+        matches!(world.threads[0].recv().await, Some(ListenerEvent::Remove { uid, .. }) if uid.as_str() == "web-1")
     );
     assert!(matches!(world.dns.recv().await, Some(DnsEvent::Remove(_))));
     assert!(

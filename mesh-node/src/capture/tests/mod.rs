@@ -2,6 +2,7 @@
 //!
 //! Invariant: needs root for the namespaces; without it each test says so and ends.
 
+mod barring;
 mod enrolment;
 mod real;
 pub(crate) mod world;

@@ -4,7 +4,6 @@ use std::{net::SocketAddr, time::Duration};
 
 use mesh_model::{
     mesh::{Change, MtlsMode},
-    reason::Reason,
     testing::cast as testing,
 };
 use tokio::{
@@ -334,7 +333,7 @@ async fn a_pod_that_goes_takes_its_listeners_and_flows_with_it() {
     let mut tcp = node.dial(&web, app).await;
     ask(&mut tcp, b"one").await.expect("allowed");
     node.listeners
-        .remove(&db.pod.uid)
+        .remove(&db.pod.uid, Reason::WorkloadGone)
         .await
         .expect("threads run");
     assert!(is_reset(tcp).await);
@@ -348,6 +347,29 @@ async fn a_pod_that_goes_takes_its_listeners_and_flows_with_it() {
     tokio::time::timeout(Duration::from_secs(5), closed)
         .await
         .expect("the listener closes");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_barred_pod_is_neither_served_nor_reached() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.18.1", MtlsMode::Permissive).await;
+    let bar = Some(Reason::ForwardsOthers);
+    let router = (node.pod_barred("router", "127.7.18.2", MtlsMode::Permissive, bar)).await;
+    let (at_web, at_router) = (echo(web.ip).await, echo(router.ip).await);
+    let tcp = node.dial(&router, at_web).await;
+    assert!(is_reset(tcp).await, "it dialed");
+    let why = "reason=forwards_others";
+    node.line(&["direction=outbound", why]).await;
+    let tcp = node.dial(&web, at_router).await;
+    assert!(is_reset(tcp).await, "it was reached through a tunnel");
+    node.line(&["direction=inbound", "path=hbone", why]).await;
+    // The reset may come before the connection is looked at.
+    match TcpStream::connect(router.plaintext).await {
+        Ok(tcp) => assert!(is_reset(tcp).await, "it was reached in plain"),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
+    node.line(&["direction=inbound", "path=plain", why]).await;
     node.stop().await;
 }
 

@@ -12,6 +12,7 @@ use mesh_model::{
         Action, Change, MtlsMode, Policy, PolicyScope, Workload,
         policy::{Match, StringMatch},
     },
+    reason::Reason,
     testing::cast as testing,
 };
 use tokio::{
@@ -129,6 +130,16 @@ impl Node {
 
     /// Makes a pod known, gives it a certificate and its listeners.
     async fn pod(&self, name: &str, ip: &str, mtls: MtlsMode) -> Home {
+        self.pod_barred(name, ip, mtls, None).await
+    }
+
+    async fn pod_barred(
+        &self,
+        name: &str,
+        ip: &str,
+        mtls: MtlsMode,
+        barred: Option<Reason>,
+    ) -> Home {
         let workload = testing::pod("shop", name, "n1", ip);
         self.certificates.put(self.ca.issue(&workload.identity));
         self.state.apply([
@@ -145,6 +156,7 @@ impl Node {
             identity: workload.identity.clone(),
             addresses: Box::new([ip]),
             netns_cookie: 7,
+            barred,
             sockets: Arc::new(Loopback(ip)),
         });
         let mut home = Home {
