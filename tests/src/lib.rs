@@ -3,6 +3,7 @@
 pub mod apps;
 pub mod bench;
 pub mod demo;
+pub mod interrupt;
 pub mod lab;
 pub mod load;
 pub mod out;

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Instant,
@@ -39,13 +40,10 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command in our place: its exit status is ours, 255 when a signal ended it.
+/// Becomes a command: its exit status is ours, and a Ctrl-C is for it alone to answer. Returns only when it could
+/// not be started.
 pub fn hand_over(command: &mut Command) -> Result<ExitCode> {
-    let status = command
-        .status()
-        .with_context(|| format!("starting {}", show(command)))?;
-    let code = status.code().and_then(|c| u8::try_from(c).ok());
-    Ok(ExitCode::from(code.unwrap_or(255)))
+    Err(command.exec()).with_context(|| format!("starting {}", show(command)))
 }
 
 /// A command as one would type it.

@@ -23,9 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     peers::Pair,
@@ -39,7 +38,7 @@ pub use self::{
     subject::{GROUPS, Subject},
     table::Findings,
 };
-use crate::{lab::place::LabName, peers::envoy};
+use crate::{interrupt::unless_interrupted, lab::place::LabName, peers::envoy};
 
 /// Rows that are no load.
 const OTHERS: &[&str] = &["memory", "policy", "kernel"];
@@ -131,21 +130,12 @@ impl Options {
 /// Measures; ends early and cleans up when a signal says so.
 pub async fn run(mut options: Options) -> Result<Findings> {
     options.complete()?;
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
     let mut bench = Bench {
         options,
         findings: Findings::default(),
         begun: Instant::now(),
     };
-    // Dropping the measurement drops its lab.
-    tokio::select! {
-        done = bench.measure() => done?,
-        _ = interrupt.recv() => bail!("interrupted; the lab was removed"),
-        _ = terminate.recv() => bail!("terminated; the lab was removed"),
-    }
+    unless_interrupted(bench.measure()).await?;
     Ok(bench.findings)
 }
 

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use mesh_tests::demo::{self, Options};
+use mesh_tests::{
+    demo::{self, Options},
+    interrupt::unless_interrupted,
+};
 
 /// Shows the mesh at work, step by step; the exit status says whether every step held.
 #[derive(Parser)]
@@ -21,9 +24,9 @@ struct Cli {
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
-    demo::run(Options {
+    unless_interrupted(demo::run(Options {
         name: cli.name.parse()?,
         keep: cli.keep,
-    })
+    }))
     .await
 }

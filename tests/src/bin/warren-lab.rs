@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_tests::{
+    interrupt::unless_interrupted,
     lab::{
         Lab,
         capture::Capture,
@@ -233,7 +234,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let name: LabName = cli.name.parse()?;
     let attach = || Lab::attach(cli.name.parse()?);
     match cli.command {
-        Cmd::Up(options) => up(name, options, cli.output).await?,
+        Cmd::Up(options) => unless_interrupted(up(name, options, cli.output)).await?,
         Cmd::Apply(options) => {
             let lab = attach()?;
             print_lines(

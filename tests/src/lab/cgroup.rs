@@ -36,7 +36,7 @@ pub fn kill(dir: &Path, patience: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Removes a cgroup and those below it; their processes must have ended.
+/// Removes a cgroup and those below it, after `kill`.
 pub fn remove(dir: &Path) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -54,6 +54,8 @@ pub fn remove(dir: &Path) -> Result<()> {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             // The kernel empties a cgroup a moment after its last process ended.
             Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                // And who was about to join it when its processes were ended may be in it now.
+                let _ = fs::write(dir.join("cgroup.kill"), "1");
                 thread::sleep(Duration::from_millis(2))
             }
             done => return done.with_context(|| format!("removing the cgroup {}", dir.display())),

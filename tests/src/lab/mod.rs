@@ -144,28 +144,40 @@ impl Lab {
         let file = self.place.state().join("spec.json");
         fs::write(&file, serde_json::to_string_pretty(spec)?)?;
         let log = File::create(self.place.log("supervisor"))?;
-        let mut command = Command::new(&self.programs.lab);
+        // Whatever the supervisor starts is born in the lab's cgroup, so that `down` finds it at any moment.
+        let cgroup = self.place.cgroup().join("supervisor");
+        cgroup::create(&cgroup)?;
+        let surroundings = Surroundings {
+            cgroup: Some(cgroup),
+            ..Surroundings::default()
+        };
+        let words = [&self.programs.lab, Path::new("supervise"), &file];
+        let mut command =
+            surroundings.command(&self.programs.lab, &words.map(|w| w.display().to_string()));
         command
-            .arg("supervise")
-            .arg(&file)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .current_dir("/");
         // Its own process group: a Ctrl-C meant for the command line does not reach it.
-        let mut child = command
+        let child = command
             .process_group(0)
             .spawn()
             .context("starting the supervisor")?;
+        let mut supervisor = Launched {
+            child,
+            serves: false,
+        };
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if ask::<Status>(&self.place.control(), &Request::Status)
                 .await
                 .is_ok()
             {
+                supervisor.serves = true;
                 return Ok(());
             }
-            let ended = child.try_wait()?;
+            let ended = supervisor.child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
                 let log = fs::read_to_string(self.place.log("supervisor")).unwrap_or_default();
                 bail!(
@@ -408,6 +420,22 @@ impl Lab {
         spawn_blocking(move || down::down(&place))
             .await
             .context("removing the lab")?
+    }
+}
+
+/// A supervisor that has just been started: given up before it serves, it ends at once, for `down` may not know
+/// it yet.
+struct Launched {
+    child: Child,
+    serves: bool,
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        if !self.serves {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 

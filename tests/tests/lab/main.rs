@@ -15,6 +15,7 @@ mod frames;
 mod hbone;
 mod hostile;
 mod interop;
+mod interrupt;
 mod life;
 mod limits;
 mod load;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
     }
     suite::main(lab_tests![
         bench::a_short_benchmark_finds_every_figure,
+        interrupt::an_interrupted_benchmark_leaves_nothing,
+        interrupt::an_interrupted_demo_and_lab_leave_nothing,
         cluster::pods_reach_services_by_name_and_both_families,
         cluster::scaling_rescheduling_and_deletion_by_apply,
         cluster::down_removes_what_a_killed_supervisor_left,
