@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::{
     accept::Listeners,
-    admin::{AdminParts, AdminServer},
+    admin::{self, AdminParts, AdminServer},
     capture::{
         Capture, CaptureParts, Enroller, Finder, Guards, Kernel, KernelMetrics, KernelReporter,
         Kubelet, LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
@@ -39,6 +39,7 @@ use crate::{
         take_over,
     },
     observe::{self, AccessFormat, LogControl, LogSink, Metrics, MetricsServer, Observer},
+    role::Role,
     route::Director,
     scan::{Missing, Places, Scan, ScanParts},
     serve::{DataThreads, Shared},
@@ -55,6 +56,9 @@ const CONFIGURED: Duration = Duration::from_secs(20);
 /// Runs a role until it is told to stop.
 pub fn run(invocation: Invocation) -> Result<()> {
     let Invocation { role, config } = invocation;
+    if role == Role::Ready {
+        return ready(&config);
+    }
     if role.profile().is_none() {
         bail!(
             "the role {:?} is not built yet; this build has the role \"node\"",
@@ -75,6 +79,15 @@ pub fn run(invocation: Invocation) -> Result<()> {
     runtime.shutdown_timeout(LAST_WORDS);
     sink.flush(LAST_WORDS);
     outcome
+}
+
+/// Asks the node proxy that runs in the same container.
+fn ready(config: &Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let asked = runtime.block_on(admin::client::ready(&config.run_dir.join("admin.sock")));
+    asked.context("not ready")
 }
 
 /// The log: where lines go and how they look.
@@ -536,6 +549,7 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
             observer,
             lifecycle: tasks.lifecycle.clone(),
             drain: config.drain,
+            ready: tasks.readiness.as_check(),
             config: serde_json::json!({ "node": config.node_name.as_str(), "settings": format!("{config:?}") }),
             certificates: Arc::new(move || describe(&certificates)),
             guards: Arc::new(move || {

@@ -1,6 +1,6 @@
-//! One request to a running node's admin socket, for `mesh-node admin <path>`.
+//! One request to a running node's admin socket.
 
-use std::{io, path::Path, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, header};
@@ -13,10 +13,41 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Calls the socket; gives the status and the body.
 pub async fn call(socket: &Path, method: Method, path: &str) -> io::Result<(u16, String)> {
-    timeout(PATIENCE, exchange(socket, method, path)).await?
+    timeout(PATIENCE, async {
+        exchange(connect(socket).await?, method, path).await
+    })
+    .await?
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str) -> io::Result<(u16, String)> {
+/// Asks whether the node proxy of this very container is ready; the error says what it waits for. While an upgrade
+/// runs, the socket is an earlier process's until its successor has taken over: that one's answer does not count.
+pub async fn ready(socket: &Path) -> io::Result<()> {
+    let asked = async {
+        let stream = connect(socket).await?;
+        if !beside(&stream)? {
+            return Err(io::Error::other(
+                "another container's process serves still; this one has not taken over",
+            ));
+        }
+        match exchange(stream, Method::GET, "/readyz").await? {
+            (200, _) => Ok(()),
+            (_, why) => Err(io::Error::other(why.trim_end().to_owned())),
+        }
+    };
+    timeout(PATIENCE, asked).await?
+}
+
+/// Whether whoever listens is in this process's container: shares its mount namespace.
+fn beside(stream: &UnixStream) -> io::Result<bool> {
+    // A process of a pid namespace that is not visible from here has no number.
+    let Some(pid) = stream.peer_cred()?.pid().filter(|pid| *pid > 0) else {
+        return Ok(false);
+    };
+    let theirs = fs::read_link(format!("/proc/{pid}/ns/mnt"))?;
+    Ok(theirs == fs::read_link("/proc/thread-self/ns/mnt")?)
+}
+
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
     let absent = |e: io::Error| {
         io::Error::new(
             e.kind(),
@@ -26,7 +57,10 @@ async fn exchange(socket: &Path, method: Method, path: &str) -> io::Result<(u16,
             ),
         )
     };
-    let stream = UnixStream::connect(socket).await.map_err(absent)?;
+    UnixStream::connect(socket).await.map_err(absent)
+}
+
+async fn exchange(stream: UnixStream, method: Method, path: &str) -> io::Result<(u16, String)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;

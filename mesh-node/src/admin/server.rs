@@ -23,7 +23,7 @@ use super::dump;
 use crate::{
     capture::Capture,
     lifecycle::{Ending, Lifecycle},
-    observe::{LogControl, Observer, reply},
+    observe::{LogControl, Observer, ReadyCheck, reply},
     state::MeshState,
 };
 
@@ -50,6 +50,8 @@ pub struct AdminParts {
     pub lifecycle: Lifecycle,
     /// How long a drain may take.
     pub drain: Duration,
+    /// Whether the process is ready.
+    pub ready: ReadyCheck,
     /// The process's own settings.
     pub config: Value,
     /// Certificates, without keys.
@@ -142,11 +144,15 @@ async fn serve(stream: UnixStream, parts: AdminParts) {
     let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
 }
 
-const PATHS: &str = "GET /config_dump  GET /pods  GET /sessions  GET /logging  POST /logging?level=FILTER&access=on|off  POST /drain\n";
+const PATHS: &str = "GET /readyz  GET /config_dump  GET /pods  GET /sessions  GET /logging  POST /logging?level=FILTER&access=on|off  POST /drain\n";
 
 impl AdminParts {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         match (request.method(), request.uri().path()) {
+            (&Method::GET, "/readyz") => match (self.ready)() {
+                Ok(()) => reply(StatusCode::OK, "ready\n".into()),
+                Err(why) => reply(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
             (&Method::GET, "/config_dump") => self.config_dump().await,
             (&Method::GET, "/pods") => match self.capture.list().await {
                 Ok(pods) => json_reply(&json!({"pods": pods})),
@@ -161,7 +167,7 @@ impl AdminParts {
                 true => reply(StatusCode::OK, "draining\n".into()),
                 false => reply(StatusCode::CONFLICT, "it is draining already\n".into()),
             },
-            (_, "/config_dump" | "/pods" | "/sessions" | "/logging" | "/drain") => {
+            (_, "/readyz" | "/config_dump" | "/pods" | "/sessions" | "/logging" | "/drain") => {
                 reply(StatusCode::METHOD_NOT_ALLOWED, PATHS.into())
             }
             _ => reply(StatusCode::NOT_FOUND, PATHS.into()),

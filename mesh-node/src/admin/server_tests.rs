@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::{
     accept::Listeners,
-    admin::client::call,
+    admin::client::{call, ready},
     capture::{
         Capture, CaptureParts, Enroller, FakeDatapath, Finder, KernelMetrics, Refiller, SavedPods,
     },
@@ -65,6 +65,7 @@ fn world(name: &str) -> (World, AdminParts) {
         observer: Observer::silent(),
         lifecycle: lifecycle.clone(),
         drain: Duration::from_secs(5),
+        ready: Readiness::default().as_check(),
         config: json!({"nodeName": "n1"}),
         certificates: Arc::new(move || {
             seen.store(true, SeqCst);
@@ -130,6 +131,48 @@ async fn root_sees_everything_and_changes_it_by_post_only() {
         }
     ));
     assert_eq!(call(&path, Method::POST, "/drain").await.unwrap().0, 409);
+}
+
+#[tokio::test]
+async fn a_probe_hears_what_the_process_waits_for() {
+    let (world, mut parts) = world("probe");
+    let path = world.dir.join("admin.sock");
+    assert!(ready(&path).await.is_err(), "nobody listens yet");
+    let readiness = Readiness::default();
+    parts.ready = readiness.as_check();
+    let part = readiness.part("configuration", "the controller");
+    let uid = nix::unistd::geteuid().as_raw();
+    tokio::spawn(AdminServer::bind(&path, uid, parts).unwrap().run());
+    assert_eq!(
+        ready(&path).await.unwrap_err().to_string(),
+        "configuration waits for the controller"
+    );
+    part.ready();
+    ready(&path).await.unwrap();
+}
+
+/// During an upgrade the socket is still that of a process in another container.
+#[tokio::test]
+async fn the_answer_of_another_container_does_not_count() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: mount namespaces are made by root only");
+        return;
+    }
+    let (world, parts) = world("elsewhere");
+    let path = world.dir.join("admin.sock");
+    let uid = nix::unistd::geteuid().as_raw();
+    tokio::spawn(AdminServer::bind(&path, uid, parts).unwrap().run());
+    let elsewhere = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(ready(&path))
+    });
+    let answer = tokio::task::spawn_blocking(move || elsewhere.join().unwrap()).await;
+    let error = answer.unwrap().unwrap_err().to_string();
+    assert!(error.contains("another container"), "{error}");
 }
 
 #[tokio::test]

@@ -1,8 +1,15 @@
-//! What the configuration promises: directories that only root can enter, and enough descriptors.
+//! What the configuration promises: directories that only root can enter, enough descriptors, and pods' settings that
+//! can be written.
 
 use std::{fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::Path};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        statvfs::{FsFlags, statvfs},
+    },
+};
 
 use super::Config;
 
@@ -15,8 +22,26 @@ impl Config {
         if soft < hard {
             setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         }
+        if let Err(error) = writable_settings() {
+            tracing::warn!(%error, "/proc/sys stays read-only; pods keep their own net.ipv4.tcp_tw_reuse and can open fewer connections");
+        }
         Ok(())
     }
+}
+
+/// Container runtimes mount `/proc/sys` read-only in a container that is not privileged. Here it is made writable
+/// again, in the container's own mount namespace: inside pods' network namespaces one setting of theirs is changed.
+fn writable_settings() -> nix::Result<()> {
+    const SYS: &str = "/proc/sys";
+    if !statvfs(SYS)?.flags().contains(FsFlags::ST_RDONLY) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_REMOUNT
+        | MsFlags::MS_BIND
+        | MsFlags::MS_NOSUID
+        | MsFlags::MS_NODEV
+        | MsFlags::MS_NOEXEC;
+    mount(None::<&str>, SYS, None::<&str>, flags, None::<&str>)
 }
 
 fn private(path: &Path) -> io::Result<()> {

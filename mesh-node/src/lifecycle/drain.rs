@@ -1,7 +1,7 @@
 //! How the process ends: it serves, it drains, it is over.
 //!
 //! Invariants: phases only move forward; a drain ends when the last flow has, or at its deadline; a second
-//! signal ends it at once.
+//! signal ends it at once, a first one cuts no drain short.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -124,12 +124,16 @@ pub async fn end_of_signals(lifecycle: Lifecycle, limit: Duration) -> io::Result
             _ = term.recv() => {}
             _ = interrupt.recv() => {}
         }
-        if count == 0 && lifecycle.drain(limit, Ending::Stop) {
-            tracing::info!(limit = ?limit, "told to stop: no new flows, waiting for those under way");
-        } else {
+        if count > 0 {
             tracing::warn!("told to stop again: ending now");
             lifecycle.end();
             return Ok(());
+        }
+        if lifecycle.drain(limit, Ending::Stop) {
+            tracing::info!(limit = ?limit, "told to stop: no new flows, waiting for those under way");
+        } else {
+            // Whoever replaces a process tells it to stop once the successor is ready: its flows are not over yet.
+            tracing::info!("told to stop while draining: waiting on for the flows under way");
         }
     }
     Ok(())

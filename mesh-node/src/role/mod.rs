@@ -13,6 +13,8 @@ pub enum Role {
     Gateway,
     /// Is called by the container runtime for each pod.
     Cni,
+    /// Asks a running node proxy and ends.
+    Ready,
 }
 
 /// Which parts a role runs.
@@ -28,7 +30,13 @@ pub struct Profile {
 
 impl Role {
     /// Every role, in the order of help.
-    pub const ALL: &'static [Role] = &[Role::Node, Role::Waypoint, Role::Gateway, Role::Cni];
+    pub const ALL: &'static [Role] = &[
+        Role::Node,
+        Role::Waypoint,
+        Role::Gateway,
+        Role::Cni,
+        Role::Ready,
+    ];
 
     /// Its subcommand.
     pub fn name(self) -> &'static str {
@@ -37,6 +45,7 @@ impl Role {
             Role::Waypoint => "waypoint",
             Role::Gateway => "gateway",
             Role::Cni => "cni",
+            Role::Ready => "ready",
         }
     }
 
@@ -47,6 +56,9 @@ impl Role {
             Role::Waypoint => "Carry L7 traffic for services (not built yet)",
             Role::Gateway => "Carry traffic into and out of the mesh (not built yet)",
             Role::Cni => "Enrol a pod when the container runtime asks (not built yet)",
+            Role::Ready => {
+                "Ask the node proxy of this container whether it is ready, for a readiness probe"
+            }
         }
     }
 
@@ -63,7 +75,7 @@ impl Role {
                 dns: true,
                 handover: true,
             }),
-            Role::Waypoint | Role::Gateway | Role::Cni => None,
+            Role::Waypoint | Role::Gateway | Role::Cni | Role::Ready => None,
         }
     }
 }
