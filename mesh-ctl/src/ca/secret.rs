@@ -6,7 +6,11 @@
 //! Invariants: two replicas never make two roots, because only one of them can create the Secret; a step of a rotation
 //! is written only over the version that it was taken from. No other Secret is ever read.
 
-use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
@@ -32,8 +36,41 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// The Secret.
 pub struct SecretStore {
     api: Api<Secret>,
-    /// The version that was last read or written.
-    version: Mutex<Option<String>>,
+    /// What is around the data, as last read or written.
+    around: Mutex<Around>,
+}
+
+/// What a Secret has beside its data. A user may have made it, with labels and a type of their own.
+#[derive(Clone)]
+struct Around {
+    metadata: ObjectMeta,
+    type_: Option<String>,
+}
+
+impl Default for Around {
+    /// That of a Secret that is made here.
+    fn default() -> Self {
+        Self {
+            metadata: ObjectMeta {
+                name: Some(NAME.to_owned()),
+                ..ObjectMeta::default()
+            },
+            type_: Some("kubernetes.io/tls".to_owned()),
+        }
+    }
+}
+
+impl Around {
+    fn of(secret: Secret) -> Self {
+        let metadata = ObjectMeta {
+            managed_fields: None,
+            ..secret.metadata
+        };
+        Self {
+            metadata,
+            type_: secret.type_,
+        }
+    }
 }
 
 impl std::fmt::Debug for SecretStore {
@@ -55,7 +92,7 @@ impl SecretStore {
     pub fn new(client: Client, namespace: &str) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
-            version: Mutex::default(),
+            around: Mutex::default(),
         }
     }
 
@@ -70,7 +107,7 @@ impl SecretStore {
         }
         let signer = given.map_or_else(|| generate(domain), checked)?;
         let kept = steady(signer);
-        let secret = self.secret(&kept, None)?;
+        let secret = secret(&kept, Around::default())?;
         let made = timeout(DEADLINE, self.api.create(&PostParams::default(), &secret)).await;
         match made.map_err(|_| late())? {
             Ok(_) => tracing::info!(secret = NAME, "a root was made and kept in the Secret"),
@@ -86,25 +123,17 @@ impl SecretStore {
     pub(super) async fn read(&self) -> Result<Option<Kept>, CaError> {
         let found = timeout(DEADLINE, self.api.get_opt(NAME)).await;
         let found = found.map_err(|_| late())?;
-        let Some(secret) = found.map_err(|e| failed("reading", &e))? else {
+        let Some(mut secret) = found.map_err(|e| failed("reading", &e))? else {
             return Ok(None);
         };
-        let kept = kept_of(&secret.data.unwrap_or_default())?;
-        *self
-            .version
-            .lock()
-            .expect("nothing panics while it is held") = secret.metadata.resource_version;
+        let kept = kept_of(&secret.data.take().unwrap_or_default())?;
+        *self.around() = Around::of(secret);
         Ok(Some(kept))
     }
 
     /// Writes the authority over the version that was last read.
     pub(super) fn write(&self, kept: &Kept) -> Result<(), CaError> {
-        let version = self
-            .version
-            .lock()
-            .expect("nothing panics while it is held")
-            .clone();
-        let secret = self.secret(kept, version)?;
+        let secret = secret(kept, self.around().clone())?;
         let replace = async {
             let params = PostParams::default();
             timeout(DEADLINE, self.api.replace(NAME, &params, &secret)).await
@@ -115,25 +144,22 @@ impl SecretStore {
         let written = done
             .map_err(|_| late())?
             .map_err(|e| failed("writing", &e))?;
-        *self
-            .version
-            .lock()
-            .expect("nothing panics while it is held") = written.metadata.resource_version;
+        *self.around() = Around::of(written);
         Ok(())
     }
 
-    fn secret(&self, kept: &Kept, version: Option<String>) -> Result<Secret, CaError> {
-        Ok(Secret {
-            metadata: ObjectMeta {
-                name: Some(NAME.to_owned()),
-                resource_version: version,
-                ..ObjectMeta::default()
-            },
-            type_: Some("kubernetes.io/tls".to_owned()),
-            data: Some(data_of(kept)?),
-            ..Secret::default()
-        })
+    fn around(&self) -> MutexGuard<'_, Around> {
+        self.around.lock().expect("nothing panics while it is held")
     }
+}
+
+fn secret(kept: &Kept, around: Around) -> Result<Secret, CaError> {
+    Ok(Secret {
+        metadata: around.metadata,
+        type_: around.type_,
+        data: Some(data_of(kept)?),
+        ..Secret::default()
+    })
 }
 
 fn data_of(kept: &Kept) -> Result<BTreeMap<String, ByteString>, CaError> {

@@ -88,3 +88,34 @@ async fn an_intermediate_from_elsewhere_signs() {
         "{error}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_user_wrote_around_the_key_stays() {
+    let (server, client) = world().await;
+    let root = generate(&"cluster.local".into()).expect("a root");
+    let base64 = |text: &str| serde_json::to_value(ByteString(text.into())).expect("base64");
+    server.put(SECRETS, serde_json::json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": {"name": NAME, "namespace": "warren-system", "uid": "u1", "labels": {"team": "a"}, "annotations": {"b": "c"}},
+        "data": {"tls.crt": base64(&root.chain[0]), "tls.key": base64(&root.key)}}));
+    let authority = authority(&client, None).await.expect("opens");
+    let made = || {
+        let found = server.object(SECRETS, "warren-system/warren-ca");
+        found.expect("is there")
+    };
+    // Both steps: the second writes over what the first got back.
+    for step in [Step::Prepare, Step::Switch] {
+        let before = made()["data"].clone();
+        authority
+            .rotate(step, None, false, SystemTime::now(), TTL)
+            .expect("is taken");
+        let after = made();
+        let metadata = &after["metadata"];
+        assert_ne!(after["data"], before, "{step:?}");
+        assert_eq!(after["type"], "Opaque", "{step:?}");
+        assert_eq!(
+            (&metadata["labels"]["team"], &metadata["annotations"]["b"]),
+            (&"a".into(), &"c".into()),
+            "{step:?}"
+        );
+    }
+}
