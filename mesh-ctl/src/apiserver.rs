@@ -183,6 +183,15 @@ impl ApiServer {
         self.lock().objects.get(collection)?.get(key).cloned()
     }
 
+    /// The objects of a collection, each as `namespace/name`.
+    pub(crate) fn keys(&self, collection: &str) -> Vec<String> {
+        let state = self.lock();
+        let all = state.objects.get(collection);
+        all.into_iter()
+            .flat_map(|all| all.keys().cloned())
+            .collect()
+    }
+
     /// Every request so far.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.lock().requests.clone()

@@ -279,9 +279,9 @@ fn lead(
     let namespace = client.default_namespace().to_owned();
     let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
     let me = format!("{host}_{:08x}", fastrand::u32(..));
-    let (candidate, leads) = Candidate::new(client.clone(), &namespace, me);
+    let (candidate, leads) = Candidate::new(client.clone(), &namespace, me.clone());
     tasks.spawn(named("standing for the lease", candidate.run()));
-    let writing = status::cluster::keep(client.clone(), said.clone(), leads.clone());
+    let writing = status::cluster::keep(client.clone(), me, said.clone(), leads.clone());
     tasks.spawn(named("writing statuses to the cluster", writing));
     let keeping = webhook::keep(
         client.clone(),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::object::{cluster_meta, meta};
 use super::{controller, node};
+use crate::webhook;
 
 /// The accounts and their rights.
 pub(super) fn objects(namespace: &str) -> Vec<Value> {
@@ -89,7 +90,7 @@ fn cluster_rules() -> Vec<Value> {
             &["patch"],
         ),
         rule("warren.dev", &["meshconfigs/status"], &["patch"]),
-        rule("", &["events"], &["create", "patch"]),
+        rule("events.k8s.io", &["events"], &["create", "patch"]),
         // Whether a node's token is good.
         rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
         // The webhook's registration carries a certificate that the controller makes.
@@ -101,8 +102,8 @@ fn cluster_rules() -> Vec<Value> {
         named(
             "admissionregistration.k8s.io",
             "validatingwebhookconfigurations",
-            controller::NAME,
-            &["get", "patch", "update"],
+            webhook::NAME,
+            &["get", "patch"],
         ),
     ]
 }

@@ -1,10 +1,11 @@
-//! Statuses on the objects of a cluster: conditions `Accepted` and `Programmed`, written by the leader.
+//! Statuses on the objects of a cluster: conditions `Accepted` and `Programmed`, and Events, written by the leader.
 //!
 //! Invariants: one write at a time, and none where nothing differs; conditions of others stay; what could not be
-//! written is tried again later and holds nobody up. Only kinds of our own and of Istio have conditions of ours.
+//! written is tried again later and holds nobody up. Only kinds of our own and of Istio have conditions of ours. Events
+//! wait for conditions.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -19,33 +20,33 @@ use mesh_translate::{ConditionKind, Status};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
-    time::{interval, sleep, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
-use super::Statuses;
+use super::{
+    Statuses,
+    events::{Events, note},
+};
 use crate::{FIELD_MANAGER, watch::find};
 
 /// At least this lies between two writes.
 const PACE: Duration = Duration::from_millis(20);
 /// How long the API server may take for one object.
-const DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// How often it is tried again what could not be written.
 const AGAIN: Duration = Duration::from_secs(30);
 /// So many details go into a condition's message.
 const DETAILS: usize = 8;
 
-/// Writes what is said whenever it changes. Never ends while something is said.
+/// Writes what is said whenever it changes, as replica `me`. Never ends while something is said.
 pub async fn keep(
     client: Client,
+    me: String,
     mut said: watch::Receiver<Statuses>,
     leads: watch::Receiver<bool>,
 ) {
-    let mut writer = Writer {
-        client,
-        resources: HashMap::new(),
-        written: BTreeMap::new(),
-    };
+    let mut writer = Writer::new(client, me);
     let (mut ticks, mut leading) = (interval(AGAIN), leads.clone());
     loop {
         tokio::select! {
@@ -56,31 +57,84 @@ pub async fn keep(
         if !*leads.borrow() {
             // Another writes meanwhile: what we wrote may not be there when we lead again.
             writer.written.clear();
+            writer.events.clear();
             continue;
         }
         let all = said.borrow_and_update().all();
         writer.write_all(all, &leads).await;
+        while *leads.borrow() && writer.events.any_waiting() {
+            writer.events.write_next(&mut writer.resources).await;
+            sleep(PACE).await;
+            if said.has_changed().unwrap_or(true) {
+                break;
+            }
+        }
+    }
+}
+
+/// The kinds that were looked up in the cluster.
+pub(super) struct Resources {
+    client: Client,
+    found: HashMap<&'static str, ApiResource>,
+}
+
+impl Resources {
+    pub(super) fn new(client: Client) -> Self {
+        Self {
+            client,
+            found: HashMap::new(),
+        }
+    }
+
+    /// The objects of a kind in a namespace; in none when that is empty.
+    pub(super) async fn api(
+        &mut self,
+        kind: &'static KindInfo,
+        namespace: &str,
+    ) -> Result<(Api<DynamicObject>, ApiResource), String> {
+        if !self.found.contains_key(kind.kind) {
+            let found = find(&self.client, kind).await.map_err(|e| e.to_string())?;
+            self.found.insert(kind.kind, found);
+        }
+        let (client, resource) = (self.client.clone(), &self.found[kind.kind]);
+        let api = match namespace {
+            "" => Api::all_with(client, resource),
+            namespace => Api::namespaced_with(client, namespace, resource),
+        };
+        Ok((api, resource.clone()))
     }
 }
 
 struct Writer {
-    client: Client,
-    resources: HashMap<&'static str, ApiResource>,
+    resources: Resources,
     /// The conditions that each object has by us.
     written: BTreeMap<ObjectRef, Value>,
+    events: Events,
 }
 
 impl Writer {
+    fn new(client: Client, me: String) -> Self {
+        Self {
+            resources: Resources::new(client.clone()),
+            written: BTreeMap::new(),
+            events: Events::new(client, me),
+        }
+    }
+
     async fn write_all(&mut self, all: Vec<Status>, leads: &watch::Receiver<bool>) {
         let (mut wrote, mut failed) = (0, None);
-        self.written
-            .retain(|object, _| all.iter().any(|status| status.object == *object));
+        let there: HashSet<&ObjectRef> = all.iter().map(|status| &status.object).collect();
+        self.written.retain(|object, _| there.contains(object));
+        self.events.retain(|object| there.contains(object));
         for status in &all {
+            let note = note(status);
             let Some(kind) = ours(&status.object.kind) else {
+                self.events.say(&status.object, note, Instant::now());
                 continue;
             };
             let wanted = conditions(status);
             if self.written.get(&status.object) == Some(&wanted) {
+                self.events.say(&status.object, note, Instant::now());
                 continue;
             }
             if !*leads.borrow() {
@@ -90,6 +144,10 @@ impl Writer {
                 Ok(Ok(new)) => {
                     wrote += usize::from(new);
                     self.written.insert(status.object.clone(), wanted);
+                    if !new {
+                        self.events.was_said(&status.object, note.as_ref());
+                    }
+                    self.events.say(&status.object, note, Instant::now());
                 }
                 Ok(Err(error)) => failed = Some((status.object.to_string(), error)),
                 Err(_) => {
@@ -113,13 +171,7 @@ impl Writer {
         object: &ObjectRef,
         wanted: &Value,
     ) -> Result<bool, String> {
-        if !self.resources.contains_key(kind.kind) {
-            let found = find(&self.client, kind).await.map_err(|e| e.to_string())?;
-            self.resources.insert(kind.kind, found);
-        }
-        let resource = &self.resources[kind.kind];
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &object.namespace, resource);
+        let (api, _) = self.resources.api(kind, &object.namespace).await?;
         let failed = |error: kube::Error| error.to_string();
         let Some(there) = api.get_opt(&object.name).await.map_err(failed)? else {
             return Ok(false);
@@ -148,15 +200,15 @@ impl Writer {
 }
 
 /// The kind, when conditions of ours belong on its objects.
-fn ours(kind: &str) -> Option<&'static KindInfo> {
+pub(super) fn ours(kind: &str) -> Option<&'static KindInfo> {
     let groups = ["security.istio.io", "networking.istio.io", "warren.dev"];
     KINDS
         .iter()
         .find(|known| known.kind == kind && groups.contains(&known.group))
 }
 
-/// The conditions of a status, without times.
-fn conditions(status: &Status) -> Value {
+/// What a status says by field, in one text.
+pub(super) fn details(status: &Status) -> String {
     let details: Vec<String> = status
         .messages
         .iter()
@@ -166,17 +218,22 @@ fn conditions(status: &Status) -> Value {
             field => format!("{field}: {}", message.text),
         })
         .collect();
+    let mut text = details.join("; ");
     let more = status.messages.len().saturating_sub(DETAILS);
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
+}
+
+/// The conditions of a status, without times.
+fn conditions(status: &Status) -> Value {
+    let details = details(status);
     let one = |condition: &mesh_translate::Condition| {
         let mut message = condition.message.clone();
         if condition.kind == ConditionKind::Programmed && !details.is_empty() {
-            let rest = if more > 0 {
-                format!("; and {more} more")
-            } else {
-                String::new()
-            };
             let sep = if message.is_empty() { "" } else { ": " };
-            message = format!("{message}{sep}{}{rest}", details.join("; "));
+            message = format!("{message}{sep}{details}");
         }
         json!({
             "type": format!("{:?}", condition.kind),
@@ -260,11 +317,7 @@ mod tests {
             json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
                 "metadata": {"name": "allow", "namespace": "shop", "generation": 3}, "status": {"conditions": [theirs]}}),
         );
-        let mut writer = Writer {
-            client,
-            resources: HashMap::new(),
-            written: BTreeMap::new(),
-        };
+        let mut writer = Writer::new(client, "me".to_owned());
         let (_lead, leads) = watch::channel(true);
         let patches = || {
             server

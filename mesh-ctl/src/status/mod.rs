@@ -3,6 +3,7 @@
 //! Invariant: what a node refuses at present is shown at the object that caused it.
 
 pub mod cluster;
+mod events;
 
 use std::{
     collections::BTreeMap,
