@@ -208,6 +208,8 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         .await
         .with_context(|| format!("listening on {monitor}"))?;
     let monitor = socket.local_addr()?;
+    let looking = monitor::look_for_istio(view.clone(), metrics.clone());
+    tasks.spawn(named("looking for Istio", looking));
     tasks.spawn(named("monitoring", monitor::serve(socket, metrics)));
     tasks.spawn(named(
         "keeping statuses",

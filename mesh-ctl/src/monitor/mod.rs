@@ -1,6 +1,8 @@
-//! Port 15014: `/metrics`, `/readyz`, `/livez`. Read-only, plain HTTP.
+//! Port 15014: `/metrics`, `/readyz`, `/livez`, `/debug/istio`. Read-only, plain HTTP.
 //!
 //! Invariant: nothing here changes anything, whatever the method or the path.
+
+mod istio;
 
 use std::{
     convert::Infallible,
@@ -11,6 +13,9 @@ use std::{
     time::Duration,
 };
 
+pub use istio::look_for_istio;
+
+use arc_swap::ArcSwapOption;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1,
@@ -18,6 +23,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_api::resource::Kind;
+use mesh_translate::IstioPresence;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -46,6 +52,9 @@ pub struct Metrics {
     refused: Family<KindLabel, Counter>,
     certificates: Family<CodeLabel, Counter>,
     reviews: Family<OutcomeLabel, Counter>,
+    istio: ArcSwapOption<IstioPresence>,
+    istio_parts: Gauge,
+    istio_namespaces: Family<TakenLabel, Gauge>,
     /// Seconds from a change's publication until it was handed to a subscriber's stream.
     pub push_seconds: Histogram,
 }
@@ -65,6 +74,11 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TakenLabel {
+    taken_by: &'static str,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let buckets = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
@@ -77,6 +91,9 @@ impl Default for Metrics {
             refused: Family::default(),
             certificates: Family::default(),
             reviews: Family::default(),
+            istio: ArcSwapOption::empty(),
+            istio_parts: Gauge::default(),
+            istio_namespaces: Family::default(),
             push_seconds: Histogram::new(buckets),
         };
         let r = &mut metrics.registry;
@@ -109,6 +126,16 @@ impl Default for Metrics {
             "reviews",
             "Objects that the webhook was asked about, by outcome",
             metrics.reviews.clone(),
+        );
+        r.register(
+            "istio_parts",
+            "Deployments and daemon sets of an Istio in the same cluster",
+            metrics.istio_parts.clone(),
+        );
+        r.register(
+            "istio_namespaces",
+            "Namespaces that are labelled for Istio, by who takes their pods",
+            metrics.istio_namespaces.clone(),
         );
         r.register(
             "push_seconds",
@@ -155,6 +182,28 @@ impl Metrics {
     /// Counts an object that the webhook was asked about.
     pub fn reviewed(&self, outcome: &'static str) {
         self.reviews.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Notes what is known of an Istio in the cluster; returns what was known before.
+    pub fn set_istio(&self, now: Option<IstioPresence>) -> Option<Arc<IstioPresence>> {
+        let count = |names: usize| i64::try_from(names).unwrap_or(i64::MAX);
+        let none = IstioPresence::default();
+        let found = now.as_ref().unwrap_or(&none);
+        self.istio_parts.set(count(found.parts.len()));
+        for (taken_by, names) in [("both", &found.both), ("istio", &found.theirs)] {
+            let label = TakenLabel { taken_by };
+            self.istio_namespaces
+                .get_or_create(&label)
+                .set(count(names.len()));
+        }
+        self.istio.swap(now.map(Arc::new))
+    }
+
+    /// What is known of an Istio in the cluster, as JSON; `null` when there is none.
+    fn istio(&self) -> String {
+        let known = self.istio.load_full();
+        let text = serde_json::to_string(&known.as_deref());
+        text.unwrap_or_else(|_| "null".to_owned())
     }
 
     pub(crate) fn text(&self) -> String {
@@ -214,6 +263,7 @@ async fn answer(socket: TcpStream, metrics: Arc<Metrics>) {
 fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => (StatusCode::OK, metrics.text()),
+        (&Method::GET, "/debug/istio") => (StatusCode::OK, metrics.istio()),
         (&Method::GET, "/livez") => (StatusCode::OK, "ok\n".to_owned()),
         (&Method::GET, "/readyz") if metrics.ready.load(Ordering::Relaxed) => {
             (StatusCode::OK, "ok\n".to_owned())
@@ -224,7 +274,7 @@ fn respond<B>(request: &Request<B>, metrics: &Metrics) -> Response<Full<Bytes>> 
         ),
         (&Method::GET, _) => (
             StatusCode::NOT_FOUND,
-            "there are /metrics, /readyz and /livez\n".to_owned(),
+            "there are /metrics, /readyz, /livez and /debug/istio\n".to_owned(),
         ),
         _ => (
             StatusCode::METHOD_NOT_ALLOWED,
@@ -266,11 +316,25 @@ mod tests {
         assert_eq!(status("GET", "/readyz"), 200);
         assert_eq!(status("POST", "/livez"), 405);
         assert_eq!(status("GET", "/debug/xds"), 404);
+        metrics.set_istio(Some(IstioPresence {
+            both: vec!["shop".to_owned()],
+            ..IstioPresence::default()
+        }));
+        let istio = respond(
+            &Request::get("/debug/istio").body(()).expect("is one"),
+            &metrics,
+        );
+        assert_eq!(istio.status().as_u16(), 200);
+        assert!(metrics.istio().contains("\"both\":[\"shop\"]"));
         metrics.sent(Kind::Address, 3);
         metrics.certificate(None);
         let text = metrics.text();
         assert!(
             text.contains("warren_ctl_resources_sent_total{kind=\"Address\"} 3"),
+            "{text}"
+        );
+        assert!(
+            text.contains("warren_ctl_istio_namespaces{taken_by=\"both\"} 1"),
             "{text}"
         );
         assert!(

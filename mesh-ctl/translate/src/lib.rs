@@ -19,6 +19,7 @@ mod translator;
 pub mod view;
 
 pub use foreign::{foreign_policies, foreign_policy_of};
+pub use istio::presence::IstioPresence;
 pub use settings::Settings;
 pub use status::{Condition, ConditionKind, Message, Severity, Status};
 pub use translate::{Output, translate, warnings};
