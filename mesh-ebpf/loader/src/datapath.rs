@@ -21,6 +21,7 @@ use mesh_abi::{
 };
 
 use crate::attach::{attach, program};
+use crate::elders::Elders;
 use crate::events::{Events, socket_addr};
 use crate::iface::Tc;
 use crate::links::Links;
@@ -148,6 +149,7 @@ pub struct Datapath {
     pub(crate) programs: Programs,
     pub(crate) pods: Mutex<BTreeMap<String, Known>>,
     pub(crate) ledger: Ledger,
+    pub(crate) elders: Mutex<Elders>,
     pub(crate) state: Shared<State>,
     pub(crate) uses: Shared<Use>,
     pub(crate) epochs: Shared<u64>,
@@ -232,6 +234,7 @@ impl Datapath {
             },
             pods: Mutex::default(),
             ledger: Ledger::default(),
+            elders: Mutex::default(),
             state: Shared::open(maps, "STATE")?,
             uses: Shared::open(maps, "USES")?,
             epochs: Shared::open(maps, "EPOCHS")?,

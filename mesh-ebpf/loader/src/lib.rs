@@ -9,6 +9,7 @@ mod attach;
 mod clsact;
 mod datapath;
 mod diag;
+mod elders;
 mod error;
 mod events;
 mod iface;

@@ -1,4 +1,4 @@
-//! Route netlink, as far as interfaces and classifiers need it: messages, one talk, one dump.
+//! Netlink, as far as interfaces, classifiers and sockets need it: messages, one talk, one dump.
 //!
 //! Invariants: speaks of the calling thread's namespace; an error of the kernel's is returned as it is; an
 //! attribute that does not fit its message is the end of the message.
@@ -88,12 +88,12 @@ impl Message {
     }
 }
 
-fn open() -> io::Result<OwnedFd> {
+fn open(protocol: SockProtocol) -> io::Result<OwnedFd> {
     let s = socket(
         AddressFamily::Netlink,
         SockType::Raw,
         SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
+        protocol,
     )?;
     setsockopt(&s, sockopt::ReceiveTimeout, &TimeVal::new(5, 0))?;
     Ok(s)
@@ -101,7 +101,7 @@ fn open() -> io::Result<OwnedFd> {
 
 /// Sends a request and waits for the kernel's yes or no.
 pub fn talk(message: Message) -> io::Result<()> {
-    let s = open()?;
+    let s = open(SockProtocol::NetlinkRoute)?;
     send(s.as_raw_fd(), &message.finish(), MsgFlags::empty())?;
     let mut buf = [0u8; 8192];
     let n = recv(s.as_raw_fd(), &mut buf, MsgFlags::empty())?;
@@ -111,9 +111,18 @@ pub fn talk(message: Message) -> io::Result<()> {
     }
 }
 
-/// Asks for a list; `item` gets the type and the body of every message of it.
-pub fn dump(message: Message, mut item: impl FnMut(u16, &[u8])) -> io::Result<()> {
-    let s = open()?;
+/// Asks route netlink for a list; `item` gets the type and the body of every message of it.
+pub fn dump(message: Message, item: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    dump_of(SockProtocol::NetlinkRoute, message, item)
+}
+
+/// The same of another part of netlink.
+pub fn dump_of(
+    protocol: SockProtocol,
+    message: Message,
+    mut item: impl FnMut(u16, &[u8]),
+) -> io::Result<()> {
+    let s = open(protocol)?;
     send(s.as_raw_fd(), &message.finish(), MsgFlags::empty())?;
     let mut buf = vec![0u8; 64 * 1024];
     loop {

@@ -1,14 +1,16 @@
 //! Where an instance's pins are, and what earlier layouts left beside them.
 //!
 //! Invariant: an earlier layout keeps its pods captured until it is told to retire, and that only once every
-//! pod is enrolled in the present one: at no moment is a pod in neither.
+//! pod is enrolled in the present one: at no moment is a pod in neither; it goes with the last socket it may serve.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::{fs, io};
 
 use crate::datapath::Datapath;
+use crate::elders::Elders;
 use crate::iface::{purge_filters, tags};
 use crate::links::remove_tree;
 use crate::maps::pages;
@@ -38,19 +40,44 @@ impl Datapath {
         for folder in &previous {
             retire(folder).map_err(LoadError::io(format!("retire {}", folder.display())))?;
         }
+        if !previous.is_empty() {
+            let seen = self.sockets();
+            if let Err(error) = &seen {
+                tracing::warn!(%error, "which connections an earlier layout serves could not be seen; all that are there at the next try count");
+            }
+            *self.elders() = seen.map_or(Elders::Unseen, Elders::Seen);
+        }
         Ok(previous.len())
     }
 
-    /// Removes what earlier layouts left. Their flows lose their peer addresses; call it when they are gone.
-    pub fn purge_previous(&self) -> Result<(), LoadError> {
-        for folder in self.previous()? {
+    /// Removes what earlier layouts left, if they were retired and none of the sockets that were in the pods then is
+    /// left; says how many are. Without its programs such a socket would lose its peer's address, and a direct flow
+    /// its report.
+    pub fn purge_previous(&self) -> Result<usize, LoadError> {
+        let previous = self.previous()?;
+        let mut elders = self.elders();
+        if previous.is_empty() || matches!(*elders, Elders::Serving) {
+            return Ok(0);
+        }
+        let left = elders.left(self.sockets()?);
+        if left > 0 {
+            return Ok(left);
+        }
+        for folder in previous {
             let layout = folder.file_name().unwrap_or_default().to_string_lossy();
             let tag = format!("{}{layout}", tags(&self.instance));
             self.within(|| purge_filters(&tag))
                 .map_err(LoadError::io("remove classifiers"))?;
             remove_tree(&folder).map_err(LoadError::io(format!("remove {}", folder.display())))?;
+            tracing::info!(%layout, "programs of an earlier layout served nothing any more and were removed");
         }
-        Ok(())
+        Ok(0)
+    }
+
+    fn elders(&self) -> MutexGuard<'_, Elders> {
+        self.elders
+            .lock()
+            .expect("no panic while the elders are held")
     }
 
     /// Removes everything of an instance from the kernel, filters from the interfaces of the calling thread's

@@ -75,7 +75,7 @@ pub struct PodInfo {
 pub(crate) struct Known {
     pub(crate) info: PodInfo,
     /// Absent for a pod adopted from an earlier process, until it is enrolled again.
-    netns: Option<OwnedFd>,
+    pub(crate) netns: Option<OwnedFd>,
     /// Whether its connections may go direct; not before this process has enrolled it.
     direct: bool,
 }

@@ -60,6 +60,8 @@ pub struct Told {
     pub marked: Vec<Option<SocketAddr>>,
     /// How often earlier layouts were retired.
     pub retired: usize,
+    /// Sockets that an earlier layout serves; `None`: there is no earlier layout.
+    pub elders: Option<usize>,
     /// Heartbeats.
     pub beats: u64,
     /// Events that wait.
@@ -197,8 +199,12 @@ impl Kernel for FakeDatapath {
         Ok(0)
     }
 
-    fn purge_older(&self) -> io::Result<()> {
-        Ok(())
+    fn purge_older(&self) -> io::Result<usize> {
+        let mut told = self.told();
+        if told.elders == Some(0) {
+            told.elders = None;
+        }
+        Ok(told.elders.unwrap_or(0))
     }
 
     fn resolver(&self, client: SocketAddr) -> Option<SocketAddr> {

@@ -1,7 +1,8 @@
 //! The sign of life that the kernel programs look for, and their counters for the metrics.
 //!
-//! Invariant: the beat comes from the control runtime, so that a process that hangs there stops it, and new
-//! connections are refused rather than left waiting.
+//! Invariants: the beat comes from the control runtime, so that a process that hangs there stops it, and new
+//! connections are refused rather than left waiting; programs of an earlier layout go when nothing needs them,
+//! however long that takes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,8 +14,8 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How often, in beats, the kernel's maps are cleared of what nobody will ask about, and how old that is.
 const SWEEP: u64 = 60;
 const LEFT: Duration = Duration::from_secs(60);
-/// After how many beats programs of earlier layouts go: their flows are over, or have had an hour.
-const PURGE: u64 = 3600;
+/// How often, in beats, the log says that programs of earlier layouts are still needed.
+const REMIND: u64 = 3600;
 
 /// Beats, and keeps the kernel's maps tidy, until the future is dropped.
 pub async fn beat(kernel: Arc<dyn Kernel>, metrics: Metrics) {
@@ -26,34 +27,41 @@ pub async fn beat(kernel: Arc<dyn Kernel>, metrics: Metrics) {
             metrics.node().heartbeat_failures.inc();
             tracing::error!(%error, "the sign of life could not be written; the kernel will refuse new connections");
         }
-        tidy(&kernel, count).await;
+        if count.is_multiple_of(SWEEP) {
+            let (kernel, metrics) = (kernel.clone(), metrics.clone());
+            let tidied = tokio::task::spawn_blocking(move || tidy(&*kernel, &metrics, count)).await;
+            if let Err(error) = tidied {
+                tracing::error!(%error, "tidying the kernel's maps failed");
+            }
+        }
     }
 }
 
-async fn tidy(kernel: &Arc<dyn Kernel>, count: u64) {
-    if !count.is_multiple_of(SWEEP) {
-        return;
+fn tidy(kernel: &dyn Kernel, metrics: &Metrics, count: u64) {
+    match kernel.sweep(LEFT) {
+        Ok(0) => {}
+        Ok(swept) => tracing::info!(
+            swept,
+            "captured connections that no proxy took were forgotten"
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "the kernel's maps could not be cleared of old entries")
+        }
     }
-    let kernel = kernel.clone();
-    let work = move || {
-        match kernel.sweep(LEFT) {
-            Ok(0) => {}
-            Ok(swept) => tracing::info!(
-                swept,
-                "captured connections that no proxy took were forgotten"
-            ),
-            Err(error) => {
-                tracing::warn!(%error, "the kernel's maps could not be cleared of old entries")
+    match kernel.purge_older() {
+        Ok(sockets) => {
+            let shown = i64::try_from(sockets).unwrap_or(i64::MAX);
+            metrics.node().elder_sockets.set(shown);
+            if sockets > 0 && count.is_multiple_of(REMIND) {
+                tracing::warn!(
+                    sockets,
+                    "programs of an earlier layout are kept for connections that are older than the present one; they go when those end"
+                );
             }
         }
-        if count == PURGE
-            && let Err(error) = kernel.purge_older()
-        {
-            tracing::warn!(%error, "programs of an earlier layout could not be removed");
+        Err(error) => {
+            tracing::warn!(%error, "programs of an earlier layout could not be removed; that is tried again")
         }
-    };
-    if let Err(error) = tokio::task::spawn_blocking(work).await {
-        tracing::error!(%error, "tidying the kernel's maps failed");
     }
 }
 
@@ -67,5 +75,30 @@ impl KernelCounters for KernelMetrics {
             tracing::warn!(%error, "the kernel's counters could not be read");
             Vec::new()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::FakeDatapath;
+
+    #[test]
+    fn an_earlier_layout_goes_with_its_last_connection_and_not_before() {
+        let (kernel, metrics) = (FakeDatapath::default(), Metrics::new());
+        let shown = |count: u64| {
+            let text = metrics.text().expect("it encodes");
+            text.contains(&format!("warren_earlier_layout_sockets {count}"))
+        };
+        kernel.told().elders = Some(2);
+        for minute in 1..=180 {
+            tidy(&kernel, &metrics, minute * SWEEP);
+        }
+        assert_eq!(kernel.told().elders, Some(2), "it went under a connection");
+        assert!(shown(2));
+        kernel.told().elders = Some(0);
+        tidy(&kernel, &metrics, 181 * SWEEP);
+        assert_eq!(kernel.told().elders, None, "it outlived its connections");
+        assert!(shown(0));
     }
 }

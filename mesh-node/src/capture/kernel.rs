@@ -165,8 +165,9 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// Every pod is enrolled here: programs of earlier layouts take no new flows from now on.
     fn retire_older(&self) -> io::Result<usize>;
 
-    /// Removes programs of earlier layouts, whose flows are long gone.
-    fn purge_older(&self) -> io::Result<()>;
+    /// Removes programs of earlier layouts that were retired, once no socket in the pods is older than that; says how
+    /// many still are.
+    fn purge_older(&self) -> io::Result<usize>;
 
     /// The resolver that a UDP query with this source was sent to by the application.
     fn resolver(&self, client: SocketAddr) -> Option<SocketAddr>;

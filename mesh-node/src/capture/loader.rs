@@ -225,7 +225,7 @@ impl Kernel for LoadedDatapath {
         self.inner.retire_previous().map_err(io::Error::other)
     }
 
-    fn purge_older(&self) -> io::Result<()> {
+    fn purge_older(&self) -> io::Result<usize> {
         self.inner.purge_previous().map_err(io::Error::other)
     }
 

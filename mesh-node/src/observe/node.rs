@@ -160,6 +160,8 @@ metrics! {
     kernel_events: Counter = "warren_kernel_events_read";
     /// Events that the kernel could not report because the buffer was full, or that did not parse.
     kernel_events_lost: Counter = "warren_kernel_events_lost";
+    /// Sockets in the pods that programs of an earlier map layout may serve, which are kept for as long.
+    elder_sockets: Gauge = "warren_earlier_layout_sockets";
     /// Heartbeats that could not be written to the kernel.
     heartbeat_failures: Counter = "warren_heartbeat_failures";
     /// Whether connections between pods of this node may go direct.

@@ -1,6 +1,7 @@
 //! Agents come and go; what is pinned stays.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use mesh_loader::{Datapath, LoadError, Outcome};
 
@@ -88,9 +89,17 @@ pub fn replace_layout(w: &mut World) {
         to.to_string(),
         "an old flow still shows what it dialed"
     );
-    w.dp().purge_previous().unwrap();
-    assert!(w.dp().previous().unwrap().is_empty());
+    let left = w.dp().purge_previous().unwrap();
+    assert!(left > 0, "an old flow lives");
+    let names = w.a.app.must(&format!("names {}", long.id));
+    assert_eq!(names.words[1], to.to_string(), "and still shows it");
     w.a.app.must(&format!("close {}", long.id));
+    let until = Instant::now() + Duration::from_secs(10);
+    while w.dp().purge_previous().unwrap() > 0 {
+        assert!(Instant::now() < until, "it outlives its flows");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(w.dp().previous().unwrap().is_empty());
     captured(w, "connect", to);
 }
 
