@@ -4,8 +4,8 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_abi::decide::{self, Connect, Gate, Judged, Pick, Scope, proto};
 use mesh_abi::{
-    Addr, Counter, Endpoint, Pod, SOCK_CAPTURED, SOCK_DIRECT, SOCK_DNS, SOCK_NONE,
-    Sock, State, VerdictKey, ports, reason,
+    Addr, Counter, EVERYBODY, Endpoint, Pod, SOCK_CAPTURED, SOCK_DIRECT, SOCK_DNS, SOCK_NONE, Sock,
+    State, VerdictKey, ports, reason,
 };
 
 use crate::maps::{ADDRS, EPOCHS, PODS, USES, VERDICTS, VIPS, state};
@@ -72,7 +72,7 @@ fn tcp(
     if decide::gate(state, now) != Gate::Serve {
         return refuse(pod, cookie, dst, reason::AGENT_STALE);
     }
-    let Some(used) = USES.get(pod.index()) else {
+    let (Some(used), Some(all)) = (USES.get(pod.index()), USES.get(EVERYBODY)) else {
         return refuse(pod, cookie, dst, reason::INTERNAL);
     };
     let mut target = *dst;
@@ -97,10 +97,14 @@ fn tcp(
         }
     }
     let able = judged == Judged::Direct && able(ctx, state, pod, v4, &target);
-    match decide::connect(judged, able, used) {
+    match decide::connect(judged, able, used, all) {
         Connect::Refuse(why) => refuse(pod, cookie, dst, why),
         Connect::Direct => direct(ctx, v4, pod, dst, &target),
         Connect::Proxy => proxy(ctx, v4, pod, cookie, dst, dns),
+        Connect::Diverted => {
+            count::decision(Counter::DirectDiverted);
+            proxy(ctx, v4, pod, cookie, dst, dns)
+        }
     }
 }
 

@@ -25,7 +25,7 @@ pub static IFACES: HashMap<u32, Iface, { size::IFACES as usize }, LAZY> = HashMa
 pub static PROBE_PORTS: HashMap<ListenerKey, u32, { size::PROBE_PORTS as usize }, LAZY> =
     HashMap::new();
 #[btf_map]
-pub static USES: Array<Use, PODS_MAX, SHARED> = Array::new();
+pub static USES: Array<Use, { size::USES as usize }, SHARED> = Array::new();
 #[btf_map]
 pub static EPOCHS: Array<u64, { EPOCH_BUCKETS as usize }, SHARED> = Array::new();
 #[btf_map]

@@ -7,8 +7,8 @@ use aya_ebpf::programs::SockOpsContext;
 use mesh_abi::decide::{self, tcp_state};
 use mesh_abi::maps::size;
 use mesh_abi::{
-    Addr, Authorised, Counter, EVENT_DIRECT_CLOSE, EVENT_DIRECT_OPEN, Endpoint, Event, Original,
-    SOCK_CAPTURED, SOCK_DIRECT, SOCK_OWN, SOCK_SHOWN, Sock, Tuple,
+    Addr, Authorised, Counter, EVENT_DIRECT_CLOSE, EVENT_DIRECT_OPEN, EVERYBODY, Endpoint, Event,
+    Original, SOCK_CAPTURED, SOCK_DIRECT, SOCK_OWN, SOCK_SHOWN, Sock, Tuple,
 };
 
 use crate::maps::{ADDRS, CLIENTS, DIRECT, ORIGINALS, PODS, PROBES, Share, charge, used};
@@ -124,11 +124,12 @@ fn authorise(ctx: &SockOpsContext, s: &Sock) {
     // SAFETY: an entry of the array; a stale count is no harm.
     let full = unsafe { (*u).direct() } >= size::DIRECT_QUOTA as u64;
     if full || DIRECT.insert(t, a, NOEXIST).is_err() {
-        // Without an entry the guard drops the connection: closed, and counted.
+        // `connect` saw room a moment ago. Without an entry the guard drops the connection: closed, and counted.
         count::decision(Counter::DirectLost);
         return;
     }
     charge(s.index(), Share::Direct, 1);
+    charge(EVERYBODY, Share::Direct, 1);
     want_state(ctx);
 }
 
@@ -228,6 +229,7 @@ fn ended(ctx: &SockOpsContext, t: &Tuple) {
         return;
     }
     charge(a.client(), Share::Direct, -1);
+    charge(EVERYBODY, Share::Direct, -1);
     let now = count::now();
     let c = ctx.ops;
     // SAFETY: readable fields of the context; the verifier checks each access.

@@ -42,6 +42,7 @@ counters! {
     OtherPassed = 19, "other_passed";
     StorageFailed = 20, "storage_failed";
     DnsUnbound = 21, "dns_source_port_unknown";
+    DirectDiverted = 22, "direct_diverted";
 }
 
 const _: () = assert!(

@@ -5,6 +5,7 @@
 
 use crate::addr::Addr;
 use crate::layout::*;
+use crate::maps::size;
 use crate::ports;
 use crate::reason;
 
@@ -153,24 +154,38 @@ pub enum Connect {
     Direct,
     /// To the proxy.
     Proxy,
+    /// To the proxy, because there is no room for one more direct flow.
+    Diverted,
     /// The call fails, with this reason.
     Refuse(u16),
 }
 
-/// Decides a TCP `connect` of an enrolled pod. `able`: what the function of that name says.
+/// Decides a TCP `connect` of an enrolled pod. `able`: what the function of that name says; `used`: by the pod;
+/// `all`: by everybody.
 #[inline(always)]
-pub fn connect(judged: Judged, able: bool, used: &Use) -> Connect {
+pub fn connect(judged: Judged, able: bool, used: &Use, all: &Use) -> Connect {
+    let direct = able && judged == Judged::Direct;
     match judged {
         Judged::Refuse(reason) => return Connect::Refuse(reason),
-        Judged::Direct if able && used.direct() < crate::maps::size::DIRECT_QUOTA as u64 => {
-            return Connect::Direct;
-        }
+        Judged::Direct if direct && has_room(used, all) => return Connect::Direct,
         Judged::Direct | Judged::Proxy | Judged::Unknown => {}
     }
-    if used.originals() >= crate::maps::size::ORIGINALS_QUOTA as u64 {
+    if used.originals() >= size::ORIGINALS_QUOTA as u64 {
         return Connect::Refuse(reason::OVERLOADED);
     }
-    Connect::Proxy
+    if direct {
+        Connect::Diverted
+    } else {
+        Connect::Proxy
+    }
+}
+
+/// Whether a direct flow will find its place: an entry is made only once `connect` has been decided, and a flow
+/// without one would wait for an answer until it gives up.
+#[inline(always)]
+fn has_room(used: &Use, all: &Use) -> bool {
+    used.direct() < (size::DIRECT_QUOTA - size::DIRECT_SLACK) as u64
+        && all.direct() < (size::DIRECT - size::DIRECT_SLACK) as u64
 }
 
 /// The outbound listener for a destination.

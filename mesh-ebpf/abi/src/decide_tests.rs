@@ -128,6 +128,7 @@ fn a_verdict_holds_only_for_its_epoch_and_time() {
 #[test]
 fn connect_goes_direct_only_when_all_agree() {
     let idle = Use::new(0, 0, 0);
+    let connect = |judged, able, used: &Use| connect(judged, able, used, used);
     assert_eq!(connect(Judged::Direct, true, &idle), Connect::Direct);
     assert_eq!(connect(Judged::Direct, false, &idle), Connect::Proxy);
     assert_eq!(connect(Judged::Proxy, true, &idle), Connect::Proxy);
@@ -146,6 +147,28 @@ fn connect_goes_direct_only_when_all_agree() {
         connect(Judged::Unknown, true, &Use::new(0, u64::MAX, 0)),
         Connect::Proxy
     );
+}
+
+#[test]
+fn a_flow_that_would_find_no_place_is_diverted() {
+    use crate::maps::size::{DIRECT, DIRECT_QUOTA, DIRECT_SLACK, ORIGINALS_QUOTA};
+    let direct = |count: u32| Use::new(0, count.into(), 0);
+    let (own, all) = (DIRECT_QUOTA - DIRECT_SLACK, DIRECT - DIRECT_SLACK);
+    for (used, everybody, expect) in [
+        (own - 1, all - 1, Connect::Direct),
+        (own, all - 1, Connect::Diverted),
+        (0, all, Connect::Diverted),
+        (DIRECT_QUOTA, DIRECT, Connect::Diverted),
+    ] {
+        let (used, everybody) = (direct(used), direct(everybody));
+        let got = connect(Judged::Direct, true, &used, &everybody);
+        assert_eq!(got, expect, "{used:?} {everybody:?}");
+        let unable = connect(Judged::Direct, false, &used, &everybody);
+        assert_eq!(unable, Connect::Proxy, "it is not for want of room");
+    }
+    let waiting = Use::new(ORIGINALS_QUOTA.into(), own.into(), 0);
+    let got = connect(Judged::Direct, true, &waiting, &direct(0));
+    assert_eq!(got, Connect::Refuse(reason::OVERLOADED));
 }
 
 #[test]

@@ -8,6 +8,8 @@ use crate::plain::plain;
 
 /// Pods on one node, and the size of every array indexed by pod.
 pub const MAX_PODS: u32 = 1024;
+/// The entry of `USES` that adds up all pods.
+pub const EVERYBODY: u32 = MAX_PODS;
 /// Slots of a VIP; weights become repetitions.
 pub const MAX_SLOTS: usize = 32;
 /// Ports of one pod that kubelet probes.

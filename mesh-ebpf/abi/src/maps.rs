@@ -80,6 +80,11 @@ pub mod size {
     pub const DIRECT: u32 = 262_144;
     /// One pod's share of `DIRECT`: entries live as long as the connection.
     pub const DIRECT_QUOTA: u32 = 32_768;
+    /// Entries of `DIRECT`, and of a pod's share of it, that `connect` leaves free: for connections that were decided
+    /// and whose entries are not there yet.
+    pub const DIRECT_SLACK: u32 = 1_024;
+    /// `USES`: one for each pod, and one for all.
+    pub const USES: u32 = crate::layout::EVERYBODY + 1;
     /// `ASKED`.
     pub const ASKED: u32 = 65_536;
     /// One pod's share of `ASKED`: entries live as long as the UDP socket.
@@ -104,7 +109,7 @@ pub const MAPS: &[MapRow] = &[
     row::<crate::Addr, Owner>("ADDRS", MapKind::Hash, size::ADDRS, 0),
     row::<u32, Iface>("IFACES", MapKind::Hash, size::IFACES, 0),
     row::<ListenerKey, u32>("PROBE_PORTS", MapKind::Hash, size::PROBE_PORTS, 0),
-    row::<u32, Use>("USES", MapKind::SharedArray, MAX_PODS, 0),
+    row::<u32, Use>("USES", MapKind::SharedArray, size::USES, 0),
     row::<u32, u64>("EPOCHS", MapKind::SharedArray, EPOCH_BUCKETS, 0),
     row::<i32, Sock>("SOCKS", MapKind::SkStorage, 0, 0),
     row::<Tuple, Original>(

@@ -116,9 +116,11 @@ fn connect(t: &Trial) -> u32 {
         is(t, FAMILY),
         is(t, HERE),
     );
-    match decide::connect(judged, able, &t.used()) {
+    // As if there were no other pod.
+    let used = t.used();
+    match decide::connect(judged, able, &used, &used) {
         Connect::Direct => DIRECT,
-        Connect::Proxy => PROXY,
+        Connect::Proxy | Connect::Diverted => PROXY,
         Connect::Refuse(why) => refused(why),
     }
 }

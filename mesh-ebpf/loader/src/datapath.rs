@@ -394,6 +394,12 @@ impl Datapath {
         ])
     }
 
+    /// Entries of direct flows that all pods hold together.
+    pub fn direct_entries(&self) -> u64 {
+        let word = self.uses.word(abi::EVERYBODY, USED_DIRECT);
+        word.load(Ordering::Relaxed)
+    }
+
     /// What one pod holds.
     pub fn usage(&self, pod: PodId) -> Usage {
         let read = |offset| self.uses.word(pod.0, offset).load(Ordering::Relaxed);

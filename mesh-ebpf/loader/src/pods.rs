@@ -391,6 +391,7 @@ impl Datapath {
             .retain(|_, a| a.client() != index && a.server() != index)?
         {
             subtract(self.uses.word(gone.client(), USED_DIRECT));
+            subtract(self.uses.word(abi::EVERYBODY, USED_DIRECT));
         }
         self.asked.retain(|_, a| a.index() != index)?;
         for word in 0..3 {

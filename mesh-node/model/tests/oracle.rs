@@ -55,10 +55,11 @@ fn carried_out(outcome: Result<(), Reason>) -> Result<(), Reason> {
         Err(why) => (VERDICT_REFUSE, why as u16),
     };
     let judged = decide::judge(Some(&Verdict::new(0, 1, action, reason)), 1, 1);
-    match decide::connect(judged, true, &mesh_abi::Use::new(0, 0, 0)) {
+    let idle = mesh_abi::Use::new(0, 0, 0);
+    match decide::connect(judged, true, &idle, &idle) {
         decide::Connect::Direct => Ok(()),
         // The proxy waits for what is not ready, and then refuses for that reason.
-        decide::Connect::Proxy => Err(Reason::NotReady),
+        decide::Connect::Proxy | decide::Connect::Diverted => Err(Reason::NotReady),
         decide::Connect::Refuse(n) => Err(Reason::from_number(n).expect("a reason of the table")),
     }
 }

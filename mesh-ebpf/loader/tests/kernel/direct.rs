@@ -37,6 +37,7 @@ pub fn direct(w: &mut World) {
         assert_eq!(flows.len(), 1);
         assert_eq!((flows[0].server, flows[0].dialed), (to, to));
         assert_eq!(w.dp().usage(flows[0].client_pod).direct, 1);
+        assert_eq!(w.dp().direct_entries(), 1);
         w.b.app.must(&format!("send {} back", s.id));
         assert_eq!(w.a.app.must(&format!("recv {}", c.id)).words, ["back"]);
         if server_first {

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use mesh_loader::abi::maps::size;
-use mesh_loader::abi::{Addr, Original, Plain, Tuple};
-use mesh_loader::{LoadError, PodId, VipSlot};
+use mesh_loader::abi::{self, Addr, Original, Plain, Tuple, Use};
+use mesh_loader::{LoadError, Outcome, PodId, VipSlot};
 
 use crate::foreign;
 use crate::world::{World, accept, eventually};
@@ -147,6 +147,55 @@ pub fn full(w: &mut World) {
     assert!(w.dp().sweep(Duration::ZERO).unwrap() as u32 >= made);
     let a = w.a.info.as_ref().unwrap().id;
     tidy(w, a);
+}
+
+/// When there is no room for a direct flow, it takes the tunnel, and the application notices nothing.
+pub fn diverts(w: &mut World) {
+    let to = SocketAddr::new(w.b.v4, 8300);
+    let cookie = w.a.info.as_ref().unwrap().cookie;
+    let uses = foreign::open(&w.dp().folder().join("maps/USES"));
+    let say = |direct: u32| {
+        let everybody = Use::new(0, direct.into(), 0);
+        foreign::put(&uses, &abi::EVERYBODY.to_ne_bytes(), bytes(&everybody)).unwrap();
+    };
+    let l = w.b.app.must(&format!("listen {to}")).id;
+    let count = |w: &World, name| w.dp().counter("decision", name).unwrap();
+    for (entries, diverted) in [
+        (0, false),
+        (size::DIRECT - size::DIRECT_SLACK, true),
+        (size::DIRECT, true),
+        (0, false),
+    ] {
+        say(entries);
+        let dp = w.dp();
+        dp.set_verdict(cookie, to, Outcome::Direct, dp.epoch(to.ip()), None)
+            .unwrap();
+        let before = ["direct_diverted", "connect_direct", "direct_full"].map(|n| count(w, n));
+        let c = w.a.app.must(&format!("connect {to}"));
+        if diverted {
+            let all: Vec<_> = w.a.outbound.iter().collect();
+            let (stream, peer) = accept(&all).expect("it comes to the proxy");
+            let o = w.dp().take_original(peer, stream.local_addr().unwrap());
+            assert_eq!(o.unwrap().expect("its entry is there").destination, to);
+        } else {
+            let s = w.b.app.must(&format!("accept {l}"));
+            w.b.app.must(&format!("close {}", s.id));
+        }
+        let after = ["direct_diverted", "connect_direct", "direct_full"].map(|n| count(w, n));
+        let one = u64::from(diverted);
+        assert_eq!(
+            after,
+            [before[0] + one, before[1] + 1 - one, before[2]],
+            "with {entries} entries"
+        );
+        w.a.app.must(&format!("close {}", c.id));
+        let dp = w.dp();
+        eventually("the flow is forgotten", || {
+            dp.flows(None).unwrap().is_empty()
+        });
+        assert_eq!(dp.direct_entries(), entries.into(), "each is given back");
+    }
+    w.b.app.must(&format!("close {l}"));
 }
 
 pub fn full_for_us(w: &mut World) {

@@ -99,6 +99,10 @@ const CASES: &[Case] = &[
         flood::resolvers,
     ),
     ("gives up what a full map cannot hold", flood::full),
+    (
+        "diverts a direct flow that would find no place",
+        flood::diverts,
+    ),
     ("says which map is full", flood::full_for_us),
     ("adopts what an earlier process pinned", lifecycle::adopt),
     ("withdraws a pod and enrols it again", lifecycle::withdraw),
