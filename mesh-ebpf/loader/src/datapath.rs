@@ -4,9 +4,9 @@
 //! processes may hold one instance during a hand-over; what the kernel cannot say is `None`, never a guess.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -26,11 +26,12 @@ use crate::events::{Events, socket_addr};
 use crate::iface::Tc;
 use crate::links::Links;
 use crate::maps::{Map, Shared, subtract};
+use crate::netlink::News;
 use crate::object::{self, Loaded};
 use crate::pins::{check_bpffs, instance_folder};
 use crate::pods::{Known, PodId};
 use crate::verdicts::{Ledger, endpoint};
-use crate::{LoadError, sys};
+use crate::{LoadError, netns, sys};
 
 /// Offsets of words in `State`.
 const HEARTBEAT: usize = 8;
@@ -146,6 +147,9 @@ pub struct Datapath {
     pub(crate) object: Cow<'static, [u8]>,
     pub(crate) logs: PathBuf,
     pub(crate) links: Links,
+    pub(crate) news: News,
+    /// The bridges that pods hung on at the last look.
+    pub(crate) bridges: Mutex<BTreeSet<u32>>,
     pub(crate) programs: Programs,
     pub(crate) pods: Mutex<BTreeMap<String, Known>>,
     pub(crate) ledger: Ledger,
@@ -219,6 +223,10 @@ impl Datapath {
                 .map_err(LoadError::io("duplicate a descriptor"))
         };
         let settled = config.tc.settle();
+        let news = match &config.node_netns {
+            Some(netns) => netns::inside(netns.as_fd(), News::open),
+            None => News::open(),
+        };
         Ok(Datapath {
             instance: config.instance.clone(),
             tc: settled.map_err(LoadError::io("choose how programs get on interfaces"))?,
@@ -226,6 +234,8 @@ impl Datapath {
             object: config.object.clone(),
             logs: config.logs.clone(),
             links,
+            news: news.map_err(LoadError::io("listen for news of interfaces"))?,
+            bridges: Mutex::default(),
             programs: Programs {
                 lookup: program("lookup")?,
                 guard: program("guard")?,

@@ -2,7 +2,7 @@
 //! and the direct path only while all of them are in their places.
 //!
 //! Invariants: every port of a bridge that an enrolled pod hangs on has a program of ours, or the direct path
-//! is off; a program that is put in its place again is in the new one before it leaves the old; the direct
+//! is off, but for the moment between a port's appearance and the news of it; a program that is put in its place again is in the new one before it leaves the old; the direct
 //! path is allowed only by a look that found everything in order.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,8 @@ use crate::datapath::Datapath;
 use crate::netlink::{self, Interface};
 use crate::pods::Pods;
 use crate::{LoadError, netns, object, sys};
+
+const BRIDGES: &str = "no panic while the bridges are held";
 
 /// How programs get on an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +77,17 @@ pub struct Looked {
     pub direct: bool,
     /// Whether it was before.
     pub was_direct: bool,
+}
+
+/// What was heard of the interfaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Ports of a pods' bridge that nobody had told of, and that are anchored now.
+    pub found: Vec<Finding>,
+    /// Something was missed or could not be anchored: everything is to be looked at.
+    pub look: bool,
+    /// There may be more to hear.
+    pub more: bool,
 }
 
 impl Tc {
@@ -200,6 +213,49 @@ impl Datapath {
         })
     }
 
+    /// A descriptor that is readable when interfaces of the node have changed: then call `hear`.
+    pub fn news(&self) -> BorrowedFd<'_> {
+        self.news.as_fd()
+    }
+
+    /// Takes in what changed about the node's interfaces, and anchors at once what has become a port of a bridge that
+    /// a pod hung on at the last look. Looks stay necessary: a program that is detached is no news.
+    pub fn hear(&self) -> Result<Heard, LoadError> {
+        let told = self
+            .news
+            .take()
+            .map_err(LoadError::io("hear of interfaces"))?;
+        // By index: what comes last is how it is.
+        let changed: BTreeMap<u32, Interface> =
+            told.changed.into_iter().map(|i| (i.index, i)).collect();
+        let _pods = self.lock();
+        let bridges = self.bridges.lock().expect(BRIDGES).clone();
+        let mut ports = Vec::new();
+        for at in changed
+            .into_values()
+            .filter(|i| bridges.contains(&i.bridge))
+        {
+            if self.ifaces.get(&at.index)?.is_none() {
+                ports.push(at);
+            }
+        }
+        let mut looked = Looked::default();
+        if !ports.is_empty() {
+            let anchoring = self.within(|| {
+                ports
+                    .iter()
+                    .for_each(|at| self.look_at_stranger(at, &mut looked));
+                Ok(())
+            });
+            anchoring.map_err(LoadError::io("anchor what was heard of"))?;
+        }
+        Ok(Heard {
+            found: looked.found,
+            look: told.missed || !looked.open.is_empty(),
+            more: told.more,
+        })
+    }
+
     /// Every interface that has a program of ours, or should have.
     fn watched(&self, pods: &Pods<'_>) -> Result<BTreeMap<u32, (Which, String)>, LoadError> {
         let mut watched = BTreeMap::new();
@@ -228,6 +284,7 @@ impl Datapath {
             .filter_map(|(i, _)| all.get(i).map(|i| i.bridge))
             .filter(|b| *b != 0)
             .collect();
+        self.bridges.lock().expect(BRIDGES).clone_from(&bridges);
         let mut looked = Looked::default();
         let looking = self.within(|| {
             for (ifindex, (which, link)) in &watched {

@@ -27,7 +27,7 @@ mod verdicts;
 pub use datapath::{Config, Datapath, Flow, Original, Usage};
 pub use error::LoadError;
 pub use events::{Event, EventKind, Events};
-pub use iface::{Finding, Looked, Tc};
+pub use iface::{Finding, Heard, Looked, Tc};
 pub use mesh_abi::{self as abi, ports};
 pub use netlink::{Interface, interfaces};
 pub use netns::{cookie as netns_cookie, inside as in_netns};

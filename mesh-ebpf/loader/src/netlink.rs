@@ -1,14 +1,15 @@
-//! Netlink, as far as interfaces, classifiers and sockets need it: messages, one talk, one dump.
+//! Netlink, as far as interfaces, classifiers and sockets need it: messages, one talk, one dump, and news.
 //!
 //! Invariants: speaks of the calling thread's namespace; an error of the kernel's is returned as it is; an
 //! attribute that does not fit its message is the end of the message.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -35,6 +36,10 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 /// Length of `ifinfomsg`.
 const IFINFO: usize = 16;
+/// The multicast group of changes to interfaces.
+const RTMGRP_LINK: u32 = 1;
+/// How many datagrams of news are read before others get their turn.
+const BATCH: usize = 256;
 
 /// An interface of the namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,8 +195,69 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
     Ok(all)
 }
 
+/// Hears of changes to the interfaces of a namespace.
+#[derive(Debug)]
+pub struct News(OwnedFd);
+
+/// What was heard.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Interfaces that are new or have changed, each as it is then, in order.
+    pub changed: Vec<Interface>,
+    /// Something was missed: the kernel had more to say than it could keep, or it was not understood.
+    pub missed: bool,
+    /// There may be more to hear.
+    pub more: bool,
+}
+
+impl News {
+    /// Listens in the calling thread's namespace from now on.
+    pub fn open() -> io::Result<Self> {
+        let s = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::NetlinkRoute,
+        )?;
+        bind(s.as_raw_fd(), &NetlinkAddr::new(0, RTMGRP_LINK))?;
+        Ok(Self(s))
+    }
+
+    /// What was heard since the last call; does not wait.
+    pub fn take(&self) -> io::Result<Told> {
+        let mut told = Told::default();
+        let mut buf = vec![0u8; 64 * 1024];
+        for _ in 0..BATCH {
+            match recv(self.0.as_raw_fd(), &mut buf, MsgFlags::empty()) {
+                Ok(n) => {
+                    let read = each(&buf[..n], &mut |kind, body| {
+                        if kind == RTM_NEWLINK && body.len() >= IFINFO {
+                            told.changed.push(interface(body));
+                        }
+                    });
+                    told.missed |= read.is_err();
+                }
+                Err(Errno::EAGAIN) => return Ok(told),
+                Err(Errno::ENOBUFS) => told.missed = true,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        told.more = true;
+        Ok(told)
+    }
+}
+
+impl AsFd for News {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 fn interface(body: &[u8]) -> Interface {
-    let (mut name, mut master, mut port) = (String::new(), 0, false);
+    // What a bridge itself tells of its ports does not say of what kind they are.
+    let told_by_bridge = i32::from(body[0]) == libc::AF_BRIDGE;
+    let (mut name, mut master, mut port) = (String::new(), 0, told_by_bridge);
     let (mut of_kind, mut link) = (String::new(), 0);
     for (kind, value) in attrs(&body[IFINFO..]) {
         match kind {
@@ -210,10 +276,12 @@ fn interface(body: &[u8]) -> Interface {
             _ => {}
         }
     }
+    let index = u32_at(body, 4);
     Interface {
-        index: u32_at(body, 4),
+        index,
         name,
-        bridge: if port { master } else { 0 },
+        // A bridge tells of itself as if it were its own port.
+        bridge: if port && master != index { master } else { 0 },
         kind: of_kind,
         link,
     }

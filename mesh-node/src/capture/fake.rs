@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     datapath::{Datapath, FailedDial, Verdict, VipSlot},
-    kernel::{DirectFlow, Kernel, KernelEvent, KnownPod, Looked, PodEntry},
+    kernel::{DirectFlow, Heard, Kernel, KernelEvent, KnownPod, Looked, PodEntry},
 };
 
 /// The fake. Share it by `Arc`.
@@ -54,6 +54,10 @@ pub struct Told {
     pub anchored: Vec<u32>,
     /// What the next look at the interfaces finds.
     pub looked: Looked,
+    /// Readable when there is news of interfaces.
+    pub news: Option<OwnedFd>,
+    /// What is heard next.
+    pub heard: VecDeque<Heard>,
     /// Kubelet's cgroup.
     pub kubelet: Option<PathBuf>,
     /// Clients shown, in the order of marking.
@@ -164,6 +168,15 @@ impl Kernel for FakeDatapath {
 
     fn look(&self) -> io::Result<Looked> {
         Ok(self.told().looked.clone())
+    }
+
+    fn news_fd(&self) -> io::Result<Option<OwnedFd>> {
+        let told = self.told();
+        told.news.as_ref().map(OwnedFd::try_clone).transpose()
+    }
+
+    fn hear(&self) -> io::Result<Heard> {
+        Ok(self.told().heard.pop_front().unwrap_or_default())
     }
 
     fn set_kubelet(&self, cgroup: Option<&Path>) -> io::Result<()> {

@@ -5,18 +5,20 @@
 
 use std::{
     collections::BTreeSet,
+    io,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use mesh_loader::{Finding, Looked};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{io::unix::AsyncFd, sync::watch};
 
-use super::Kernel;
+use super::{Kernel, sys};
 use crate::observe::{Metrics, ProgramLabel};
 
-/// How often the interfaces are looked at.
+/// How often the interfaces are looked at, whatever is heard of them.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// What is known about the interfaces. Cloning shares it.
@@ -48,14 +50,43 @@ impl Guards {
     pub async fn run(self, kernel: Arc<dyn Kernel>, metrics: Metrics) {
         let mut every = tokio::time::interval(EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut news = news_of(&*kernel);
         loop {
-            every.tick().await;
+            let look = tokio::select! {
+                _ = every.tick() => true,
+                told = told(news.as_ref()) => match told.and(self.hear(&kernel).await) {
+                    Ok(look) => look,
+                    Err(error) => {
+                        tracing::error!(%error, "changes of interfaces are no longer heard of; a new one is guarded within a second");
+                        news = None;
+                        true
+                    }
+                },
+            };
+            if !look {
+                continue;
+            }
             let looking = kernel.clone();
             let looked = tokio::task::spawn_blocking(move || looking.look()).await;
             match looked {
                 Ok(Ok(looked)) => self.found(looked, &metrics),
                 Ok(Err(error)) => self.failed(error.to_string(), &metrics),
                 Err(error) => self.failed(error.to_string(), &metrics),
+            }
+        }
+    }
+
+    /// Takes in news of interfaces; true: everything is to be looked at.
+    async fn hear(&self, kernel: &Arc<dyn Kernel>) -> io::Result<bool> {
+        let mut look = false;
+        loop {
+            let hearing = kernel.clone();
+            let heard = tokio::task::spawn_blocking(move || hearing.hear()).await;
+            let heard = heard.map_err(io::Error::other)??;
+            heard.found.iter().for_each(anchored);
+            look |= heard.look;
+            if !heard.more {
+                return Ok(look);
             }
         }
     }
@@ -101,13 +132,7 @@ impl Guards {
                 "a program on an interface was not in its place and is back at the head of its chain"
             );
         }
-        for f in &looked.found {
-            tracing::info!(
-                interface = f.name,
-                ifindex = f.ifindex,
-                "a port of the pods' bridge that nobody registered is anchored"
-            );
-        }
+        looked.found.iter().for_each(anchored);
         let mut seen = self.lock();
         let now: BTreeSet<String> = looked.open.iter().map(line).collect();
         for text in now.difference(&seen.said) {
@@ -149,6 +174,34 @@ impl Guards {
     }
 }
 
+/// The descriptor that is readable when interfaces have changed, watched.
+fn news_of(kernel: &dyn Kernel) -> Option<AsyncFd<OwnedFd>> {
+    let watched = kernel
+        .news_fd()
+        .and_then(|fd| fd.map(sys::watch_input).transpose());
+    watched.unwrap_or_else(|error| {
+        tracing::error!(%error, "changes of interfaces cannot be heard of; a new one is guarded within a second");
+        None
+    })
+}
+
+/// Waits for news of interfaces; for ever when nobody tells.
+async fn told(news: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
+    match news {
+        // Whatever comes from here on wakes again.
+        Some(news) => news.readable().await.map(|mut ready| ready.clear_ready()),
+        None => std::future::pending().await,
+    }
+}
+
+fn anchored(f: &Finding) {
+    tracing::info!(
+        interface = f.name,
+        ifindex = f.ifindex,
+        "a port of the pods' bridge that nobody registered is anchored"
+    );
+}
+
 fn tell(direct: bool) {
     match direct {
         true => tracing::info!(
@@ -172,6 +225,7 @@ fn reason(looked: &Looked) -> Option<Arc<str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::kernel::Heard;
 
     fn finding(why: &str) -> Finding {
         Finding {
@@ -244,6 +298,43 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn news_are_taken_in_at_once() {
+        use std::io::Write;
+        let kernel = Arc::new(crate::capture::FakeDatapath::default());
+        let (mut tell, news) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        kernel.told().news = Some(news.into());
+        let heard = |look: bool, more: bool| Heard {
+            look,
+            more,
+            ..Heard::default()
+        };
+        let (guards, shared) = (Guards::default(), kernel.clone() as Arc<dyn Kernel>);
+        let news = news_of(&*shared);
+        let patience = Duration::from_millis(20);
+        let silent = tokio::time::timeout(patience, told(news.as_ref())).await;
+        assert!(silent.is_err(), "nobody has said anything");
+        for (said, expect) in [
+            (vec![heard(false, false)], false),
+            (vec![heard(true, false)], true),
+            (vec![heard(true, true), heard(false, false)], true),
+            (vec![heard(false, true), heard(true, false)], true),
+        ] {
+            kernel.told().heard = said.into();
+            tell.write_all(b"!").expect("it is read");
+            let told = tokio::time::timeout(Duration::from_secs(5), told(news.as_ref()));
+            told.await.expect("it is woken").expect("it is readable");
+            assert_eq!(guards.hear(&shared).await.expect("it hears"), expect);
+            assert!(kernel.told().heard.is_empty(), "something was left");
+        }
+        assert!(
+            tokio::time::timeout(patience, super::told(None))
+                .await
+                .is_err(),
+            "without a descriptor it waits"
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ const REMIND: u64 = 3600;
 pub async fn beat(kernel: Arc<dyn Kernel>, metrics: Metrics) {
     let mut every = tokio::time::interval(EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    for count in 1.. {
+    for count in 1u64.. {
         every.tick().await;
         if let Err(error) = kernel.beat() {
             metrics.node().heartbeat_failures.inc();

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-pub use mesh_loader::{Finding, Looked};
+pub use mesh_loader::{Finding, Heard, Looked};
 use mesh_model::reason::Reason;
 
 use crate::accept::Family;
@@ -145,6 +145,12 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// Looks whether every interface that must be guarded is, puts right what is not, and allows connections to
     /// go direct only when everything was in order.
     fn look(&self) -> io::Result<Looked>;
+
+    /// A descriptor that is readable when interfaces of the node have changed; `None`: nobody says so.
+    fn news_fd(&self) -> io::Result<Option<OwnedFd>>;
+
+    /// Takes in what changed about the node's interfaces, and guards at once what is new and must be guarded.
+    fn hear(&self) -> io::Result<Heard>;
 
     /// Recognises kubelet's probes by this cgroup; `None`: recognises none.
     fn set_kubelet(&self, cgroup: Option<&Path>) -> io::Result<()>;

@@ -21,7 +21,7 @@ use mesh_model::reason::Reason;
 
 use super::{
     datapath::{Datapath, FailedDial, Outcome, Verdict, VipSlot},
-    kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, Looked, PodEntry},
+    kernel::{DirectEnd, DirectFlow, Heard, Kernel, KernelEvent, KnownPod, Looked, PodEntry},
 };
 use crate::accept::Family;
 
@@ -188,6 +188,14 @@ impl Kernel for LoadedDatapath {
 
     fn look(&self) -> io::Result<Looked> {
         self.inner.look().map_err(io::Error::other)
+    }
+
+    fn news_fd(&self) -> io::Result<Option<OwnedFd>> {
+        self.inner.news().try_clone_to_owned().map(Some)
+    }
+
+    fn hear(&self) -> io::Result<Heard> {
+        self.inner.hear().map_err(io::Error::other)
     }
 
     fn set_kubelet(&self, cgroup: Option<&Path>) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mesh_loader::{Looked, Outcome, Tc};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::cases::captured;
 use crate::foreign::{self, BEFORE, Insn};
@@ -121,6 +122,37 @@ pub fn detached(w: &mut World) {
     let seen = look(w);
     assert!(seen.direct && !seen.was_direct, "{seen:?}");
     assert!(goes_direct(w, to));
+}
+
+/// A port that appears on the pods' bridge is anchored when it is heard of, before any look; what was missed is said.
+pub fn announced(w: &mut World) {
+    settled(w);
+    while w.dp().hear().unwrap().more {}
+    let node = |command: &str| ip(&format!("-n {}-n {command}", w.name())).unwrap();
+    node("link add late0 type veth peer name late1");
+    node("link set late0 master br0 up");
+    let mut found = Vec::new();
+    eventually("it is heard of", || {
+        let heard = w.dp().hear().unwrap();
+        assert!(!heard.look, "{heard:?}");
+        found.extend(heard.found.into_iter().map(|f| f.name));
+        !found.is_empty()
+    });
+    assert_eq!(found, ["late0"]);
+    let seen = look(w);
+    assert!(seen.direct && seen.found.is_empty(), "{seen:?}");
+    // More than the kernel keeps for who does not listen.
+    setsockopt(&w.dp().news(), sockopt::RcvBuf, &0).unwrap();
+    for mtu in 1400..1440 {
+        node(&format!("link set late0 mtu {mtu}"));
+    }
+    let heard = w.dp().hear().unwrap();
+    assert!(heard.look && !heard.more, "{heard:?}");
+    node("link del late0");
+    eventually("it is forgotten", || {
+        let gone = look(w);
+        gone.direct && !gone.open.iter().any(|f| f.name == "late0")
+    });
 }
 
 pub fn displaced(w: &mut World) {

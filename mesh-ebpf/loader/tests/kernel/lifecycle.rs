@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mesh_loader::{Datapath, LoadError, Outcome};
 
 use crate::cases::captured;
-use crate::world::{World, spec};
+use crate::world::{World, eventually, spec};
 
 pub fn adopt(w: &mut World) {
     let to = SocketAddr::new(w.b.v4, 8080);
@@ -50,7 +50,13 @@ pub fn withdraw(w: &mut World) {
     w.a.app.must(&format!("close {}", c.id));
     w.stranger.app.must(&format!("close {}", s.id));
     w.stranger.app.must(&format!("close {l}"));
-    w.a.info = Some(dp.enrol(&spec("uid-a", &w.a)).unwrap());
+    // The kernel lets go of a program a moment after its pin went.
+    let mut again = None;
+    eventually("it is enrolled again", || {
+        again = dp.enrol(&spec("uid-a", &w.a)).ok();
+        again.is_some()
+    });
+    w.a.info = again;
     w.dp = Some(dp);
     captured(w, "connect", to);
 }

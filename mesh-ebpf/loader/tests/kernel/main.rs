@@ -68,6 +68,10 @@ const CASES: &[Case] = &[
         chain::detached,
     ),
     (
+        "anchors a port of the bridge as soon as it is heard of",
+        chain::announced,
+    ),
+    (
         "puts itself before whoever came before it",
         chain::displaced,
     ),
