@@ -1,3 +1,5 @@
+//! Objects of an installation as an API server reads them, under one setting after another.
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 use k8s_openapi::api::{
