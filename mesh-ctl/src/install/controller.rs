@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::Values;
 use super::object::{env_field, image, meta, pod_meta, pull_secrets, selector, set_unless_empty};
-use super::{NAMESPACE, Values};
 
 /// The name of everything that is the controller's.
 pub(super) const NAME: &str = "warren-controller";
@@ -54,12 +54,12 @@ fn deployment(values: &Values, namespace: &str) -> Value {
             "selector": {"matchLabels": selector(NAME)},
             // One more before one less: nodes always find a controller.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {"metadata": pod_meta(NAME), "spec": pod(values, namespace)},
+            "template": {"metadata": pod_meta(NAME), "spec": pod(values)},
         },
     })
 }
 
-fn pod(values: &Values, namespace: &str) -> Value {
+fn pod(values: &Values) -> Value {
     let mut tolerations = vec![json!({"key": "warren.dev/not-ready", "operator": "Exists"})];
     tolerations.extend(values.controller.tolerations.iter().map(|t| json!(t)));
     let mut spec = json!({
@@ -79,7 +79,7 @@ fn pod(values: &Values, namespace: &str) -> Value {
             },
         }]}},
         "tolerations": tolerations,
-        "containers": [container(values, namespace)],
+        "containers": [container(values)],
         "volumes": [{"name": "state", "emptyDir": {}}],
     });
     let own = &values.controller;
@@ -93,8 +93,8 @@ fn pod(values: &Values, namespace: &str) -> Value {
     spec
 }
 
-fn container(values: &Values, namespace: &str) -> Value {
-    let mut args = vec![
+fn container(values: &Values) -> Value {
+    let args = [
         "controller".to_owned(),
         "--kubernetes".to_owned(),
         "--state=/var/lib/warren-controller".to_owned(),
@@ -103,12 +103,6 @@ fn container(values: &Values, namespace: &str) -> Value {
         format!("--log={}", values.log.level),
         format!("--log-format={}", values.log.format),
     ];
-    // Its certificate has the names of the usual namespace anyhow.
-    if namespace != NAMESPACE {
-        args.push(format!(
-            "--listen-name={NAME}.{namespace}.svc,{NAME}.{namespace}.svc.cluster.local"
-        ));
-    }
     let port =
         |name: &str, port: u16| json!({"name": name, "containerPort": port, "protocol": "TCP"});
     let probe = |path: &str, period: u32, failures: u32| {

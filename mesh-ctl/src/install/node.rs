@@ -26,7 +26,7 @@ const CAPABILITIES: [&str; 5] = [
     "NET_ADMIN",
     // Programs that follow pointers of the kernel.
     "PERFMON",
-    // Entering pods' network namespaces, to listen inside them, and the node's cgroup namespace, to name cgroups.
+    // Entering pods' network namespaces, to listen inside them; /proc/sys is remounted for a setting of theirs.
     "SYS_ADMIN",
     // Finding pods' network namespaces and kubelet's sockets below /proc/PID of other users.
     "SYS_PTRACE",
@@ -77,7 +77,7 @@ fn pod(values: &Values, namespace: &str) -> Value {
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "hostNetwork": true,
-        // For kubelet's cgroup, for pods' namespaces, and for the node's own cgroup names.
+        // For kubelet's cgroup, the pods' namespaces, and the proxy's own cgroup, which are found by their processes.
         "hostPID": true,
         // In the node's network the default would ask the node's resolvers, which do not know the controller.
         "dnsPolicy": "ClusterFirstWithHostNet",

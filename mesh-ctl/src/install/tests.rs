@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use k8s_openapi::api::{
-    apps::v1::{DaemonSet, Deployment},
+    apps::v1::DaemonSet,
     rbac::v1::{ClusterRole, Role},
 };
 use serde_json::Value;
@@ -227,23 +227,6 @@ fn settings_of_the_node_proxy_follow_the_values() {
     assert!(has(&other, "WARREN_PODS_CGROUP", "/sys/fs/cgroup/pods"));
     assert!(has(&other, "WARREN_CONNECT_TIMEOUT", "5s"));
     assert!(has(&other, "WARREN_ACCESS_LOG", "off"));
-}
-
-#[test]
-fn the_controller_has_a_certificate_for_its_namespace() {
-    let args = |namespace: &str| {
-        let all = objects(&set(&[]).expect("values"), namespace);
-        let deployment: Deployment = typed(&all, "Deployment", "warren-controller");
-        let pod = deployment
-            .spec
-            .expect("a spec")
-            .template
-            .spec
-            .expect("a pod");
-        pod.containers[0].args.clone().unwrap_or_default().join(" ")
-    };
-    assert!(!args(NAMESPACE).contains("--listen-name"));
-    assert!(args("mesh").contains("--listen-name=warren-controller.mesh.svc,"));
 }
 
 #[test]

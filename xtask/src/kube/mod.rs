@@ -3,6 +3,7 @@
 //! Invariants: a user's own cluster, named by KUBECONFIG, is used where commands are sent to one and is never started
 //! or removed; what this starts is removed whole by `down`, whatever state it is in.
 
+pub mod helm;
 mod parts;
 
 use std::{
@@ -43,6 +44,13 @@ enum Cmd {
         /// What kubectl is told.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
+    },
+    /// Run a program of this machine in the control plane's network, with the cluster's KUBECONFIG and helm on its path:
+    /// `kube with -- helm list -A`, `kube with -- target/debug/mesh-ctl check`.
+    With {
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
     },
     /// Run a command as a process of a node: `kube exec n1 -- ip addr`.
     Exec {
@@ -103,6 +111,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Cmd::Down => {
             step::run(&mut script("down", None)?)?;
             println!("kube: the cluster is removed");
+        }
+        Cmd::With { command } => {
+            let helm = match root::on_path("go") {
+                true => Some(helm::program()?),
+                false => None,
+            };
+            let mut with = script("with", Some(running()?))?;
+            with.arg(helm.unwrap_or_default());
+            return step::hand_over(with.args(command));
         }
         Cmd::Exec { node, command } => {
             return step::hand_over(script("exec", None)?.arg(node).args(command));
