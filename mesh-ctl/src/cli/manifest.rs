@@ -1,4 +1,4 @@
-//! `mesh-ctl manifest`: the objects of an installation as text.
+//! `mesh-ctl manifest`: the objects of an installation as text; and the arguments that say what to install.
 
 use std::{fs, path::PathBuf};
 
@@ -6,8 +6,9 @@ use anyhow::Context;
 
 use crate::install::{self, Assignment, Profile, Values};
 
-/// What to install.
+/// What to install, and where.
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// The set of values to begin with.
     #[arg(long, value_enum, default_value_t)]
@@ -27,8 +28,8 @@ pub struct Args {
 }
 
 impl Args {
-    /// The values.
-    pub fn read(&self) -> anyhow::Result<Values> {
+    /// The values, checked.
+    pub(super) fn read(&self) -> anyhow::Result<Values> {
         let files: Vec<(String, String)> = self
             .values
             .iter()

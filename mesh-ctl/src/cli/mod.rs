@@ -2,10 +2,13 @@
 
 mod analyze;
 mod ca;
+mod check;
 mod controller;
 mod crds;
+mod install;
 mod manifest;
 mod token;
+mod uninstall;
 mod why;
 
 use std::{process::ExitCode, time::Duration};
@@ -45,6 +48,14 @@ enum Command {
     Why(why::Args),
     /// Print the CustomResourceDefinitions of Warren's own kinds, as YAML that can be applied.
     Crds,
+    /// Install into a cluster, wait until everything runs, and say how it is.
+    Install(install::Args),
+    /// Replace another version of an installation, or its values; existing connections are carried on.
+    Upgrade(install::Args),
+    /// Restore every node and remove an installation; what holds users' objects or keys stays unless --purge.
+    Uninstall(uninstall::Args),
+    /// Say what is well and what is not, in a cluster or of an installation, with hints; fails when something failed.
+    Check(check::Args),
     /// Print every object of an installation, as YAML that can be applied.
     Manifest(manifest::Args),
     /// Print the version.
@@ -81,6 +92,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Analyze(args) => return analyze::run(args),
         Command::Why(args) => return why::run(args),
         Command::Crds => print!("{}", crds::text()?),
+        Command::Install(args) => return install::run(args, false),
+        Command::Upgrade(args) => return install::run(args, true),
+        Command::Uninstall(args) => return uninstall::run(args),
+        Command::Check(args) => return check::run(args),
         Command::Manifest(args) => print!("{}", manifest::text(&args)?),
         Command::Version => println!("mesh-ctl {}", env!("CARGO_PKG_VERSION")),
     }

@@ -1,17 +1,26 @@
 //! What an installation consists of: objects made from one value, the same that the Helm chart renders.
 //!
-//! Invariants: pure, no I/O; `objects` and `deploy/chart` give the same objects for the same values (a test compares
-//! them through the real helm); what can be set is in `deploy/chart/values.yaml` and nowhere else.
+//! Invariants: making objects is pure, and only `cluster` changes something; `objects` and `deploy/chart` give the same
+//! objects for the same values (a test compares them through the real helm); what can be set is in
+//! `deploy/chart/values.yaml` and nowhere else.
 
+pub mod check;
+pub mod cluster;
 mod controller;
 mod crds;
 mod node;
 mod object;
+pub mod owner;
 mod rbac;
+pub mod remove;
+pub mod rollout;
 mod set;
+mod steps;
 mod values;
 
+pub use object::VERSION;
 pub use set::{Assignment, Profile, SetError, values};
+pub use steps::{found, install};
 pub use values::{Cni, Controller, Crds, Image, Log, Node, Resources, Values};
 
 use serde_json::{Value, json};

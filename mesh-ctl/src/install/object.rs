@@ -7,7 +7,7 @@ use super::Values;
 /// The label value that tells our objects from others.
 pub(super) const PART_OF: &str = "warren";
 /// The version of this program, and of the images unless told otherwise.
-pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Metadata of an object in the installation's namespace.
 pub(super) fn meta(component: &str, namespace: &str) -> Value {

@@ -1,0 +1,57 @@
+//! `mesh-ctl check`: what is well and what is not.
+
+use std::process::ExitCode;
+
+use super::{Form, manifest};
+use crate::{
+    install::{
+        check::{self, Finding},
+        cluster::Cluster,
+    },
+    watch::connect,
+};
+
+/// What to look at.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    what: manifest::Args,
+    /// Look whether the cluster is fit for an installation, not at one.
+    #[arg(long)]
+    pre: bool,
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Form,
+}
+
+/// Runs the command; fails when a check did.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let values = args.what.read()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let cluster = Cluster {
+            client: connect(&args.what.namespace).await?,
+            namespace: args.what.namespace.clone(),
+        };
+        let findings = match args.pre {
+            true => check::before(&cluster, &values).await,
+            false => check::after(&cluster).await,
+        };
+        show(&findings, args.output)
+    })
+}
+
+/// Prints findings; the code says whether all is well.
+pub(super) fn show(findings: &[Finding], form: Form) -> anyhow::Result<ExitCode> {
+    match form {
+        Form::Table => print!("{}", check::table(findings)),
+        Form::Json => println!("{}", serde_json::to_string_pretty(findings)?),
+        Form::Yaml => print!("{}", serde_saphyr::to_string(&findings)?),
+    }
+    Ok(match check::passed(findings) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
