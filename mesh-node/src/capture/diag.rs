@@ -1,9 +1,11 @@
-//! Connections that are older than a pod's enrolment: counted, and ended where that is wanted.
+//! What the kernel tells of sockets: connections that are older than a pod's enrolment, counted, and ended where that is
+//! wanted; and the cgroup of whoever listens on a port.
 //!
-//! Invariants: runs on a thread that is inside the pod's namespace; reads at most `MOST` connections; a
-//! kernel without SOCK_DESTROY cuts nothing and says so.
+//! Invariants: speaks of the namespace that the calling thread is in; reads at most `MOST` connections; a kernel
+//! without SOCK_DESTROY cuts nothing and says so.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, OwnedFd},
@@ -32,6 +34,13 @@ const HEADER: usize = 16;
 const ID: usize = 48;
 /// TCP_ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2 and CLOSE_WAIT.
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8;
+
+/// TCP_LISTEN.
+const LISTENING: u32 = 1 << 10;
+/// Length of `inet_diag_msg`; attributes follow.
+const DIAG: usize = 72;
+/// INET_DIAG_CGROUP_ID, since Linux 5.9.
+const CGROUP_ID: u16 = 21;
 
 /// A connection of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,10 +80,48 @@ pub fn established() -> io::Result<Vec<Existing>> {
         );
         request[HEADER + 3] = 0;
         send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
-        dump(&netlink, &mut found)?;
+        dump(&netlink, |body| {
+            if found.len() < MOST {
+                let id = body[4..4 + ID].try_into().expect("a slice of that length");
+                let family = body[0];
+                found.push(Existing { family, id });
+            }
+        })?;
     }
     found.retain(|c| !c.is_inner());
     Ok(found)
+}
+
+/// The cgroups (version 2, by id) of the sockets that listen on a TCP port in the namespace that this thread is in,
+/// each once. An older kernel tells none.
+pub fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
+    let netlink = open()?;
+    let mut found = BTreeSet::new();
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        let flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let request = message(SOCK_DIAG_BY_FAMILY, flags, family, LISTENING, None);
+        send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+        dump(&netlink, |body| {
+            if body[4..6] == port.to_be_bytes() {
+                found.extend(attribute(body.get(DIAG..).unwrap_or_default(), CGROUP_ID));
+            }
+        })?;
+    }
+    Ok(found)
+}
+
+/// An attribute of eight bytes.
+fn attribute(mut rest: &[u8], wanted: u16) -> Option<u64> {
+    while rest.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
+        let kind = u16::from_ne_bytes([rest[2], rest[3]]);
+        let value = rest.get(4..length)?;
+        if kind == wanted {
+            return Some(u64::from_ne_bytes(value.try_into().ok()?));
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 /// Ends connections of the namespace that this thread is in; says how many are gone.
@@ -137,7 +184,8 @@ fn message(kind: u16, flags: u16, family: u8, states: u32, id: Option<&[u8; ID]>
     m
 }
 
-fn dump(netlink: &OwnedFd, found: &mut Vec<Existing>) -> io::Result<()> {
+/// Gives each `inet_diag_msg` (family, state, timer, retransmissions, then the id) to `each`.
+fn dump(netlink: &OwnedFd, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0u8; 32 << 10];
     loop {
         let n = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -155,17 +203,9 @@ fn dump(netlink: &OwnedFd, found: &mut Vec<Existing>) -> io::Result<()> {
                     Err(io::Error::from_raw_os_error(e))
                 };
             }
-            // `inet_diag_msg`: family, state, timer, retransmissions, then the id.
-            if let Some(body) = rest
-                .get(HEADER..length.min(rest.len()))
-                .filter(|b| b.len() >= 4 + ID)
-                && found.len() < MOST
-            {
-                let id = body[4..4 + ID].try_into().expect("a slice of that length");
-                found.push(Existing {
-                    family: body[0],
-                    id,
-                });
+            let body = rest.get(HEADER..length.min(rest.len()));
+            if let Some(body) = body.filter(|b| b.len() >= 4 + ID) {
+                each(body);
             }
             rest = rest
                 .get(length.next_multiple_of(4).max(HEADER)..)
@@ -179,4 +219,31 @@ fn errno(message: &[u8]) -> Option<i32> {
     let kind = u16::from_ne_bytes([*message.get(4)?, *message.get(5)?]);
     let code = message.get(HEADER..HEADER + 4)?;
     (kind == NLMSG_ERROR).then(|| -i32::from_ne_bytes([code[0], code[1], code[2], code[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn who_listens_is_known_by_its_cgroup() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let found = listeners(port).unwrap();
+        assert_eq!(found.len(), 1, "one socket, and Linux 5.9 at least");
+        drop(listener);
+        assert!(listeners(port).unwrap().is_empty());
+    }
+
+    #[test]
+    fn attributes_that_are_cut_off_are_none() {
+        let mut bytes = vec![6, 0, 8, 0, 1, 1, 0, 0, 12, 0, 21, 0];
+        bytes.extend(7u64.to_ne_bytes());
+        assert_eq!(attribute(&bytes, 21), Some(7));
+        assert_eq!(attribute(&bytes, 22), None);
+        assert_eq!(attribute(&bytes[..16], 21), None);
+        assert_eq!(attribute(&[0, 0, 1, 0], 21), None);
+    }
 }

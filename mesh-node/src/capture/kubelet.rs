@@ -1,11 +1,13 @@
-//! Finding the kubelet by the port that it owns, so that its probes are told from other connections of the node.
+//! Finding the kubelet by the port that it owns, so that its probes are told from other connections of the node. Where
+//! its process cannot be seen, as in a container with processes of its own, by the cgroup of its listening socket.
 //!
-//! Invariants: a cgroup that the agent or the pods are below is never taken for kubelet's: everybody's
-//! connections would pass as probes; whoever shares kubelet's cgroup is named in the log and in the status.
+//! Invariants: a cgroup that the agent or the pods are below, or that is a pod's, is never taken for kubelet's:
+//! everybody's connections would pass as probes; whoever shares kubelet's cgroup is named in the log and in the status.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -13,8 +15,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::Kernel;
-use crate::{config::cgroup::Cgroups, observe::Metrics};
+use super::{Kernel, diag};
+use crate::{
+    config::cgroup::{self, Cgroups},
+    observe::Metrics,
+};
 
 /// Where a kubelet listens.
 const PORT: u16 = 10250;
@@ -40,6 +45,7 @@ pub struct Kubelet {
     configured: Option<PathBuf>,
     groups: Cgroups,
     proc: PathBuf,
+    cgroup_ids: fn(u16) -> io::Result<BTreeSet<u64>>,
     last: Arc<Mutex<Result<Found, String>>>,
 }
 
@@ -50,6 +56,7 @@ impl Kubelet {
             configured,
             groups,
             proc: "/proc".into(),
+            cgroup_ids: diag::listeners,
             last: Arc::new(Mutex::new(Err("not looked for yet".into()))),
         }
     }
@@ -141,11 +148,7 @@ impl Kubelet {
         let cgroup = match (&self.configured, pid) {
             (Some(configured), _) => configured.clone(),
             (None, Some(pid)) => self.cgroup_of(pid)?,
-            (None, None) => {
-                return Err(format!(
-                    "the process that listens on port {PORT} cannot be seen from here; run the agent in the node's pid namespace"
-                ));
-            }
+            (None, None) => self.cgroup_of_socket()?,
         };
         self.judge(pid.unwrap_or(0), cgroup)
     }
@@ -165,6 +168,36 @@ impl Kubelet {
             .groups
             .mount
             .join(path.trim_start_matches("../").trim_start_matches("..")))
+    }
+
+    /// Where the socket that listens was made.
+    fn cgroup_of_socket(&self) -> Result<PathBuf, String> {
+        let ids = (self.cgroup_ids)(PORT)
+            .map_err(|e| format!("the node's sockets cannot be listed: {e}"))?;
+        let id = match ids.iter().collect::<Vec<_>>()[..] {
+            [id] => *id,
+            [] => {
+                return Err(format!(
+                    "the process that listens on port {PORT} cannot be seen from here, and this kernel does not tell its cgroup (Linux 5.9 does); pass --kubelet-cgroup, or run the agent in the node's pid namespace"
+                ));
+            }
+            _ => {
+                return Err(format!(
+                    "several programs listen on port {PORT}; pass --kubelet-cgroup"
+                ));
+            }
+        };
+        let is_it = |dir: &Path| fs::metadata(dir).is_ok_and(|m| m.ino() == id);
+        // Where it was a moment ago, without a search.
+        let last = self.lock().as_ref().ok().map(|f| f.cgroup.clone());
+        last.filter(|dir| is_it(dir))
+            .or_else(|| cgroup::search(&self.groups.mount, is_it))
+            .ok_or_else(|| {
+                format!(
+                    "the cgroup of whoever listens on port {PORT} is not below {}: mount the node's hierarchy",
+                    self.groups.mount.display()
+                )
+            })
     }
 
     fn judge(&self, pid: u32, cgroup: PathBuf) -> Result<Found, String> {
@@ -192,6 +225,12 @@ impl Kubelet {
                     cgroup.display()
                 ));
             }
+        }
+        if cgroup.starts_with(&self.groups.pods) {
+            return Err(format!(
+                "a pod listens on kubelet's port {PORT} on the node's network (cgroup {})",
+                cgroup.display()
+            ));
         }
         let mut others: Vec<String> = inside
             .iter()

@@ -55,6 +55,7 @@ impl Machine {
         };
         Kubelet {
             proc: self.dir.path().join("proc"),
+            cgroup_ids: |_| Ok(BTreeSet::new()),
             ..Kubelet::new(configured.map(|c| cg.join(c)), groups)
         }
     }
@@ -131,4 +132,49 @@ fn what_is_configured_needs_no_owner() {
             .unwrap_err()
             .contains("nobody listens")
     );
+}
+
+#[test]
+fn without_its_process_it_is_found_by_the_cgroup_of_its_socket() {
+    let machine = Machine::new();
+    // As many ids as a function without state needs: the inode, handed through a cell of the thread.
+    thread_local!(static IDS: std::cell::RefCell<BTreeSet<u64>> = const { std::cell::RefCell::new(BTreeSet::new()) });
+    let ids = |of: &[&str]| {
+        let inode = |p: &&str| {
+            fs::metadata(machine.dir.path().join("cg").join(p))
+                .unwrap()
+                .ino()
+        };
+        IDS.set(of.iter().map(inode).collect());
+    };
+    let kubelet = Kubelet {
+        cgroup_ids: |_| Ok(IDS.with_borrow(Clone::clone)),
+        ..machine.kubelet(None)
+    };
+    let fake = FakeDatapath::default();
+    ids(&["system/kubelet"]);
+    let found = kubelet.look(&fake).unwrap();
+    assert_eq!(found.pid, 0);
+    assert!(found.cgroup.ends_with("system/kubelet"));
+    assert_eq!(fake.told().kubelet, Some(found.cgroup.clone()));
+    kubelet.tell(Ok(found));
+    assert!(kubelet.look(&fake).is_ok(), "and stays found");
+    for (of, why) in [
+        (&["kubepods/pod1"][..], "a pod listens"),
+        (&[""], "holds the pods"),
+        (&["system", "system/kubelet"], "several"),
+        (&[], "Linux 5.9"),
+    ] {
+        ids(of);
+        let said = kubelet.look(&fake).unwrap_err();
+        assert!(said.contains(why), "{said}");
+    }
+    IDS.set(BTreeSet::from([u64::MAX]));
+    assert!(
+        kubelet
+            .look(&fake)
+            .unwrap_err()
+            .contains("mount the node's hierarchy")
+    );
+    assert_eq!(fake.told().kubelet, None);
 }

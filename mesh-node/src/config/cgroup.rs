@@ -18,7 +18,7 @@ const MOUNTS: [&str; 4] = [
     "/sys/fs/cgroup",
     "/sys/fs/cgroup/unified",
 ];
-/// How many cgroups are looked into for the agent's own.
+/// How many cgroups are looked at in a search.
 const MOST: usize = 1 << 16;
 
 /// The cgroups of this process and of the pods.
@@ -72,19 +72,22 @@ fn own(mount: &Path, told: &str, pid: u32) -> PathBuf {
     if !path.starts_with("..") && holds(&plain, pid) {
         return plain;
     }
-    let mut waiting = VecDeque::from([mount.to_path_buf()]);
+    search(mount, |dir| holds(dir, pid)).unwrap_or_else(|| mount.to_path_buf())
+}
+
+/// The first cgroup at or below `from`, those above before those below, that is the one.
+pub fn search(from: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let mut waiting = VecDeque::from([from.to_path_buf()]);
     for _ in 0..MOST {
-        let Some(dir) = waiting.pop_front() else {
-            break;
-        };
-        if holds(&dir, pid) {
-            return dir;
+        let dir = waiting.pop_front()?;
+        if is_it(&dir) {
+            return Some(dir);
         }
         let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
         let below = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
         waiting.extend(below.map(|e| e.path()));
     }
-    mount.to_path_buf()
+    None
 }
 
 fn holds(cgroup: &Path, pid: u32) -> bool {
