@@ -45,8 +45,12 @@ pub enum Request<'a> {
         /// Its uid.
         uid: &'a str,
     },
-    /// Show every pod.
-    List,
+    /// Show pods in the order of their uids, as many as fit into an answer.
+    List {
+        /// Only those behind this uid.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
 }
 
 /// A pod to be registered. Its service account is left out: no runtime tells it, and the configuration knows it.
@@ -109,6 +113,9 @@ pub struct Reply {
     /// To list.
     #[serde(default)]
     pub pods: Vec<Pod>,
+    /// To list, when there are more: what to ask for next, as `after`.
+    #[serde(default)]
+    pub next: Option<String>,
     /// What went wrong.
     #[serde(default)]
     pub error: Option<String>,

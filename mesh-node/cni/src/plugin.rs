@@ -18,6 +18,9 @@ use crate::{
 /// How long DEL and CHECK wait for an answer: nothing is to be waited for but the node proxy's own work.
 const PROMPT: Duration = Duration::from_secs(10);
 
+/// How many pages the list of a node's pods can have; each holds a hundred pods at least.
+const PAGES: usize = 100;
+
 /// What the runtime sets in the environment.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
@@ -151,16 +154,14 @@ impl<'a> Call<'a> {
 
     /// Looks whether the pod is as ADD left it.
     fn look(&self, pod: &PodName, addresses: &BTreeSet<IpAddr>) -> Result<(), Failure> {
-        let reply = ask(self.conf, &Request::List, None, PROMPT)?;
-        match reply.pods.iter().find(|p| same(p, pod, addresses)) {
+        match find(self.conf, pod, addresses)? {
             Some(found) => settled(pod, Some(found.state), found.reason.as_deref()),
             None => Err(Failure::new(
                 Code::TryAgain,
                 "the pod is not registered",
                 format!(
-                    "{}: the node proxy does not list it; it has to be made anew{}",
-                    title(pod),
-                    reply.reason.map(|r| format!(" ({r})")).unwrap_or_default()
+                    "{}: the node proxy does not list it; it has to be made anew",
+                    title(pod)
                 ),
             )),
         }
@@ -211,11 +212,36 @@ fn del(environment: &Environment, input: &[u8]) -> Result<(), Failure> {
         return Ok(());
     };
     let addresses = network::addresses(result);
-    let listed = ask(&conf, &Request::List, None, PROMPT)?;
-    match listed.pods.iter().find(|p| same(p, &pod, &addresses)) {
+    match find(&conf, &pod, &addresses)? {
         Some(found) => ask(&conf, &Request::Del { uid: &found.uid }, None, PROMPT).map(|_| ()),
         None => Ok(()),
     }
+}
+
+/// The pod, as the node proxy lists it.
+fn find(
+    conf: &Configuration,
+    pod: &PodName,
+    addresses: &BTreeSet<IpAddr>,
+) -> Result<Option<Pod>, Failure> {
+    let mut after = None;
+    for _ in 0..PAGES {
+        let request = Request::List {
+            after: after.take(),
+        };
+        let page = ask(conf, &request, None, PROMPT)?;
+        let found = page.pods.into_iter().find(|p| same(p, pod, addresses));
+        match (found, page.next) {
+            (Some(found), _) => return Ok(Some(found)),
+            (None, None) => return Ok(None),
+            (None, next) => after = next,
+        }
+    }
+    Err(Failure::new(
+        Code::TryAgain,
+        "the node proxy's list has no end",
+        format!("{}: it went on after {PAGES} pages", title(pod)),
+    ))
 }
 
 fn same(listed: &Pod, pod: &PodName, addresses: &BTreeSet<IpAddr>) -> bool {

@@ -32,8 +32,12 @@ pub enum Request {
         /// Its uid.
         uid: String,
     },
-    /// Show every registered pod.
-    List,
+    /// Show the registered pods in the order of their uids, as many as fit into an answer.
+    List {
+        /// Only those behind this uid.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<String>,
+    },
 }
 
 fn default_timeout() -> u64 {
@@ -193,6 +197,9 @@ pub struct Reply {
     /// To `list`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pods: Option<Vec<PodReport>>,
+    /// To `list`, when there are more: what to ask for next, as `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
     /// What happened, to which pod, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -229,7 +236,7 @@ pub fn parse(packet: &[u8]) -> Result<Request, String> {
             pod: pod.check()?,
             timeout_ms: timeout_ms.min(LONGEST),
         }),
-        other @ (Request::Del { .. } | Request::List) => Ok(other),
+        other @ (Request::Del { .. } | Request::List { .. }) => Ok(other),
     }
 }
 
@@ -264,6 +271,7 @@ mod tests {
         );
         check(r#"{"op":"del","uid":"u-1"}"#, Ok(()));
         check(r#"{"op":"list"}"#, Ok(()));
+        check(r#"{"op":"list","after":"u-1"}"#, Ok(()));
         check("{", Err("not understood"));
         check(r#"{"op":"burn"}"#, Err("not understood"));
         check(&add(&POD.replace("u-1", "../../etc")), Err("uid"));

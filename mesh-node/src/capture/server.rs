@@ -75,28 +75,34 @@ async fn serve(stream: &PacketStream, capture: &Capture) -> io::Result<()> {
     }
 }
 
-/// A reply fits into one packet; a list that does not is cut, and says so.
+/// A reply as a packet; a list ends where the packet does, and says where to go on.
 fn fit(reply: &Reply) -> io::Result<Vec<u8>> {
     let bytes = serde_json::to_vec(reply)?;
     if bytes.len() <= PACKET {
         return Ok(bytes);
     }
-    let mut short = reply.clone();
-    let pods = short.pods.get_or_insert_default();
-    let all = pods.len();
-    pods.truncate(all * (PACKET - 1024) / bytes.len());
-    short.reason = Some(format!(
-        "{} of {all} pods; the admin socket's /pods shows all",
-        pods.len()
-    ));
-    let bytes = serde_json::to_vec(&short)?;
-    if bytes.len() <= PACKET {
-        Ok(bytes)
-    } else {
-        Ok(serde_json::to_vec(&Reply::error(
-            "the list is too long; ask the admin socket for /pods",
-        ))?)
+    let mut page = Reply {
+        pods: None,
+        ..reply.clone()
+    };
+    // What is not the list, and a uid to go on behind.
+    let mut room = PACKET.saturating_sub(serde_json::to_vec(&page)?.len() + mesh_abi::MAX_UID + 64);
+    let mut pods = Vec::new();
+    for pod in reply.pods.iter().flatten() {
+        let length = serde_json::to_vec(pod)?.len() + 1;
+        if length > room {
+            break;
+        }
+        room -= length;
+        pods.push(pod.clone());
     }
+    let Some(last) = pods.last() else {
+        let text = "a pod is too long to be listed; the admin socket's /pods shows all";
+        return Ok(serde_json::to_vec(&Reply::error(text))?);
+    };
+    page.next = Some(last.pod.uid.clone());
+    page.pods = Some(pods);
+    Ok(serde_json::to_vec(&page)?)
 }
 
 async fn answer(packet: Packet, capture: &Capture) -> Reply {
@@ -115,11 +121,79 @@ async fn answer(packet: Packet, capture: &Capture) -> Reply {
             capture.add(pod, netns, patience(timeout_ms)).await
         }
         Request::Del { uid } => capture.del(uid).await,
-        Request::List => capture.list().await.map(|pods| Reply {
-            ok: true,
-            pods: Some(pods),
-            ..Reply::default()
+        Request::List { after } => capture.list().await.map(|mut pods| {
+            // In the order of their uids, as the registry holds them.
+            pods.retain(|p| after.as_ref().is_none_or(|after| p.pod.uid > *after));
+            Reply {
+                ok: true,
+                pods: Some(pods),
+                ..Reply::default()
+            }
         }),
     };
     answered.unwrap_or_else(|gone| Reply::error(gone.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::{PodReport, PodState, Registration};
+
+    fn report(uid: &str, reason: usize) -> PodReport {
+        PodReport {
+            pod: Registration {
+                uid: uid.into(),
+                namespace: "shop".into(),
+                name: "web".into(),
+                service_account: "web".into(),
+                addresses: vec!["10.1.1.5".parse().unwrap()],
+                veth_ifindex: 7,
+                cgroup: None,
+                probe_ports: vec![],
+            },
+            state: PodState::Refused,
+            reason: Some("x".repeat(reason)),
+        }
+    }
+
+    fn reply(pods: Vec<PodReport>) -> Reply {
+        Reply {
+            ok: true,
+            pods: Some(pods),
+            ..Reply::default()
+        }
+    }
+
+    #[test]
+    fn a_long_list_comes_in_pages_and_loses_nobody() {
+        let all: Vec<_> = (0..500)
+            .map(|n| report(&format!("u-{n:03}"), 300))
+            .collect();
+        let (mut seen, mut after, mut pages) = (Vec::new(), None::<String>, 0);
+        loop {
+            let left = all
+                .iter()
+                .filter(|p| after.as_ref().is_none_or(|a| p.pod.uid > *a));
+            let bytes = fit(&reply(left.cloned().collect())).unwrap();
+            assert!(bytes.len() <= PACKET);
+            let page: Reply = serde_json::from_slice(&bytes).unwrap();
+            seen.extend(page.pods.unwrap());
+            pages += 1;
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(seen, all);
+        assert!((3..8).contains(&pages), "{pages}");
+        let short: Reply = serde_json::from_slice(&fit(&reply(all[..3].into())).unwrap()).unwrap();
+        assert_eq!((short.pods.unwrap().len(), short.next), (3, None));
+    }
+
+    #[test]
+    fn a_pod_that_fits_no_packet_is_an_error_and_not_the_end_of_the_list() {
+        let bytes = fit(&reply(vec![report("u", 2 * PACKET)])).unwrap();
+        let said: Reply = serde_json::from_slice(&bytes).unwrap();
+        assert!(!said.ok && said.error.unwrap().contains("too long"));
+    }
 }

@@ -254,6 +254,19 @@ fn del_tells_of_the_sandbox_that_is_known_and_never_fails() {
 }
 
 #[test]
+fn a_pod_is_found_on_a_later_page() {
+    let place = Place::new("shop\n");
+    let page = json!({"ok":true,"pods":[{"uid":"a","addresses":["10.1.1.9"],"state":"captured"}],"next":"a"});
+    let agent = place.agent(vec![page, listed("captured", "10.1.1.5")]);
+    assert_eq!(code(&place.call("CHECK", ARGS)), None);
+    let asked: Vec<Value> = agent.join().unwrap().into_iter().map(|(a, _)| a).collect();
+    assert_eq!(
+        asked,
+        [json!({"op":"list"}), json!({"op":"list","after":"a"})]
+    );
+}
+
+#[test]
 fn check_asks() {
     for (answer, enrolled, expect) in [
         (Some(listed("captured", "10.1.1.5")), "shop\n", None),
