@@ -4,6 +4,7 @@
 //! programs give the same bytes; only the node proxy's image runs as root, which needs capabilities.
 
 pub mod oci;
+mod statics;
 
 use std::{
     collections::BTreeSet,
@@ -39,22 +40,27 @@ struct Recipe {
     name: &'static str,
     /// The first is the entrypoint.
     programs: &'static [&'static str],
+    /// Programs that run outside the image, on any node: linked statically.
+    statics: &'static [&'static str],
     user: Option<u32>,
 }
 
 const NODE: Recipe = Recipe {
     name: "mesh-node",
     programs: &["mesh-node"],
+    statics: &["warren-cni"],
     user: None,
 };
 const CTL: Recipe = Recipe {
     name: "mesh-ctl",
     programs: &["mesh-ctl"],
+    statics: &[],
     user: Some(NOBODY),
 };
 const SAMPLES: Recipe = Recipe {
     name: "samples",
     programs: &["warren-sample", "warren-load"],
+    statics: &[],
     user: Some(NOBODY),
 };
 
@@ -118,16 +124,18 @@ fn content(recipe: &Recipe, built: &Path, stripped: &Path) -> Result<Vec<Content
     for program in recipe.programs {
         let from = built.join(program);
         let to = stripped.join(program);
-        step::run(Command::new("strip").args([
-            Path::new("--strip-debug"),
-            Path::new("-o"),
-            &to,
-            &from,
-        ]))?;
+        strip(&from, &to)?;
         if *program == "mesh-node" {
             holds_kernel_programs(&to, &ebpf::object()?)?;
         }
         libraries.extend(loads(&to)?);
+        content.push(Content::file(program, &to)?);
+    }
+    for program in recipe.statics {
+        let from = statics::build(program)?;
+        let to = stripped.join(program);
+        strip(&from, &to)?;
+        statics::check(&to)?;
         content.push(Content::file(program, &to)?);
     }
     for library in libraries {
@@ -137,6 +145,11 @@ fn content(recipe: &Recipe, built: &Path, stripped: &Path) -> Result<Vec<Content
         )?);
     }
     Ok(content)
+}
+
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    let words = [Path::new("--strip-debug"), Path::new("-o"), to, from];
+    step::run(Command::new("strip").args(words))
 }
 
 /// A node proxy that was compiled before the kernel programs were would start nowhere.
@@ -222,7 +235,7 @@ mod tests {
                 .split_once(&format!(" AS {}\n", recipe.name))
                 .expect("a stage for each image");
             let stage = stage.split("\nFROM ").next().unwrap_or_default();
-            for program in recipe.programs {
+            for program in recipe.programs.iter().chain(recipe.statics) {
                 let copied = stage
                     .lines()
                     .any(|l| l.starts_with("COPY ") && l.contains(&format!("/{program} ")));
