@@ -25,8 +25,9 @@ use crate::{
         Capture, CaptureParts, Enroller, Finder, Guards, Kernel, KernelMetrics, KernelReporter,
         Kubelet, LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
     },
+    cni::{Cni, Plugin, command},
     config::{
-        Config, Invocation, LogFormat, Takeover,
+        Config, Invocation, LogFormat, Takeover, Task,
         cgroup::{self, Cgroups},
     },
     dns::{DnsHandle, DnsParts, DnsServer, Names},
@@ -55,10 +56,13 @@ const CONFIGURED: Duration = Duration::from_secs(20);
 
 /// Runs a role until it is told to stop.
 pub fn run(invocation: Invocation) -> Result<()> {
-    let Invocation { role, config } = invocation;
-    if role == Role::Ready {
-        return ready(&config);
-    }
+    let Invocation { task, config } = invocation;
+    let role = match task {
+        Task::Run(Role::Ready) => return at_hand(ready(config)),
+        Task::Run(role) => role,
+        Task::Cni(action) => return at_hand(command::run(action, &config)),
+        Task::Uninstall(patience) => return at_hand(command::restore(&config, patience)),
+    };
     if role.profile().is_none() {
         bail!(
             "the role {:?} is not built yet; this build has the role \"node\"",
@@ -82,12 +86,17 @@ pub fn run(invocation: Invocation) -> Result<()> {
 }
 
 /// Asks the node proxy that runs in the same container.
-fn ready(config: &Config) -> Result<()> {
+async fn ready(config: Config) -> Result<()> {
+    let asked = admin::client::ready(&config.run_dir.join("admin.sock")).await;
+    asked.context("not ready")
+}
+
+/// Does a piece of work for whoever waits for it.
+fn at_hand(work: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let asked = runtime.block_on(admin::client::ready(&config.run_dir.join("admin.sock")));
-    asked.context("not ready")
+        .build();
+    runtime.context("starting the runtime")?.block_on(work)
 }
 
 /// The log: where lines go and how they look.
@@ -201,6 +210,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
     }
     let (pods, _taken_up, predecessor) = take_up(&tasks, &capture, predecessor).await?;
     let missing = scan(&config, &tasks, &state, &capture, &metrics, pods_cgroup);
+    let cni = config.cni.keep.then(|| Cni::new(Plugin::new(&config)));
     serve_sockets(
         &config,
         &tasks,
@@ -213,6 +223,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
             shared: shared.clone(),
             lookouts,
             missing,
+            cni: cni.clone(),
             log: log.control,
         },
     )?;
@@ -221,6 +232,10 @@ async fn node(config: Config, log: Log) -> Result<()> {
         let gone = predecessor.done().await;
         gone.context("letting the earlier process go")?;
         tracing::info!(pods, "took over from the earlier process");
+    }
+    if let Some(cni) = cni {
+        // Only now: an earlier process may keep an entry of its own.
+        tasks.spawn_until_handed_over("CNI plugin", cni.run(metrics.clone()));
     }
     tasks.spawn(
         "signals",
@@ -509,6 +524,7 @@ struct Sockets {
     shared: Arc<Shared>,
     lookouts: Lookouts,
     missing: Missing,
+    cni: Option<Cni>,
     log: LogControl,
 }
 
@@ -523,6 +539,7 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
         shared,
         lookouts,
         missing,
+        cni,
         log,
     } = parts;
     let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
@@ -552,6 +569,7 @@ fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
             ready: tasks.readiness.as_check(),
             config: serde_json::json!({ "node": config.node_name.as_str(), "settings": format!("{config:?}") }),
             certificates: Arc::new(move || describe(&certificates)),
+            cni,
             guards: Arc::new(move || {
                 let mut seen = lookouts.describe();
                 seen["missingPods"] = missing.describe();

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod app;
 pub mod authorize;
 pub mod capture;
+pub mod cni;
 pub mod config;
 pub mod dial;
 pub mod dns;

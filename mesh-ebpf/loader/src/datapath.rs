@@ -33,6 +33,9 @@ use crate::pods::{Known, PodId};
 use crate::verdicts::{Ledger, endpoint};
 use crate::{LoadError, netns, sys};
 
+/// Where the BPF file system is mounted.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
 /// Offsets of words in `State`.
 const HEARTBEAT: usize = 8;
 const STALE: usize = 16;
@@ -74,7 +77,7 @@ impl Config {
     ) -> Self {
         Self {
             instance: instance.into(),
-            bpffs: PathBuf::from("/sys/fs/bpf"),
+            bpffs: PathBuf::from(BPFFS),
             pods_cgroup: pods_cgroup.into(),
             node_cgroup: node_cgroup.into(),
             stale_after: Duration::from_secs(10),

@@ -24,7 +24,7 @@ mod sys;
 mod trial;
 mod verdicts;
 
-pub use datapath::{Config, Datapath, Flow, Original, Usage};
+pub use datapath::{BPFFS, Config, Datapath, Flow, Original, Usage};
 pub use error::LoadError;
 pub use events::{Event, EventKind, Events};
 pub use iface::{Finding, Heard, Looked, Tc};

@@ -128,6 +128,15 @@ impl Node {
         Ok(true)
     }
 
+    /// The configuration that the runtime uses now, if there is one.
+    pub fn in_use(&self) -> Result<Option<(PathBuf, Value)>, InstallError> {
+        let names = self.names()?;
+        let name = conflist::chosen(names.iter().map(String::as_str));
+        let file = name.map(|name| self.conf_dir.join(name));
+        file.map(|file| Ok((file.clone(), read(&file)?)))
+            .transpose()
+    }
+
     /// Takes our plugin out of every configuration, then removes the program. Says whether anything was changed.
     pub fn uninstall(&self) -> Result<bool, InstallError> {
         let names = self.names()?;

@@ -22,6 +22,7 @@ use tokio::{
 use super::dump;
 use crate::{
     capture::Capture,
+    cni::Cni,
     lifecycle::{Ending, Lifecycle},
     observe::{LogControl, Observer, ReadyCheck, reply},
     state::MeshState,
@@ -58,6 +59,8 @@ pub struct AdminParts {
     pub certificates: Section,
     /// Interfaces that are guarded, and whether connections may go direct.
     pub guards: Section,
+    /// The CNI plugin, when it is kept here.
+    pub cni: Option<Cni>,
     /// Flows and tunnels.
     pub sessions: Section,
 }
@@ -144,7 +147,7 @@ async fn serve(stream: UnixStream, parts: AdminParts) {
     let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
 }
 
-const PATHS: &str = "GET /readyz  GET /config_dump  GET /pods  GET /sessions  GET /logging  POST /logging?level=FILTER&access=on|off  POST /drain\n";
+const PATHS: &str = "GET /readyz  GET /config_dump  GET /pods  GET /sessions  GET /logging  POST /logging?level=FILTER&access=on|off  POST /drain  POST /cni/remove\n";
 
 impl AdminParts {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -159,6 +162,7 @@ impl AdminParts {
                 Err(gone) => reply(StatusCode::SERVICE_UNAVAILABLE, format!("{gone}\n")),
             },
             (&Method::GET, "/sessions") => json_reply(&(self.sessions)()),
+            (&Method::POST, "/cni/remove") => self.remove_cni().await,
             (&Method::GET, "/logging") => reply(StatusCode::OK, self.logging()),
             (&Method::POST, "/logging") => {
                 self.set_logging(request.uri().query().unwrap_or_default())
@@ -179,6 +183,7 @@ impl AdminParts {
         let mut dump = dump::mesh(&snapshot.mesh);
         dump.insert("certificates".into(), (self.certificates)());
         dump.insert("guards".into(), (self.guards)());
+        dump.insert("cni".into(), json!(self.cni.as_ref().map(Cni::describe)));
         dump.insert(
             "pods".into(),
             self.capture
@@ -196,6 +201,18 @@ impl AdminParts {
             }),
         );
         json_reply(&Value::Object(dump))
+    }
+
+    async fn remove_cni(&self) -> Response<Full<Bytes>> {
+        let Some(cni) = &self.cni else {
+            let text = "this node proxy does not keep the CNI plugin (--cni off)\n";
+            return reply(StatusCode::CONFLICT, text.into());
+        };
+        match cni.remove().await {
+            Ok(true) => reply(StatusCode::OK, "the CNI plugin is taken out\n".into()),
+            Ok(false) => reply(StatusCode::OK, "the CNI plugin was not there\n".into()),
+            Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
     }
 
     fn logging(&self) -> String {

@@ -72,6 +72,7 @@ fn world(name: &str) -> (World, AdminParts) {
             json!([{"identity": "spiffe://cluster.local/ns/shop/sa/web"}])
         }),
         guards: Arc::new(|| json!({"direct": true})),
+        cni: None,
         sessions: Arc::new(|| json!({"flows": []})),
     };
     (

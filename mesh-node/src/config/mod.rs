@@ -11,7 +11,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-pub use parse::{ConfigError, Invocation, parse};
+pub use parse::{ConfigError, Invocation, Task, parse};
 pub use source::{Process, Source};
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
@@ -40,6 +40,8 @@ pub struct Config {
     pub token_file: PathBuf,
     /// The cgroup that holds the pods; found when absent.
     pub pods_cgroup: Option<PathBuf>,
+    /// The CNI plugin.
+    pub cni: Cni,
     /// Whether pods that run already are looked for.
     pub pod_scan: bool,
     /// The cgroup that kubelet is in, if its probes are to be recognised.
@@ -70,6 +72,21 @@ pub struct Config {
     pub resolvers: Resolvers,
     /// How long their answers are kept.
     pub name_ttl: TtlBounds,
+}
+
+/// The CNI plugin on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cni {
+    /// Whether it is installed and kept.
+    pub keep: bool,
+    /// Where the runtime's programs are; found when absent.
+    pub bin_dir: Option<PathBuf>,
+    /// Where the runtime's configurations are; found when absent.
+    pub conf_dir: Option<PathBuf>,
+    /// Whether enrolled pods start without their capture when the node proxy is away or refuses them.
+    pub fail_open: bool,
+    /// The program to install.
+    pub plugin: PathBuf,
 }
 
 /// Bounds of the data path.

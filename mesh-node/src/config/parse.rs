@@ -4,24 +4,36 @@
 
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Arg, Command, error::ErrorKind};
+use clap::{Arg, ArgMatches, Command, error::ErrorKind};
 use mesh_model::name::{ClusterId, NodeName};
 
 use super::{
-    Config, Control, Limits, LogFormat, Source, Takeover, Tc,
+    Cni, Config, Control, Limits, LogFormat, Source, Takeover, Tc,
     settings::{SETTINGS, Setting},
 };
 use crate::{
+    cni::command::Action,
     dns::{Resolvers, TtlBounds},
     role::Role,
 };
 
+/// What a process is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Run a role.
+    Run(Role),
+    /// Work on the CNI plugin and end.
+    Cni(Action),
+    /// Restore the node and end; a running node proxy is waited for so long.
+    Uninstall(Duration),
+}
+
 /// What the command line asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
-    /// The role to run.
-    pub role: Role,
-    /// Its configuration.
+    /// What to do.
+    pub task: Task,
+    /// The configuration.
     pub config: Config,
 }
 
@@ -74,12 +86,20 @@ pub fn parse(
     source: &dyn Source,
 ) -> Result<Invocation, ConfigError> {
     let matches = command().try_get_matches_from(args)?;
-    let (role, flags) = match matches.subcommand() {
-        Some((name, sub)) => (
-            Role::named(name).expect("clap accepts declared roles only"),
-            sub,
-        ),
-        None => (Role::Node, &matches),
+    let (task, flags) = match matches.subcommand() {
+        Some((CNI, sub)) => {
+            let (name, sub) = sub.subcommand().expect("clap demands a subcommand");
+            let mut actions = Action::ALL.into_iter();
+            let action = actions.find(|a| a.name() == name);
+            let action = action.expect("clap accepts declared actions only");
+            (Task::Cni(action), sub)
+        }
+        Some((UNINSTALL, sub)) => (Task::Uninstall(wait(sub)?), sub),
+        Some((name, sub)) => {
+            let role = Role::named(name).expect("clap accepts declared roles only");
+            (Task::Run(role), sub)
+        }
+        None => (Task::Run(Role::Node), &matches),
     };
     let flag = |name: &str| flags.get_one::<String>(name).cloned();
     let path = flag("config").or_else(|| source.env("WARREN_CONFIG"));
@@ -93,7 +113,7 @@ pub fn parse(
         file,
     };
     Ok(Invocation {
-        role,
+        task,
         config: values.config()?,
     })
 }
@@ -115,9 +135,35 @@ fn command() -> Command {
                 .help(help),
         );
     }
-    Role::ALL.iter().fold(command, |c, role| {
+    let command = Role::ALL.iter().fold(command, |c, role| {
         c.subcommand(Command::new(role.name()).about(role.about()))
-    })
+    });
+    let cni = Command::new(CNI)
+        .about("Install, remove or show the CNI plugin on this node")
+        .subcommand_required(true);
+    let cni = Action::ALL.into_iter().fold(cni, |c, action| {
+        c.subcommand(Command::new(action.name()).about(action.about()))
+    });
+    let wait = Arg::new(WAIT)
+        .long(WAIT)
+        .value_name("TIME")
+        .help("How long to wait for a node proxy that runs here to end [0s]");
+    let uninstall = Command::new(UNINSTALL)
+        .about("Restore this node: no plugin, no kernel programs, no files; its pods talk as if there were no mesh")
+        .arg(wait);
+    command.subcommand(cni).subcommand(uninstall)
+}
+
+/// Subcommands that are no roles, and the argument of one.
+const CNI: &str = "cni";
+const UNINSTALL: &str = "uninstall";
+const WAIT: &str = "wait";
+
+fn wait(matches: &ArgMatches) -> Result<Duration, ConfigError> {
+    let Some(text) = matches.get_one::<String>(WAIT) else {
+        return Ok(Duration::ZERO);
+    };
+    duration(text).map_err(|why| bad(WAIT, text.clone(), "flag".into(), why))
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -210,6 +256,15 @@ impl Values<'_> {
                 .get("token-file", ok)?
                 .unwrap_or_else(|| "/var/run/secrets/tokens/warren-token".into()),
             pods_cgroup: self.get("pods-cgroup", ok)?,
+            cni: Cni {
+                keep: self.get("cni", on_off)?.unwrap_or(false),
+                bin_dir: self.get("cni-bin-dir", ok)?,
+                conf_dir: self.get("cni-conf-dir", ok)?,
+                fail_open: self.get("cni-fail-open", on_off)?.unwrap_or(false),
+                plugin: self
+                    .get("cni-plugin", ok)?
+                    .unwrap_or_else(|| "/warren-cni".into()),
+            },
             pod_scan: self.get("pod-scan", on_off)?.unwrap_or(true),
             kubelet_cgroup: self.get("kubelet-cgroup", ok)?,
             tc: self

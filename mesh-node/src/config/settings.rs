@@ -106,6 +106,36 @@ pub const SETTINGS: &[Setting] = &[
         "Whether pods that run already are looked for and registered; off: only the registration socket counts",
     ),
     row(
+        "cni",
+        "on|off",
+        "off",
+        "Whether the CNI plugin is installed and kept in the container runtime's configuration",
+    ),
+    row(
+        "cni-conf-dir",
+        "DIR",
+        "found: /etc/cni/net.d, or where the distribution has it, under /host first",
+        "Where the container runtime's network configurations are",
+    ),
+    row(
+        "cni-bin-dir",
+        "DIR",
+        "found: /opt/cni/bin, or where the distribution has it, under /host first",
+        "Where the container runtime's network programs are",
+    ),
+    row(
+        "cni-fail-open",
+        "on|off",
+        "off",
+        "Whether enrolled pods start without their capture when the node proxy is away or refuses them",
+    ),
+    row(
+        "cni-plugin",
+        "FILE",
+        "/warren-cni",
+        "The plugin's program, linked statically",
+    ),
+    row(
         "kubelet-cgroup",
         "DIR",
         "found: that of the process that listens on port 10250",

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, io, net::IpAddr, path::Path};
 
 use super::*;
-use crate::role::Role;
+use crate::{cni::command::Action, role::Role};
 
 struct Fake {
     env: HashMap<&'static str, &'static str>,
@@ -51,8 +51,8 @@ fn run(
 
 #[test]
 fn defaults_need_no_flag() {
-    let Invocation { role, config } = run(&[], &[], "").expect("defaults are valid");
-    assert_eq!(role, Role::Node);
+    let Invocation { task, config } = run(&[], &[], "").expect("defaults are valid");
+    assert_eq!(task, Task::Run(Role::Node));
     assert_eq!(config.node_name.as_str(), "host-1");
     assert_eq!(config.instance, "host-1");
     assert_eq!(config.node_ip.to_string(), "10.0.0.7");
@@ -124,6 +124,33 @@ fn what_is_wrong_is_named_with_its_origin() {
     );
     check(&["--takeover", "maybe"], &[], "", "auto, never");
     check(&["--no-such-flag"], &[], "", "--no-such-flag");
+}
+
+#[test]
+fn commands_take_the_same_settings() {
+    let task = |args: &[&str]| run(args, &[], "").expect("valid").task;
+    assert_eq!(task(&["cni", "status"]), Task::Cni(Action::Status));
+    assert_eq!(task(&["uninstall"]), Task::Uninstall(Duration::ZERO));
+    assert_eq!(
+        task(&["uninstall", "--wait", "2m"]),
+        Task::Uninstall(Duration::from_secs(120))
+    );
+    let args = [
+        "cni",
+        "uninstall",
+        "--cni-conf-dir",
+        "/c",
+        "--cni-fail-open",
+        "on",
+    ];
+    let config = run(&args, &[("WARREN_CNI_BIN_DIR", "/b")], "")
+        .expect("valid")
+        .config;
+    assert_eq!(config.cni.conf_dir.as_deref(), Some(Path::new("/c")));
+    assert_eq!(config.cni.bin_dir.as_deref(), Some(Path::new("/b")));
+    assert!(config.cni.fail_open && !config.cni.keep);
+    assert!(run(&["cni"], &[], "").is_err());
+    assert!(run(&["uninstall", "--wait", "soon"], &[], "").is_err());
 }
 
 #[test]

@@ -148,6 +148,10 @@ metrics! {
     pods_found: Counter = "warren_pods_found";
     /// Captured pods whose flows are refused because they carry traffic of others.
     pods_barred: Gauge = "warren_pods_barred";
+    /// Whether the CNI plugin is in the container runtime's configuration.
+    cni_chained: Gauge = "warren_cni_chained";
+    /// Times that the CNI plugin was put into the configuration, or back into it.
+    cni_mended: Counter = "warren_cni_mended";
     /// Enrolments, by result.
     enrolments: Family<ResultLabel, Counter> = "warren_enrolments";
     /// Connections older than enrolment that go on outside policy.

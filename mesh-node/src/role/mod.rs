@@ -11,8 +11,6 @@ pub enum Role {
     Waypoint,
     /// Carries traffic into, out of and between meshes.
     Gateway,
-    /// Is called by the container runtime for each pod.
-    Cni,
     /// Asks a running node proxy and ends.
     Ready,
 }
@@ -30,13 +28,7 @@ pub struct Profile {
 
 impl Role {
     /// Every role, in the order of help.
-    pub const ALL: &'static [Role] = &[
-        Role::Node,
-        Role::Waypoint,
-        Role::Gateway,
-        Role::Cni,
-        Role::Ready,
-    ];
+    pub const ALL: &'static [Role] = &[Role::Node, Role::Waypoint, Role::Gateway, Role::Ready];
 
     /// Its subcommand.
     pub fn name(self) -> &'static str {
@@ -44,7 +36,6 @@ impl Role {
             Role::Node => "node",
             Role::Waypoint => "waypoint",
             Role::Gateway => "gateway",
-            Role::Cni => "cni",
             Role::Ready => "ready",
         }
     }
@@ -55,7 +46,6 @@ impl Role {
             Role::Node => "Carry the L4 traffic of this node's enrolled pods (the default)",
             Role::Waypoint => "Carry L7 traffic for services (not built yet)",
             Role::Gateway => "Carry traffic into and out of the mesh (not built yet)",
-            Role::Cni => "Enrol a pod when the container runtime asks (not built yet)",
             Role::Ready => {
                 "Ask the node proxy of this container whether it is ready, for a readiness probe"
             }
@@ -75,7 +65,7 @@ impl Role {
                 dns: true,
                 handover: true,
             }),
-            Role::Waypoint | Role::Gateway | Role::Cni | Role::Ready => None,
+            Role::Waypoint | Role::Gateway | Role::Ready => None,
         }
     }
 }

@@ -16,7 +16,13 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     ("mesh-cni", &[]),
     (
         "mesh-node",
-        &["mesh-abi", "mesh-loader", "mesh-model", "mesh-api"],
+        &[
+            "mesh-abi",
+            "mesh-loader",
+            "mesh-model",
+            "mesh-api",
+            "mesh-cni",
+        ],
     ),
     ("mesh-k8s", &[]),
     ("mesh-translate", &["mesh-k8s", "mesh-model"]),
