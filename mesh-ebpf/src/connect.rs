@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_abi::decide::{self, Connect, Gate, Judged, Pick, Scope, proto};
 use mesh_abi::{
-    Addr, Counter, EVERYBODY, Endpoint, Pod, SOCK_CAPTURED, SOCK_DIRECT, SOCK_DNS, SOCK_NONE, Sock,
+    Addr, Counter, EVERYBODY, Endpoint, Pod, SOCK_CAPTURED, SOCK_DIRECT, SOCK_DNS, SOCK_NONE, SOCK_OWN, Sock,
     State, VerdictKey, ports, reason,
 };
 
@@ -22,7 +22,7 @@ pub fn connect(ctx: &SockAddrContext, v4: bool) -> i32 {
         return GO;
     };
     let Some(state) = state() else { return GO };
-    if state.retired() != 0 {
+    if state.retired() != 0 || own(ctx) {
         return GO;
     }
     let dst = peer::read(ctx, v4);
@@ -43,6 +43,12 @@ pub fn connect(ctx: &SockAddrContext, v4: bool) -> i32 {
         Scope::Dns => tcp(ctx, v4, state, pod, cookie, &dst, Some(ports::DNS)),
         Scope::Tcp => tcp(ctx, v4, state, pod, cookie, &dst, None),
     }
+}
+
+/// Where the proxy runs in a pod of its own, it is below the pods' cgroup too, and dials from inside pods' namespaces.
+#[inline(always)]
+fn own(ctx: &SockAddrContext) -> bool {
+    peer::storage(ctx).is_some_and(|s| s.kind() == SOCK_OWN)
 }
 
 /// A socket may be connected again: what the last call left must not be shown or published for this one.

@@ -155,6 +155,33 @@ pub fn real_client(w: &mut World) {
 
 pub fn own_socket(w: &mut World) {
     let to = SocketAddr::new(w.stranger.v4, 8400);
+    goes_out(w, to);
+    let foreign = in_netns(w.a.netns.as_fd(), || {
+        TcpStream::connect_timeout(&to, std::time::Duration::from_millis(300))
+    });
+    assert!(
+        foreign.is_err(),
+        "a socket in the pod that is neither captured nor the proxy's does not get out"
+    );
+}
+
+/// A proxy that is a pod itself is below the pods' cgroup.
+pub fn own_socket_below_the_pods(w: &mut World) {
+    let enter = |w: &World, part: &str| {
+        let procs = w.cgroup().join(part).join("cgroup.procs");
+        std::fs::write(procs, std::process::id().to_string()).unwrap();
+    };
+    let captured = |w: &World| w.dp().counter("decision", "connect_captured").unwrap();
+    let before = captured(w);
+    enter(w, "pods");
+    goes_out(w, SocketAddr::new(w.stranger.v4, 8401));
+    enter(w, "node");
+    let after = captured(w);
+    assert_eq!(before, after, "its own connection was captured");
+}
+
+/// The proxy's socket in the pod reaches the stranger as the pod.
+fn goes_out(w: &mut World, to: SocketAddr) {
     let l = w.stranger.app.must(&format!("listen {to}")).id;
     let stream = dial(w, &w.a.netns, to, None).expect("the guard lets the proxy out");
     let s = w.stranger.app.must(&format!("accept {l}"));
@@ -166,11 +193,4 @@ pub fn own_socket(w: &mut World) {
     );
     w.stranger.app.must(&format!("close {}", s.id));
     w.stranger.app.must(&format!("close {l}"));
-    let foreign = in_netns(w.a.netns.as_fd(), || {
-        TcpStream::connect_timeout(&to, std::time::Duration::from_millis(300))
-    });
-    assert!(
-        foreign.is_err(),
-        "a socket in the pod that is neither captured nor the proxy's does not get out"
-    );
 }

@@ -61,6 +61,10 @@ const CASES: &[Case] = &[
         inbound::real_client,
     ),
     ("lets the proxy's own sockets out", inbound::own_socket),
+    (
+        "lets them out where the proxy is a pod itself",
+        inbound::own_socket_below_the_pods,
+    ),
     ("drops what leaves past the proxy", packets::guard),
     ("drops what speaks in a pod's name", packets::anchor),
     (
