@@ -102,6 +102,16 @@ pub fn write(
     image.write(out).map(drop)
 }
 
+/// A reference as container runtimes keep it: one without a host means Docker's, by every one's convention.
+fn in_full(reference: &str) -> String {
+    let host = reference.split_once('/').map(|(first, _)| first);
+    match host {
+        Some(host) if host.contains(['.', ':']) || host == "localhost" => reference.to_owned(),
+        Some(_) => format!("docker.io/{reference}"),
+        None => format!("docker.io/library/{reference}"),
+    }
+}
+
 /// The tar file's bytes and the manifest's digest.
 fn layout(image: Image<'_>) -> Result<(Vec<u8>, String)> {
     let Image {
@@ -142,7 +152,7 @@ fn layout(image: Image<'_>) -> Result<(Vec<u8>, String)> {
     let mut listed = part("manifest.v1+json", &manifest);
     listed["platform"] = json!({"architecture": architecture, "os": "linux"});
     listed["annotations"] = json!({
-        "io.containerd.image.name": reference,
+        "io.containerd.image.name": in_full(reference),
         "org.opencontainers.image.ref.name": reference.rsplit(':').next(),
     });
     let name = digest(&manifest);
@@ -252,6 +262,18 @@ mod tests {
 
     fn has(bytes: &[u8], text: &str) -> bool {
         bytes.windows(text.len()).any(|w| w == text.as_bytes())
+    }
+
+    #[test]
+    fn a_reference_is_kept_as_runtimes_look_it_up() {
+        for (short, full) in [
+            ("warren/mesh-node:dev", "docker.io/warren/mesh-node:dev"),
+            ("busybox:1", "docker.io/library/busybox:1"),
+            ("warren.test/pause:1", "warren.test/pause:1"),
+            ("localhost/pause:1", "localhost/pause:1"),
+        ] {
+            assert_eq!(in_full(short), full);
+        }
     }
 
     #[test]
