@@ -1,9 +1,10 @@
-//! What the tests share: the sample applications and the lab.
+//! What the tests share: the sample applications, the lab, and a cluster.
 
 pub mod apps;
 pub mod bench;
 pub mod demo;
 pub mod interrupt;
+pub mod kube;
 pub mod lab;
 pub mod load;
 pub mod out;

@@ -23,7 +23,7 @@ use crate::{ebpf, provision, root, step, workspace};
 const NOBODY: u32 = 65532;
 
 /// An image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// The node proxy.
     MeshNode,
@@ -32,6 +32,7 @@ enum Name {
     /// The sample applications and the load generator.
     Samples,
     /// All three.
+    #[default]
     All,
 }
 
@@ -64,6 +65,12 @@ const SAMPLES: Recipe = Recipe {
     user: Some(NOBODY),
 };
 
+impl Recipe {
+    fn tar(&self) -> String {
+        format!("{}.tar", self.name)
+    }
+}
+
 impl Name {
     fn recipes(self) -> &'static [Recipe] {
         match self {
@@ -76,7 +83,7 @@ impl Name {
 }
 
 /// Build the container images as tar files.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Which image.
     #[arg(value_enum, default_value = "all")]
@@ -94,12 +101,12 @@ pub fn run(args: &Args) -> Result<()> {
     step::build_programs()?;
     let out = match &args.out {
         Some(out) => out.clone(),
-        None => workspace()?.join("target/images"),
+        None => usual_place()?,
     };
     let stripped = out.join("stripped");
     fs::create_dir_all(&stripped).with_context(|| format!("the folder {}", stripped.display()))?;
     for recipe in args.name.recipes() {
-        let tar = out.join(format!("{}.tar", recipe.name));
+        let tar = out.join(recipe.tar());
         let reference = format!("warren/{}:dev", recipe.name);
         let image = Image {
             reference: &reference,
@@ -116,6 +123,17 @@ pub fn run(args: &Args) -> Result<()> {
         );
     }
     fs::remove_dir_all(&stripped).with_context(|| format!("removing {}", stripped.display()))
+}
+
+fn usual_place() -> Result<PathBuf> {
+    Ok(workspace()?.join("target/images"))
+}
+
+/// The tar files of all images, where they are written unless told otherwise.
+pub fn tars() -> Result<Vec<PathBuf>> {
+    let place = usual_place()?;
+    let recipes = Name::All.recipes();
+    Ok(recipes.iter().map(|r| place.join(r.tar())).collect())
 }
 
 fn content(recipe: &Recipe, built: &Path, stripped: &Path) -> Result<Vec<Content>> {
@@ -150,6 +168,18 @@ fn content(recipe: &Recipe, built: &Path, stripped: &Path) -> Result<Vec<Content
 fn strip(from: &Path, to: &Path) -> Result<()> {
     let words = [Path::new("--strip-debug"), Path::new("-o"), to, from];
     step::run(Command::new("strip").args(words))
+}
+
+/// A program of this machine and the libraries that it loads.
+pub fn with_libraries(name: &str, program: &Path) -> Result<Vec<Content>> {
+    let mut content = vec![Content::file(name, program)?];
+    for library in loads(program)? {
+        content.push(Content::file(
+            library.trim_start_matches('/'),
+            Path::new(&library),
+        )?);
+    }
+    Ok(content)
 }
 
 /// A node proxy that was compiled before the kernel programs were would start nowhere.

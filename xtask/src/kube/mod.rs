@@ -15,7 +15,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
-use crate::{image::oci as image, root, step, workspace};
+use self::image::Content;
+use crate::{image::oci as image, provision, root, step, workspace};
 
 /// Where a running cluster keeps its keys, its etcd and its nodes' disks. Not in a container's overlay, which cannot
 /// hold the container runtime's own.
@@ -137,9 +138,80 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A cluster that was started for the tests.
+pub struct Cluster(());
+
+/// Why the tests in a cluster cannot run here, if that is so. A gate also goes on without the cluster's parts, when
+/// what they are built from cannot be fetched.
+pub fn missing(lenient: bool) -> Option<String> {
+    if env::var_os("KUBECONFIG").is_some_and(|v| !v.is_empty()) {
+        return Some("KUBECONFIG names a cluster of yours, and they break nodes: unset it".into());
+    }
+    match parts::build() {
+        // Somebody who asked for this tier by name gets the error itself.
+        Err(e) if lenient || !root::on_path("go") => Some(format!("{e:#}")),
+        _ => None,
+    }
+}
+
+impl Cluster {
+    /// Builds what is missing, starts two nodes, and loads Warren's images. What is left of an earlier one goes first.
+    pub fn start() -> Result<Self> {
+        if let Some(why) = missing(false) {
+            bail!("{why}");
+        }
+        crate::image::run(&crate::image::Args::default())?;
+        step::run(&mut script("down", None)?)?;
+        let cluster = Self(());
+        if let Err(e) = up(2).and_then(|()| load_all()) {
+            // Its own failure would hide why there is something to remove.
+            let _ = cluster.remove();
+            return Err(e);
+        }
+        Ok(cluster)
+    }
+
+    /// By which variables the tests find it.
+    pub fn environment(&self) -> Result<[(&'static str, PathBuf); 2]> {
+        Ok([
+            ("WARREN_KUBE_PARTS", parts::directory()?),
+            ("WARREN_KUBE_STATE", STATE.into()),
+        ])
+    }
+
+    /// Removes it with everything that it kept.
+    pub fn remove(self) -> Result<()> {
+        step::run(&mut script("down", None)?)
+    }
+}
+
+fn load_all() -> Result<()> {
+    step::timed("loading the images", || {
+        for tar in crate::image::tars()? {
+            step::run(script("load", Some(running()?))?.arg(tar))?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes the image of clients, a shell and this machine's curl, among those that every node imports.
+fn client() -> Result<()> {
+    provision::packages(&["curl"])?;
+    let parts = parts::directory()?;
+    let mut content = vec![Content::file("bin/busybox", &parts.join("bin/busybox"))?];
+    content.extend(["sh", "sleep", "cat"].map(|a| Content::link(&format!("bin/{a}"), "busybox")));
+    content.extend(crate::image::with_libraries(
+        "bin/curl",
+        Path::new("/usr/bin/curl"),
+    )?);
+    let tar = parts.join("images/client.tar");
+    image::write(&tar, "warren.test/client:1", &["/bin/sh"], content)
+}
+
 fn up(nodes: u8) -> Result<()> {
     refuse_beside_a_lab()?;
     parts::build()?;
+    client()?;
     let names: Vec<String> = (1..=nodes).map(|n| format!("n{n}")).collect();
     let begin = || step::run(&mut script("up", Some(names.join(" ")))?);
     if let Err(e) = step::timed("starting the cluster", begin) {

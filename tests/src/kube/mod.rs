@@ -1,0 +1,18 @@
+//! A real Kubernetes cluster as the tests see it: kubectl, the nodes' shells, the logs of Warren's own pods.
+//!
+//! Invariants: the cluster is made and removed by `cargo xtask test kube`, never from here; every wait has a bound, and
+//! an error says what was waited for and what was seen last.
+
+mod cluster;
+mod install;
+mod space;
+
+pub use cluster::{Cluster, Said, reason_to_skip};
+pub use space::Space;
+
+/// The namespace that Warren is installed in.
+pub const SYSTEM: &str = "warren-system";
+/// The image with a shell and curl.
+pub const CLIENT: &str = "warren.test/client:1";
+/// The image of the sample applications.
+pub const SAMPLES: &str = "warren/samples:dev";
