@@ -25,22 +25,22 @@ impl Bench {
         Ok(())
     }
 
-    pub(super) async fn memory(&mut self, world: &World) -> Result<()> {
+    pub(super) async fn memory(&mut self, world: &mut World) -> Result<()> {
         let mut cells = [BTreeMap::new(), BTreeMap::new()];
-        for subject in world
-            .subjects
-            .iter()
-            .filter(|s| matches!(s, Subject::Tunnel | Subject::Far | Subject::Envoy))
-        {
+        let through = [Subject::Tunnel, Subject::Far, Subject::Envoy];
+        for subject in through {
+            if !world.subjects.contains(&subject) {
+                continue;
+            }
             self.say(&format!(
                 "{} idle connections, {}",
                 self.options.idle,
                 subject.title()
             ));
-            match memory::per_connections(world, *subject, self.options.idle).await {
+            match memory::per_connections(world, subject, self.options.idle).await {
                 Ok(grown) => {
                     for (end, bytes) in grown.iter().enumerate() {
-                        cells[end].insert(*subject, bytes / 1e6);
+                        cells[end].insert(subject, bytes / 1e6);
                     }
                 }
                 Err(e) => self
@@ -55,9 +55,10 @@ impl Bench {
             "MB",
             cells,
         );
-        if world.subjects.contains(&Subject::Tunnel) || world.subjects.contains(&Subject::Path) {
+        let ours = [Subject::Tunnel, Subject::Path];
+        if let Some(with) = ours.into_iter().find(|s| world.subjects.contains(s)) {
             self.say(&format!("{} known pods", self.options.known));
-            match memory::per_known_pod(world, self.options.known).await {
+            match memory::per_known_pod(world, with, self.options.known).await {
                 Ok(bytes) => self.findings.facts.push(Fact {
                     row: "memory",
                     what: format!("a known pod, of {}", self.options.known),

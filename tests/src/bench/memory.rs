@@ -23,8 +23,13 @@ pub async fn held(world: &World, subject: Subject) -> Result<Vec<Memory>> {
     pids.into_iter().map(Memory::of).collect()
 }
 
-/// Bytes that a thousand idle connections cost each of a subject's proxies.
-pub async fn per_connections(world: &World, subject: Subject, count: usize) -> Result<Vec<f64>> {
+/// Bytes that a thousand idle connections cost each of a subject's proxies, which are started for it.
+pub async fn per_connections(
+    world: &mut World,
+    subject: Subject,
+    count: usize,
+) -> Result<Vec<f64>> {
+    world.renew_proxies(subject).await?;
     // What a first connection makes is not the price of the next thousand.
     drop(Idle::open(world, subject, 32).await?);
     tokio::time::sleep(SETTLE).await;
@@ -92,14 +97,16 @@ impl Drop for Idle {
     }
 }
 
-/// Bytes that each of `count` workloads elsewhere costs a node proxy.
-pub async fn per_known_pod(world: &World, count: usize) -> Result<f64> {
+/// Bytes that each of `count` workloads elsewhere costs a node proxy, which is started for it.
+pub async fn per_known_pod(world: &mut World, subject: Subject, count: usize) -> Result<f64> {
+    world.renew_proxies(subject).await?;
+    let world = &*world;
     let node = world.lab.node("n1");
     let known = async || {
         node.metric("warren_xds_resources_total", &[("type", "Address")])
             .await
     };
-    let (before, first) = (held(world, Subject::Tunnel).await?, known().await?);
+    let (before, first) = (held(world, subject).await?, known().await?);
     let entries = |n: usize| {
         let (team, service) = (n / 20 % 200, n / 20);
         format!(
@@ -129,7 +136,7 @@ pub async fn per_known_pod(world: &World, count: usize) -> Result<f64> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     tokio::time::sleep(SETTLE).await;
-    let after = held(world, Subject::Tunnel).await?;
+    let after = held(world, subject).await?;
     let (after, before) = (after.first().copied(), before.first().copied());
     let (after, before) = (after.unwrap_or_default(), before.unwrap_or_default());
     Ok((after.anonymous as f64 - before.anonymous as f64) / count as f64)

@@ -1,7 +1,7 @@
 //! `cargo xtask bench l4`: the ways from pod to pod measured against each other in one lab, in one run.
 //!
 //! Start reading at `run`. Invariants: nothing is shown that was not measured in this run; every load checks
-//! what it receives; the lab goes away with the run, also after a failure or Ctrl-C.
+//! what it receives; memory is that of fresh proxies; the lab goes away with the run, also after a failure or Ctrl-C.
 
 pub mod app;
 mod extra;
@@ -163,7 +163,7 @@ impl Bench {
                 self.row(&mut world, row).await?;
             }
             if self.options.wants("memory") {
-                self.memory(&world).await?;
+                self.memory(&mut world).await?;
             }
             if self.options.wants("kernel") {
                 self.kernel(&world).await?;

@@ -79,6 +79,15 @@ impl Subject {
         format!("{}/{who}", self.namespace())
     }
 
+    /// The nodes whose proxies of ours carry it: the client's, then the server's; one when it is both.
+    pub fn nodes(self) -> &'static [&'static str] {
+        match self {
+            Self::NearDirect | Self::FarDirect | Self::Envoy => &[],
+            Self::Path | Self::Tunnel => &["n1"],
+            Self::Far => &["n2", "n1"],
+        }
+    }
+
     /// The application's pod.
     pub fn server(self) -> String {
         let who = if self == Self::Envoy {

@@ -21,7 +21,7 @@ use super::{
     peers::{OUTBOUND, Pair, Running, TUNNEL},
     subject::Subject,
 };
-use crate::lab::{Lab, Ran, enter::in_netns, images::Images, supervisor::Spec};
+use crate::lab::{Lab, Ran, component::Order, enter::in_netns, images::Images, supervisor::Spec};
 
 const WORLD: &str = include_str!("world.yaml");
 /// Long enough for anything that has to happen at all.
@@ -86,6 +86,18 @@ impl World {
             self.running = Some(pair.start(&self.lab, &client, &server).await?);
         }
         Ok(())
+    }
+
+    /// Starts a subject's proxies anew: memory that was freed stays with a process, and what grows into it would
+    /// not show. They carry again when this returns.
+    pub async fn renew_proxies(&mut self, subject: Subject) -> Result<()> {
+        for node in subject.nodes() {
+            self.lab.component(node, Order::Restart).await?;
+        }
+        if subject == Subject::Envoy {
+            self.envoys(false).await?;
+        }
+        self.works(subject).await
     }
 
     /// Switches the access log of everything that has one.
@@ -208,21 +220,16 @@ impl World {
 
     /// A subject's proxies: the client's, then the server's; one when it is both.
     pub async fn proxies(&self, subject: Subject) -> Result<Vec<u32>> {
-        let nodes: &[&str] = match subject {
-            Subject::NearDirect | Subject::FarDirect => &[],
-            Subject::Path | Subject::Tunnel => &["n1"],
-            Subject::Far => &["n2", "n1"],
-            Subject::Envoy => {
-                let running = self.running.as_ref();
-                return Ok(running.map(Running::pids).unwrap_or_default());
-            }
-        };
+        if subject == Subject::Envoy {
+            let running = self.running.as_ref();
+            return Ok(running.map(Running::pids).unwrap_or_default());
+        }
         let status = self.lab.status().await?;
         let pid = |node: &&str| {
             let of = status.component(node)?.condition.pid;
             of.with_context(|| format!("the node proxy of {node} does not run"))
         };
-        nodes.iter().map(pid).collect()
+        subject.nodes().iter().map(pid).collect()
     }
 
     /// Runs the load generator in a pod; its report.

@@ -1,4 +1,4 @@
-//! The benchmark measures what it says: a very short run of a few rows.
+//! The benchmark measures what it says: very short runs of a few rows.
 
 use std::process::{Command, Stdio};
 
@@ -8,28 +8,7 @@ use serde_json::Value;
 
 /// Two rows, three ways, a fraction of a second each; figures are not judged, only that they are there.
 pub async fn a_short_benchmark_finds_every_figure() -> Result<()> {
-    let name = suite::spec().name.to_string();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_warren-bench"));
-    command
-        .args([
-            "l4",
-            "--quick",
-            "--seconds",
-            "0.1",
-            "-o",
-            "json",
-            "--name",
-            &name,
-        ])
-        .args(["--rows", "rtt-1k,http-64-log", "--subjects", "path,far"])
-        .stderr(Stdio::inherit());
-    let done = tokio::task::spawn_blocking(move || command.output()).await??;
-    ensure!(
-        done.status.success(),
-        "the benchmark ended with {}",
-        done.status
-    );
-    let found: Value = serde_json::from_slice(&done.stdout).context("it prints JSON")?;
+    let found = quick("rtt-1k,http-64-log", "path,far").await?;
     for (row, measure, subjects) in [
         (
             "rtt-1k",
@@ -44,17 +23,9 @@ pub async fn a_short_benchmark_finds_every_figure() -> Result<()> {
         ("http-64-log", "cpu-client", &["path", "far"]),
         ("http-64-log", "cpu-server", &["far"]),
     ] {
-        let line = found["rows"].as_array().context("rows are a list")?;
-        let line = line
-            .iter()
-            .find(|l| l["row"] == row && l["measure"] == measure)
-            .with_context(|| format!("no {measure} of {row}: {found:#}"))?;
         for subject in subjects {
-            let value = line["subjects"][subject]["value"].as_f64();
-            ensure!(
-                value > Some(0.0),
-                "{subject} has no {measure} of {row}: {line}"
-            );
+            let value = value(&found, row, measure, subject)?;
+            ensure!(value > 0.0, "{subject} has no {measure} of {row}");
         }
     }
     let proofs = found["proofs"].as_array().context("proofs are a list")?;
@@ -67,4 +38,50 @@ pub async fn a_short_benchmark_finds_every_figure() -> Result<()> {
         "in the clear without a mesh only: {proofs:?}"
     );
     Ok(())
+}
+
+/// What idle connections cost shows whatever the same node proxy carried before: n1 serves both subjects.
+pub async fn idle_connections_cost_memory_whatever_ran_before() -> Result<()> {
+    let found = quick("memory", "tunnel,far").await?;
+    for (measure, subject) in [
+        ("idle-connections-client", "tunnel"),
+        ("idle-connections-client", "far"),
+        ("idle-connections-server", "far"),
+    ] {
+        let megabytes = value(&found, "memory", measure, subject)?;
+        // A thousand of them cannot hold less than the records of their sockets.
+        ensure!(
+            (0.5..20.0).contains(&megabytes),
+            "{subject}: {measure} is {megabytes} MB: {found:#}"
+        );
+    }
+    Ok(())
+}
+
+/// A short run; what it found.
+async fn quick(rows: &str, subjects: &str) -> Result<Value> {
+    let name = suite::spec().name.to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warren-bench"));
+    command
+        .args(["l4", "--quick", "--seconds", "0.1", "-o", "json"])
+        .args(["--name", &name, "--rows", rows, "--subjects", subjects])
+        .stderr(Stdio::inherit());
+    let done = tokio::task::spawn_blocking(move || command.output()).await??;
+    ensure!(
+        done.status.success(),
+        "the benchmark ended with {}",
+        done.status
+    );
+    serde_json::from_slice(&done.stdout).context("it prints JSON")
+}
+
+fn value(found: &Value, row: &str, measure: &str, subject: &str) -> Result<f64> {
+    let lines = found["rows"].as_array().context("rows are a list")?;
+    let line = lines
+        .iter()
+        .find(|l| l["row"] == row && l["measure"] == measure)
+        .with_context(|| format!("no {measure} of {row}: {found:#}"))?;
+    line["subjects"][subject]["value"]
+        .as_f64()
+        .with_context(|| format!("{subject} has no {measure} of {row}: {line}"))
 }

@@ -43,6 +43,7 @@ fn main() -> ExitCode {
     }
     suite::main(lab_tests![
         bench::a_short_benchmark_finds_every_figure,
+        bench::idle_connections_cost_memory_whatever_ran_before,
         interrupt::an_interrupted_benchmark_leaves_nothing,
         interrupt::an_interrupted_demo_and_lab_leave_nothing,
         cluster::pods_reach_services_by_name_and_both_families,
