@@ -7,6 +7,7 @@ use clap::Parser;
 use mesh_tests::{
     demo::{self, Options},
     interrupt::unless_interrupted,
+    out,
 };
 
 /// Shows the mesh at work, step by step; the exit status says whether every step held.
@@ -21,8 +22,12 @@ struct Cli {
     name: String,
 }
 
+fn main() -> ExitCode {
+    out::end("warren-demo", run())
+}
+
 #[tokio::main(worker_threads = 2)]
-async fn main() -> Result<ExitCode> {
+async fn run() -> Result<ExitCode> {
     let cli = Cli::parse();
     unless_interrupted(demo::run(Options {
         name: cli.name.parse()?,

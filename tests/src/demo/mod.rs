@@ -3,6 +3,13 @@
 //! Invariants: a step that did not see what it must see fails, and with it the whole demo; nothing is shown
 //! that was not measured in this run.
 
+/// Prints a line of the demo; when nobody reads any more the demo breaks off.
+macro_rules! say {
+    ($($words:tt)*) => {
+        $crate::out::line(format_args!($($words)*))?
+    };
+}
+
 mod steps;
 
 use std::{
@@ -13,12 +20,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::lab::{
-    Lab, Ran,
-    capture::{Packet, contains},
-    images::Images,
-    place::LabName,
-    supervisor::Spec,
+use crate::{
+    lab::{
+        Lab, Ran,
+        capture::{Packet, contains},
+        images::Images,
+        place::LabName,
+        supervisor::Spec,
+    },
+    out::ReaderGone,
 };
 
 const WORLD: &str = include_str!("world.yaml");
@@ -38,7 +48,7 @@ pub struct Options {
 /// Runs the demo; the exit code says whether all steps held.
 pub async fn run(options: Options) -> Result<ExitCode> {
     let begun = Instant::now();
-    println!("Warren: a two-node cluster of network namespaces, the bookstore, and the mesh.\n");
+    say!("Warren: a two-node cluster of network namespaces, the bookstore, and the mesh.\n");
     let spec = Spec {
         name: options.name.clone(),
         nodes: 2,
@@ -55,15 +65,15 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     };
     let outcome = demo.all().await;
     let failed = demo.held.iter().filter(|(_, held)| !held).count();
-    println!("\n── Summary, after {:.0} s", begun.elapsed().as_secs_f32());
+    say!("\n── Summary, after {:.0} s", begun.elapsed().as_secs_f32());
     for (title, held) in &demo.held {
-        println!("   {} {title}", if *held { "✓" } else { "✗" });
+        say!("   {} {title}", if *held { "✓" } else { "✗" });
     }
     if let Err(e) = &outcome {
-        println!("   ✗ the demo broke off: {e:#}");
+        say!("   ✗ the demo broke off: {e:#}");
     }
     if options.keep {
-        println!(
+        say!(
             "\nThe lab goes on. Try:\n   cargo xtask lab --name {0} ps\n   cargo xtask lab --name {0} exec demo/far -- curl -s http://productpage.bookinfo:9080/api/v1/products\n   cargo xtask lab --name {0} logs -f n1\n   cargo xtask lab --name {0} down",
             options.name
         );
@@ -129,11 +139,11 @@ impl Demo {
         title: &'static str,
         work: impl AsyncFnOnce(&Demo) -> Result<()>,
     ) -> Result<()> {
-        println!("\n── {}. {title}", self.held.len() + 1);
+        say!("\n── {}. {title}", self.held.len() + 1);
         let done = work(self).await;
         match &done {
-            Ok(()) => println!("   ✓ held"),
-            Err(e) => println!("   ✗ {e:#}"),
+            Ok(()) => say!("   ✓ held"),
+            Err(e) => say!("   ✗ {e:#}"),
         }
         self.held.push((title, done.is_ok()));
         Ok(())
@@ -141,16 +151,16 @@ impl Demo {
 
     async fn prepare(&self) -> Result<()> {
         let bookinfo = BOOKINFO.replace("warren.dev/mesh: enabled", "warren.dev/mesh: disabled");
-        println!("$ lab apply -f bookinfo.yaml -f world.yaml     # nothing of it in the mesh yet");
+        say!("$ lab apply -f bookinfo.yaml -f world.yaml     # nothing of it in the mesh yet");
         self.lab.apply(&bookinfo).await?;
         self.lab.apply(WORLD).await?;
         let status = self.lab.wait_ready(Duration::from_secs(30)).await?;
-        println!(
+        say!(
             "   {} pods are ready on {}",
             status.pods.len(),
             status.nodes.join(" and ")
         );
-        println!(
+        say!(
             "   in the namespaces demo and outside: echo and near on n1, far on n2; outside never joins the mesh"
         );
         Ok(())
@@ -168,7 +178,7 @@ impl Demo {
                 }
             })
             .collect();
-        println!("$ lab exec {who} -- {}", words.join(" "));
+        say!("$ lab exec {who} -- {}", words.join(" "));
         let ran = self.lab.exec(who, program).await?;
         let said = if ran.out.trim().is_empty() {
             &ran.err
@@ -177,25 +187,25 @@ impl Demo {
         };
         for line in said.trim().lines().take(3) {
             let short: String = line.chars().take(150).collect();
-            println!("   {short}");
+            say!("   {short}");
         }
         Ok(ran)
     }
 
     /// Applies a manifest, showing it in one line.
     async fn apply(&self, what: &str, yaml: &str) -> Result<()> {
-        println!("$ lab apply -f - # {what}");
+        say!("$ lab apply -f - # {what}");
         for line in self.lab.apply(yaml).await? {
-            println!("   {line}");
+            say!("   {line}");
         }
         Ok(())
     }
 
     /// Takes objects away again.
     async fn delete(&self, what: &str, yaml: &str) -> Result<()> {
-        println!("$ lab delete -f - # {what}");
+        say!("$ lab delete -f - # {what}");
         for line in self.lab.delete(yaml).await? {
-            println!("   {line}");
+            say!("   {line}");
         }
         Ok(())
     }
@@ -213,14 +223,14 @@ impl Demo {
             .with_file_name("warren-load")
             .display()
             .to_string();
-        println!("$ lab exec {who} -- warren-load {}", words.join(" "));
+        say!("$ lab exec {who} -- warren-load {}", words.join(" "));
         let ran = self
             .lab
             .exec(who, &[&[program.as_str()], words].concat())
             .await?;
         let report: Value = serde_json::from_str(&ran.out)
             .with_context(|| format!("the load generator said: {}{}", ran.out, ran.err))?;
-        println!(
+        say!(
             "   {} ok, {} failed, p50 {} us, {:.0}/s",
             report["ok"],
             report["failed"],
@@ -232,7 +242,7 @@ impl Demo {
 
     /// The last line of a node's access log that holds all of `words`.
     async fn log_line(&self, node: &str, words: &[&str]) -> Result<String> {
-        println!(
+        say!(
             "$ lab logs {node} | grep {} | tail -1",
             words.join(" | grep ")
         );
@@ -243,7 +253,7 @@ impl Demo {
             .find(|l| words.iter().all(|w| l.contains(w)));
         let line =
             line.with_context(|| format!("no line of {node}'s access log holds {words:?}"))?;
-        println!("   {}", line.chars().take(400).collect::<String>());
+        say!("   {}", line.chars().take(400).collect::<String>());
         Ok(line.clone())
     }
 
@@ -257,6 +267,7 @@ impl Demo {
         loop {
             match good().await {
                 Ok(()) => return Ok(begun.elapsed()),
+                Err(e) if e.is::<ReaderGone>() => return Err(e),
                 Err(e) if begun.elapsed() > patience => {
                     return Err(e.context(format!("still so after {patience:?}")));
                 }
@@ -268,13 +279,13 @@ impl Demo {
 
 /// The packets must not show the marker, and must not be none.
 fn no_marker(packets: &[Packet]) -> Result<()> {
-    println!(
+    say!(
         "   the capture holds {} packets between the nodes",
         packets.len()
     );
     if contains(packets, MARKER.as_bytes()) {
         bail!("the marker was on the wire");
     }
-    println!("   the marker is in none of them");
+    say!("   the marker is in none of them");
     Ok(())
 }

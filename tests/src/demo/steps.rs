@@ -35,7 +35,7 @@ pub async fn in_the_clear(demo: &Demo) -> Result<()> {
         )
         .await?;
     let packets = capture.stop()?;
-    println!(
+    say!(
         "$ lab capture n1 # ran meanwhile: {} packets",
         packets.len()
     );
@@ -50,7 +50,7 @@ pub async fn in_the_clear(demo: &Demo) -> Result<()> {
         contains(&packets, super::MARKER.as_bytes()),
         "the capture does not see plaintext, so it could not prove anything later"
     );
-    println!("   the marker is on the wire, readable by anyone");
+    say!("   the marker is on the wire, readable by anyone");
     Ok(())
 }
 
@@ -85,7 +85,7 @@ pub async fn captured(demo: &Demo) -> Result<()> {
             .with_context(|| format!("{} was replaced", old.name))?;
         ensure!(new.restarts == old.restarts, "{} was restarted", old.name);
     }
-    println!(
+    say!(
         "$ lab ps # {} pods captured, the same pods as before, no restart",
         after.pods.iter().filter(|p| p.mesh == "captured").count()
     );
@@ -104,7 +104,7 @@ pub async fn captured(demo: &Demo) -> Result<()> {
         )
         .await?;
     let packets = capture.stop()?;
-    println!("$ lab capture n1 # ran meanwhile");
+    say!("$ lab capture n1 # ran meanwhile");
     ensure!(ran.code == 0, "the echo did not answer: {}", ran.err);
     ensure!(
         page.code == 0 && page.out.contains("reviews"),
@@ -132,13 +132,13 @@ pub async fn direct(demo: &Demo) -> Result<()> {
             .as_f64()
             .context("the report has a p50")
     };
-    println!("   two pods on one node, without any mesh, for comparison:");
+    say!("   two pods on one node, without any mesh, for comparison:");
     let plain = measure("outside/near", "echo.outside:9000").await?;
-    println!(
+    say!(
         "   two pods in the mesh: their first connection goes through the node proxy, which checks policy and then tells the kernel"
     );
     measure("demo/near", "echo.demo:9000").await?;
-    println!("   every next one the kernel connects by itself, under the same policy:");
+    say!("   every next one the kernel connects by itself, under the same policy:");
     let direct = measure("demo/near", "echo.demo:9000").await?;
     let words = ["path=direct", "sa/near"];
     demo.lab.until_logged("n1", &words).await?;
@@ -165,10 +165,10 @@ pub async fn direct(demo: &Demo) -> Result<()> {
             .context("flows still take the direct path")
     })
     .await?;
-    println!("   the same two pods through the node proxy and its encrypted tunnel:");
+    say!("   the same two pods through the node proxy and its encrypted tunnel:");
     let tunnel = measure("demo/near", "echo.demo:9000").await?;
     demo.delete("back to sameNode: auto", TUNNEL).await?;
-    println!(
+    say!(
         "   1-byte round trip, median:  no mesh {plain:.1} us   direct {direct:.1} us ({:.2}x)   tunnel {tunnel:.1} us ({:.2}x)",
         direct / plain,
         tunnel / plain
@@ -190,13 +190,13 @@ pub async fn strict(demo: &Demo) -> Result<()> {
         ensure!(ran.code != 0, "the client outside the mesh is still served");
         Ok(())
     }).await?;
-    println!("   in force after {:.0} ms", took.as_secs_f64() * 1e3);
+    say!("   in force after {:.0} ms", took.as_secs_f64() * 1e3);
     let shut = demo.say_marker("outside/far", "echo.demo").await?;
     ensure!(
         !shut.out.contains(super::MARKER),
         "the client outside the mesh was served"
     );
-    println!("   refused, as it must be; a client in the mesh goes on:");
+    say!("   refused, as it must be; a client in the mesh goes on:");
     let inside = demo.say_marker("demo/far", "echo.demo").await?;
     ensure!(
         inside.code == 0,
@@ -207,10 +207,10 @@ pub async fn strict(demo: &Demo) -> Result<()> {
 }
 
 pub async fn policy(demo: &Demo) -> Result<()> {
-    println!("   one connection that says something every 50 ms:");
+    say!("   one connection that says something every 50 ms:");
     // One connection that says something every 50 ms.
     let script = "exec 3<>/dev/tcp/echo.demo/9000 || exit 9; while echo tick >&3 2>/dev/null && read -t 2 -u 3 line; do echo $line; sleep 0.05; done";
-    println!("$ lab exec demo/far -- bash -c '{script}' &");
+    say!("$ lab exec demo/far -- bash -c '{script}' &");
     let mut command = tokio::process::Command::from(
         demo.lab
             .command("demo/far", &["bash", "-c", script])
@@ -240,14 +240,14 @@ pub async fn policy(demo: &Demo) -> Result<()> {
     tokio::time::timeout(SOON, live.wait())
         .await
         .context("the live connection was not cut")??;
-    println!(
+    say!(
         "   the live connection was cut {:.0} ms after the policy was applied",
         at.elapsed().as_secs_f64() * 1e3
     );
     drain.abort();
     let denied = demo.say_marker("demo/far", "echo.demo").await?;
     ensure!(!denied.out.contains(super::MARKER), "far is still served");
-    println!("   a new one is refused as well; near, which the policy does not name, goes on:");
+    say!("   a new one is refused as well; near, which the policy does not name, goes on:");
     let near = demo.say_marker("demo/near", "echo.demo").await?;
     ensure!(near.code == 0, "near must go on: {}", near.err);
     demo.delete("the DENY", DENY).await?;
@@ -270,7 +270,7 @@ pub async fn policy(demo: &Demo) -> Result<()> {
     demo.until(SOON, async || served("demo/far", false).await)
         .await?;
     served("demo/near", true).await?;
-    println!("   far is refused, near is served");
+    say!("   far is refused, near is served");
     demo.delete("the ALLOW", ALLOW).await?;
     demo.until(SOON, async || served("demo/far", true).await)
         .await
@@ -285,13 +285,14 @@ pub async fn rotation(demo: &Demo) -> Result<()> {
             .metric("warren_certificate_expiry_timestamp_seconds", &labels)
             .await
     };
-    let show = |at: f64| {
-        println!("$ lab metrics n2 | grep 'warren_certificate_expiry.*sa/far'");
-        println!("   the certificate of demo/far is valid until {at:.0} (seconds since 1970)");
+    let show = |at: f64| -> Result<()> {
+        say!("$ lab metrics n2 | grep 'warren_certificate_expiry.*sa/far'");
+        say!("   the certificate of demo/far is valid until {at:.0} (seconds since 1970)");
+        Ok(())
     };
     let before = expiry().await?;
-    show(before);
-    println!(
+    show(before)?;
+    say!(
         "   25 seconds of new connections meanwhile; certificates live 40 s here and are renewed at half of it:"
     );
     // Half of a certificate's life, and the tenth by which renewals are spread.
@@ -302,12 +303,12 @@ pub async fn rotation(demo: &Demo) -> Result<()> {
         )
         .await?;
     let after = expiry().await?;
-    show(after);
+    show(after)?;
     ensure!(
         after > before,
         "the certificate was not renewed in this time"
     );
-    println!(
+    say!(
         "   renewed under load: the new one lives {:.0} s longer",
         after - before
     );
@@ -316,7 +317,7 @@ pub async fn rotation(demo: &Demo) -> Result<()> {
 
 pub async fn killed(demo: &Demo) -> Result<()> {
     let capture = demo.lab.capture("n1")?;
-    println!("$ lab component n2 crash # SIGKILL to the node proxy of n2, and it stays down");
+    say!("$ lab component n2 crash # SIGKILL to the node proxy of n2, and it stays down");
     demo.lab.component("n2", Order::SignalAndLeave(9)).await?;
     // By address: that a name does not resolve without the proxy proves nothing about the connection.
     let address = demo.lab.status().await?.pod("demo/echo")?.ip.to_string();
@@ -325,8 +326,8 @@ pub async fn killed(demo: &Demo) -> Result<()> {
         !ran.out.contains(super::MARKER),
         "traffic went on without the node proxy"
     );
-    println!("   refused: without its node proxy nothing leaves the pod");
-    println!("$ lab component n2 start");
+    say!("   refused: without its node proxy nothing leaves the pod");
+    say!("$ lab component n2 start");
     let at = Instant::now();
     demo.lab.component("n2", Order::Start).await?;
     demo.until(SOON, async || {
@@ -348,7 +349,7 @@ pub async fn killed(demo: &Demo) -> Result<()> {
         Ok(())
     })
     .await?;
-    println!(
+    say!(
         "   served again {:.0} ms after the start",
         at.elapsed().as_secs_f64() * 1e3
     );
@@ -363,7 +364,7 @@ pub async fn upgraded(demo: &Demo) -> Result<()> {
     let upgrades = async {
         for node in ["n2", "n1"] {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            println!("$ lab component {node} upgrade");
+            say!("$ lab component {node} upgrade");
             demo.lab.component(node, Order::Upgrade).await?;
         }
         Ok(())
@@ -388,6 +389,6 @@ fn no_failure(report: &Value) -> Result<()> {
         "connections failed: {}",
         report["failures"]
     );
-    println!("   {} connections, none failed", report["ok"]);
+    say!("   {} connections, none failed", report["ok"]);
     Ok(())
 }

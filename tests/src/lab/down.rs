@@ -17,7 +17,10 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{cgroup, net, place::Place};
+use super::{
+    cgroup, net,
+    place::{Place, shared},
+};
 
 /// What was found and removed.
 #[derive(Debug, Default, serde::Serialize)]
@@ -57,6 +60,9 @@ pub fn down(place: &Place) -> Result<Removed> {
     attempt(unmount(place.run()));
     attempt(remove(place.run()));
     attempt(remove(place.state()));
+    for dir in shared()? {
+        attempt(remove_empty(&dir));
+    }
     if !troubles.is_empty() {
         bail!(
             "lab {} is not wholly removed; run `lab down` again after looking at:\n  {}",
@@ -127,6 +133,16 @@ fn unmount(dir: &Path) -> Result<()> {
 fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        done => done.with_context(|| format!("removing {}", dir.display())),
+    }
+}
+
+/// Removes a directory unless another lab has something in it.
+fn remove_empty(dir: &Path) -> Result<()> {
+    match fs::remove_dir(dir) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => Ok(()),
+        // What a cgroup with others in it says.
+        Err(e) if e.kind() == ErrorKind::ResourceBusy => Ok(()),
         done => done.with_context(|| format!("removing {}", dir.display())),
     }
 }

@@ -22,6 +22,11 @@ pub const RUN_ROOT: &str = "/run/warren-lab";
 /// The pins of all node proxies on this machine; one directory per instance.
 pub const BPF_ROOT: &str = "/sys/fs/bpf/warren";
 
+/// The cgroup of all labs.
+const CGROUP: &str = "warren-lab";
+/// By this variable users choose where labs keep their state.
+const STATE: &str = "WARREN_LAB_STATE";
+
 /// The name of a lab.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -77,7 +82,7 @@ impl Place {
     pub fn new(name: LabName) -> Result<Self> {
         let state = state_root().join(&name.0);
         let run = Path::new(RUN_ROOT).join(&name.0);
-        let cgroup = cgroup2_root()?.join("warren-lab").join(&name.0);
+        let cgroup = cgroup2_root()?.join(CGROUP).join(&name.0);
         Ok(Self {
             name,
             state,
@@ -169,13 +174,26 @@ impl Place {
     }
 }
 
+/// The directories that all labs share, the cgroup among them. One that the user chose is not.
+pub fn shared() -> Result<Vec<PathBuf>> {
+    let mut dirs = vec![
+        PathBuf::from(BPF_ROOT),
+        PathBuf::from(RUN_ROOT),
+        cgroup2_root()?.join(CGROUP),
+    ];
+    if std::env::var_os(STATE).is_none() {
+        dirs.push(state_root());
+    }
+    Ok(dirs)
+}
+
 /// Names of all labs of which any trace is left.
 pub fn traces() -> Result<Vec<LabName>> {
     let mut names: Vec<LabName> = Vec::new();
     let dirs = [
         state_root(),
         PathBuf::from(RUN_ROOT),
-        cgroup2_root()?.join("warren-lab"),
+        cgroup2_root()?.join(CGROUP),
     ];
     names.extend(
         dirs.iter()
@@ -222,8 +240,7 @@ pub fn cgroup2_root() -> Result<PathBuf> {
 }
 
 fn state_root() -> PathBuf {
-    std::env::var_os("WARREN_LAB_STATE")
-        .map_or_else(|| PathBuf::from("/var/tmp/warren-lab"), PathBuf::from)
+    std::env::var_os(STATE).map_or_else(|| PathBuf::from("/var/tmp/warren-lab"), PathBuf::from)
 }
 
 fn list(dir: &Path) -> Vec<String> {

@@ -4,15 +4,15 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, PipeReader},
-    path::Path,
-    process::ExitStatus,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::lab::{
-    place::{BPF_ROOT, LabName, NETNS_DIR, Place},
+    place::{BPF_ROOT, LabName, NETNS_DIR, Place, shared},
     suite,
 };
 use nix::{
@@ -20,6 +20,7 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
+    io::AsyncBufReadExt,
     process::{Child, Command},
     sync::mpsc,
     time::timeout,
@@ -72,6 +73,46 @@ pub async fn an_interrupted_demo_and_lab_leave_nothing() -> Result<()> {
     .await
 }
 
+/// `| head`: the demo takes its lab down and says nothing more.
+pub async fn a_demo_that_nobody_reads_ends_quietly() -> Result<()> {
+    let name = suite::spec().name;
+    let files = tempfile::tempdir()?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warren-demo"));
+    command
+        .args(["--name", &name.to_string()])
+        .env(MARK, name.to_string())
+        .env("TMPDIR", files.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().context("starting the demo")?;
+    let out = child.stdout.take().context("it was piped")?;
+    let mut lines = tokio::io::BufReader::new(out).lines();
+    while let Some(line) = timeout(PATIENCE, lines.next_line())
+        .await
+        .context("no line")??
+    {
+        if line.contains("1. In the clear") {
+            break;
+        }
+    }
+    ensure!(
+        !Traces::of(&name, files.path())?.pins.is_empty(),
+        "the lab is up at the first step"
+    );
+    drop(lines);
+    let done = timeout(PATIENCE, child.wait_with_output()).await;
+    let done = done.context("it goes on")??;
+    let err = String::from_utf8_lossy(&done.stderr);
+    ensure!(
+        done.status.code() == Some(141) && err.is_empty(),
+        "{}: {err}",
+        done.status
+    );
+    let after = Traces::of(&name, files.path())?;
+    ensure!(after == Traces::default(), "it left {after:?}");
+    Ok(())
+}
+
 /// A terminal tells the whole group.
 fn ctrl_c(program: Pid) -> Result<()> {
     killpg(program, Signal::SIGINT).context("pressing Ctrl-C")
@@ -93,6 +134,9 @@ async fn interrupt(
     let name = suite::spec().name;
     let files = tempfile::tempdir()?;
     let look = || Traces::of(&name, files.path());
+    let bases =
+        || -> Result<Vec<PathBuf>> { Ok(shared()?.into_iter().filter(|d| d.exists()).collect()) };
+    let others = bases()?;
     let before = look()?;
     ensure!(
         before == Traces::default(),
@@ -133,6 +177,11 @@ async fn interrupt(
         mesh_tests::lab::down::down(&Place::new(name)?)?;
     }
     ended?;
+    let left = bases()?;
+    ensure!(
+        left.iter().all(|dir| others.contains(dir)),
+        "{left:?} are left, of which only {others:?} were there"
+    );
     ensure!(after == before, "interrupted at `{word}` it left {after:?}");
     Ok(())
 }

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         bench::idle_connections_cost_memory_whatever_ran_before,
         interrupt::an_interrupted_benchmark_leaves_nothing,
         interrupt::an_interrupted_demo_and_lab_leave_nothing,
+        interrupt::a_demo_that_nobody_reads_ends_quietly,
         cluster::pods_reach_services_by_name_and_both_families,
         cluster::scaling_rescheduling_and_deletion_by_apply,
         cluster::down_removes_what_a_killed_supervisor_left,
