@@ -60,7 +60,7 @@ spec:
                 &[
                     "connection refused",
                     "dst.workload=web-",
-                    "reason=peer_auth_strict",
+                    "reason=mtls_required",
                 ],
             )
             .await?;
