@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         capture::an_open_port_keeps_the_direct_path_withdrawn,
         node::t33_only_kubelet_probes_a_strict_pod,
         node::t34_pods_that_cannot_be_captured_are_left_alone,
+        node::a_captured_pod_that_begins_to_forward_is_refused,
         node::t36_a_flood_costs_the_neighbours_nothing,
         tunnel::an_echo_across_nodes_is_encrypted_and_logged,
         faults::t03_a_killed_node_proxy_leaks_nothing_and_comes_back,

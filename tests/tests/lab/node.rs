@@ -9,13 +9,17 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::lab::{
     Lab,
+    capture::contains,
+    component::Order,
     enter::in_netns,
     kubelet::{self, Probe},
 };
 
+use nix::sys::signal::Signal;
+
 use super::{
     load::{flawless, load},
-    tunnel::{SOON, echo, pair, until},
+    tunnel::{MARKER, SOON, echo, pair, until},
 };
 
 /// A pod whose kubelet probes one of its two ports, in a namespace that takes mutual TLS only; and one that
@@ -102,15 +106,19 @@ pub async fn t33_only_kubelet_probes_a_strict_pod() -> Result<()> {
 }
 
 async fn refused_and_counted(lab: &Lab, reason: &str) -> Result<()> {
+    refused_and_counted_on(lab, "n1", reason).await
+}
+
+async fn refused_and_counted_on(lab: &Lab, node: &str, reason: &str) -> Result<()> {
     until(reason, async || {
-        let lines = lab.node("n1").access_log().await?;
+        let lines = lab.node(node).access_log().await?;
         let word = format!("reason={reason}");
         ensure!(
             lines.iter().any(|l| l.contains(&word)),
             "no line says {word}"
         );
         let failed = lab
-            .node("n1")
+            .node(node)
             .metric("warren_flow_failures_total", &[("reason", reason)])
             .await?;
         ensure!(failed >= 1.0, "{failed} are counted");
@@ -223,6 +231,91 @@ pub async fn t34_pods_that_cannot_be_captured_are_left_alone() -> Result<()> {
                 .iter()
                 .all(|w| !l.contains(&format!("src.workload=\"{w}\"")))),
         "their own node's proxy saw nothing of them"
+    );
+    Ok(())
+}
+
+/// A neighbour of the client, so that the two have a direct path.
+const NEIGHBOUR: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: near, namespace: shop}
+spec: {nodeName: n2, serviceAccountName: echo, containers: [{name: c, image: tcp-echo, ports: [{containerPort: 9000}]}]}
+"#;
+
+/// A pod that begins to forward after it was captured is refused with a reason and stays captured, also when its
+/// node proxy starts over; when it forwards no more, it is as it was.
+pub async fn a_captured_pod_that_begins_to_forward_is_refused() -> Result<()> {
+    let lab = pair().await?;
+    lab.apply(NEIGHBOUR).await?;
+    lab.wait_ready(SOON).await?;
+    let near = lab.status().await?.pod("shop/near")?.ip.to_string();
+    let held = format!(
+        "exec 3<>/dev/tcp/{near}/9000; for i in $(seq 400); do echo x >&3 && read -t 5 -u 3 a || exit 7; sleep 0.1; done"
+    );
+    let directs = async || {
+        let lines = [("kind", "decision"), ("name", "connect_direct")];
+        lab.node("n2").metric("warren_kernel_total", &lines).await
+    };
+    until("a direct connection", async || {
+        echo(&lab, "shop/client", &near).await?;
+        ensure!(directs().await? >= 1.0, "none was direct");
+        Ok(())
+    })
+    .await?;
+    let held = lab.spawn("shop/client", &["bash", "-c", &held]).await?;
+    let forward = async |on: u8| {
+        let script = format!("echo {on} > /proc/sys/net/ipv6/conf/all/forwarding");
+        let ran = lab.exec("shop/client", &["bash", "-c", &script]).await?;
+        ensure!(ran.code == 0, "{ran:?}");
+        Ok(())
+    };
+    let barred = async |count: f64| {
+        let now = lab.node("n2").metric("warren_pods_barred", &[]).await?;
+        ensure!(now == count, "{now} pods are barred");
+        Ok(())
+    };
+    let capture = lab.capture("n2")?;
+    forward(1).await?;
+    until("it is barred", async || barred(1.0).await).await?;
+    let ended = tokio::task::spawn_blocking(move || held.wait_with_output()).await??;
+    ensure!(
+        ended.status.code() == Some(7),
+        "its direct flow went on: {ended:?}"
+    );
+    for round in ["at once", "after a restart of its node proxy"] {
+        let direct = directs().await?;
+        for to in [near.as_str(), "10.244.1.2"] {
+            ensure!(
+                echo(&lab, "shop/client", to).await.is_err(),
+                "{to} was reached {round}"
+            );
+        }
+        refused_and_counted_on(&lab, "n2", "forwards_others").await?;
+        ensure!(directs().await? == direct, "it went direct {round}");
+        let status = lab.status().await?;
+        let shown = status.pod("shop/client")?;
+        ensure!(shown.mesh == "captured", "it is {} {round}", shown.mesh);
+        if round == "at once" {
+            lab.node("n2").kill_agent(Signal::SIGKILL, true).await?;
+            lab.node("n2").agent(Order::Start).await?;
+            until("it is barred again", async || barred(1.0).await).await?;
+        }
+    }
+    let log = lab.node("n2").log()?;
+    let told = |l: &str| l.contains("a captured pod is refused") && l.contains("forwarding is on");
+    ensure!(log.lines().any(told), "the log does not say why:\n{log}");
+    forward(0).await?;
+    until("it is admitted again", async || {
+        echo(&lab, "shop/client", "10.244.1.2").await?;
+        echo(&lab, "shop/client", &near).await?;
+        barred(0.0).await
+    })
+    .await?;
+    let packets = capture.stop()?;
+    ensure!(
+        !contains(&packets, MARKER.as_bytes()),
+        "plaintext left the node"
     );
     Ok(())
 }
