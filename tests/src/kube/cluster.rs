@@ -124,6 +124,11 @@ impl Cluster {
         self.script("outside", command, None).await
     }
 
+    /// Runs a program there with the cluster's KUBECONFIG; the first word is the path of helm.
+    pub(super) async fn with(&self, command: &[&str]) -> Result<Said> {
+        self.script("with", command, None).await
+    }
+
     /// Cuts a node's power. Its disk stays.
     pub async fn power_off(&self, node: &str) -> Result<()> {
         self.done("node-down", &[node]).await

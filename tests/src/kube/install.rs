@@ -1,48 +1,34 @@
 //! Warren in the cluster, installed as its users install it.
 
-use std::{env, path::PathBuf, process::Stdio};
+use std::{env, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
-use tokio::process::Command;
 
-use super::{Cluster, SYSTEM};
+use super::Cluster;
 
 impl Cluster {
     /// Installs Warren and waits until it serves.
     pub async fn install(&self) -> Result<()> {
-        let manifest = mesh_ctl(&[
-            "manifest",
-            "--profile",
-            "minimal",
-            "--set",
-            "image.tag=dev,node.accessLog=true",
-        ])
-        .await?;
-        self.apply(&manifest).await?;
-        for workload in ["deployment/warren-controller", "daemonset/warren-node"] {
-            self.kubectl(&["-n", SYSTEM, "rollout", "status", workload, "--timeout=90s"])
-                .await?;
+        let values = "image.tag=dev,node.accessLog=true";
+        self.mesh_ctl(&["install", "--profile", "minimal", "--set", values])
+            .await
+    }
+
+    /// Restores every node and removes Warren.
+    pub async fn uninstall(&self) -> Result<()> {
+        self.mesh_ctl(&["uninstall"]).await
+    }
+
+    /// Runs the controller's program beside the cluster, with its KUBECONFIG.
+    async fn mesh_ctl(&self, args: &[&str]) -> Result<()> {
+        let program = program("mesh-ctl")?.display().to_string();
+        // The first word is where helm is, which nobody needs here.
+        let said = self.with(&[&["", program.as_str()], args].concat()).await?;
+        if !said.ok {
+            bail!("mesh-ctl {}: {}{}", args.join(" "), said.out, said.err);
         }
         Ok(())
     }
-}
-
-/// Runs the controller's program here; what it said.
-async fn mesh_ctl(args: &[&str]) -> Result<String> {
-    let out = Command::new(program("mesh-ctl")?)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .with_context(|| format!("mesh-ctl {}", args.join(" ")))?;
-    if !out.status.success() {
-        bail!(
-            "mesh-ctl {}: {}",
-            args.join(" "),
-            String::from_utf8_lossy(&out.stderr).trim()
-        );
-    }
-    String::from_utf8(out.stdout).context("mesh-ctl writes UTF-8")
 }
 
 /// A program of the workspace: beside the running program, or one directory up for a test.

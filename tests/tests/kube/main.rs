@@ -4,6 +4,7 @@
 //! printed as ignored, with the reason.
 
 mod enrol;
+mod life;
 mod workloads;
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             workloads::jobs_end_and_init_containers_are_in_the_mesh,
             workloads::stateful_sets_and_headless_services_are_reached_by_name,
             workloads::node_ports_and_host_ports_lead_in,
+            life::uninstalling_restores_every_node,
         ],
         skip,
     )
