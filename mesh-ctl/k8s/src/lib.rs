@@ -8,6 +8,7 @@
 
 pub mod apps;
 pub mod core;
+pub mod definition;
 pub mod meta;
 pub mod network;
 pub mod networking;

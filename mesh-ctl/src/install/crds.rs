@@ -5,6 +5,7 @@
 
 use mesh_k8s::{
     Kind,
+    definition::{Names, definition},
     networking::{ServiceEntry, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
 };
@@ -33,10 +34,10 @@ pub(super) fn own() -> Vec<Value> {
 /// Those of Istio's kinds.
 pub(super) fn istio() -> Vec<Value> {
     vec![
-        definition::<AuthorizationPolicy>("authorizationpolicies", "ap"),
-        definition::<PeerAuthentication>("peerauthentications", "pa"),
-        definition::<ServiceEntry>("serviceentries", "se"),
-        definition::<WorkloadEntry>("workloadentries", "we"),
+        open::<AuthorizationPolicy>("authorizationpolicies", "ap"),
+        open::<PeerAuthentication>("peerauthentications", "pa"),
+        open::<ServiceEntry>("serviceentries", "se"),
+        open::<WorkloadEntry>("workloadentries", "we"),
     ]
 }
 
@@ -47,48 +48,20 @@ fn marked(mut definition: Value) -> Value {
     definition
 }
 
-fn definition<K: Kind>(plural: &str, short: &str) -> Value {
+fn open<K: Kind>(plural: &str, short: &str) -> Value {
     let open = |description: &str| json!({"type": "object", "description": description, "x-kubernetes-preserve-unknown-fields": true});
-    let versions: Vec<Value> = K::VERSIONS
-        .iter()
-        .enumerate()
-        .map(|(index, version)| {
-            json!({
-                "name": version,
-                "served": true,
-                "storage": index == 0,
-                "subresources": {"status": {}},
-                "additionalPrinterColumns": [
-                    {"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"},
-                    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-                ],
-                "schema": {"openAPIV3Schema": {
-                    "type": "object",
-                    "properties": {
-                        "spec": open("As Istio defines it."),
-                        "status": open("What the mesh says about this object."),
-                    },
-                }},
-            })
-        })
-        .collect();
-    let family = K::GROUP.split('.').next().unwrap_or_default();
-    marked(json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{plural}.{}", K::GROUP)},
-        "spec": {
-            "group": K::GROUP,
-            "names": {
-                "kind": K::KIND,
-                "listKind": format!("{}List", K::KIND),
-                "plural": plural,
-                "singular": K::KIND.to_ascii_lowercase(),
-                "shortNames": [short],
-                "categories": ["istio-io", format!("{family}-istio-io")],
-            },
-            "scope": "Namespaced",
-            "versions": versions,
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "spec": open("As Istio defines it."),
+            "status": open("What the mesh says about this object."),
         },
-    }))
+    });
+    let family = K::GROUP.split('.').next().unwrap_or_default();
+    let names = Names {
+        plural,
+        short,
+        categories: &["istio-io", &format!("{family}-istio-io")],
+    };
+    marked(definition::<K>(names, &["Accepted"], &schema))
 }

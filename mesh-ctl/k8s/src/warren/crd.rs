@@ -7,80 +7,42 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::mesh_config::{MeshConfig, MeshConfigSpec};
-use crate::Kind;
-
-/// Names of a kind that its type does not tell.
-struct Names {
-    plural: &'static str,
-    singular: &'static str,
-    short: &'static str,
-}
+use crate::{
+    Kind,
+    definition::{Names, definition},
+};
 
 /// The definitions, each as an object that can be applied.
 pub fn crds() -> Vec<Value> {
     let names = Names {
         plural: "meshconfigs",
-        singular: "meshconfig",
         short: "mcfg",
+        categories: &["warren"],
     };
     // A rule that a type cannot say; the trust domain becomes a part of every identity.
     let rules = json!([{
         "rule": "!has(self.trustDomain) || self.trustDomain == '' || self.trustDomain.matches('^[A-Za-z0-9._-]+$')",
         "message": "trustDomain has letters, digits, '.', '-' and '_' only",
     }]);
-    vec![definition::<MeshConfig, MeshConfigSpec>(&names, &rules)]
+    vec![own::<MeshConfig, MeshConfigSpec>(names, rules)]
 }
 
-fn definition<K: Kind, Spec: JsonSchema>(names: &Names, rules: &Value) -> Value {
+fn own<K: Kind, Spec: JsonSchema>(names: Names<'_>, rules: Value) -> Value {
     let mut spec = schema::<Spec>();
-    spec["x-kubernetes-validations"] = rules.clone();
-    let versions: Vec<Value> = K::VERSIONS
-        .iter()
-        .enumerate()
-        .map(|(index, version)| {
-            let text = |text: &str| json!({"type": "string", "description": text});
-            json!({
-                "name": version,
-                "served": true,
-                "storage": index == 0,
-                "subresources": {"status": {}},
-                "additionalPrinterColumns": [
-                    {"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"},
-                    {"name": "Programmed", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].status"},
-                    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-                ],
-                "schema": {"openAPIV3Schema": {
-                    "type": "object",
-                    "description": spec["description"],
-                    "properties": {
-                        "apiVersion": text("The group and version of this object."),
-                        "kind": text("The kind of this object."),
-                        "metadata": {"type": "object"},
-                        "spec": spec,
-                        "status": status(),
-                    },
-                }},
-            })
-        })
-        .collect();
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{}.{}", names.plural, K::GROUP)},
-        "spec": {
-            "group": K::GROUP,
-            "names": {
-                "kind": K::KIND,
-                "listKind": format!("{}List", K::KIND),
-                "plural": names.plural,
-                "singular": names.singular,
-                "shortNames": [names.short],
-                "categories": ["warren"],
-            },
-            "scope": if K::NAMESPACED { "Namespaced" } else { "Cluster" },
-            "versions": versions,
+    spec["x-kubernetes-validations"] = rules;
+    let text = |text: &str| json!({"type": "string", "description": text});
+    let schema = json!({
+        "type": "object",
+        "description": spec["description"],
+        "properties": {
+            "apiVersion": text("The group and version of this object."),
+            "kind": text("The kind of this object."),
+            "metadata": {"type": "object"},
+            "spec": spec,
+            "status": status(),
         },
-    })
+    });
+    definition::<K>(names, &["Accepted", "Programmed"], &schema)
 }
 
 /// What the controller says about an object.
