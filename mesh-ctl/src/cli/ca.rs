@@ -50,9 +50,6 @@ pub enum Command {
 
 /// Runs the command.
 pub fn run(command: Command) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let (state, asked, leaf_ttl) = match command {
         Command::Show { state } => (state, Asked::Show, Duration::ZERO),
         Command::Rotate {
@@ -79,7 +76,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         "{} is not the state directory of a controller",
         state.display()
     );
-    let answer = match runtime.block_on(admin::ask(&state, &asked))? {
+    let answer = match super::at_hand(admin::ask(&state, &asked))? {
         Some(answer) => answer,
         None => alone(&state, asked, leaf_ttl)?,
     };

@@ -3,12 +3,9 @@
 use std::process::ExitCode;
 
 use super::{Form, manifest};
-use crate::{
-    install::{
-        check::{self, Finding},
-        cluster::Cluster,
-    },
-    watch::connect,
+use crate::install::{
+    check::{self, Finding},
+    cluster::Cluster,
 };
 
 /// What to look at.
@@ -27,14 +24,8 @@ pub struct Args {
 /// Runs the command; fails when a check did.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let values = args.what.read()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let cluster = Cluster {
-            client: connect(&args.what.namespace).await?,
-            namespace: args.what.namespace.clone(),
-        };
+    super::at_hand(async {
+        let cluster = Cluster::connect(&args.what.namespace).await?;
         let findings = match args.pre {
             true => check::before(&cluster, &values).await,
             false => check::after(&cluster).await,

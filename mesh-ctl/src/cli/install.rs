@@ -3,10 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use super::{check, manifest};
-use crate::{
-    install::{self, cluster::Cluster, rollout},
-    watch::connect,
-};
+use crate::install::{self, cluster::Cluster, rollout};
 
 /// What to install, and how long it may take.
 #[derive(clap::Args)]
@@ -24,14 +21,8 @@ pub struct Args {
 /// Runs the command. `upgrade`: over what is there.
 pub fn run(args: Args, upgrade: bool) -> anyhow::Result<ExitCode> {
     let values = args.what.read()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let cluster = Cluster {
-            client: connect(&args.what.namespace).await?,
-            namespace: args.what.namespace.clone(),
-        };
+    super::at_hand(async {
+        let cluster = Cluster::connect(&args.what.namespace).await?;
         let found = install::found(&cluster).await?;
         found.admit(&cluster.namespace, upgrade)?;
         if found.deployment.is_none() {

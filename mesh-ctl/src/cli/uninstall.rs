@@ -2,10 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use crate::{
-    install::{self, cluster::Cluster, remove},
-    watch::connect,
-};
+use crate::install::{self, cluster::Cluster, remove};
 
 /// What to remove.
 #[derive(clap::Args)]
@@ -26,14 +23,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let cluster = Cluster {
-            client: connect(&args.namespace).await?,
-            namespace: args.namespace.clone(),
-        };
+    super::at_hand(async {
+        let cluster = Cluster::connect(&args.namespace).await?;
         let say = |line: &str| println!("{line}");
         if args.nodes_only {
             remove::nodes(&cluster, args.timeout, say).await?;

@@ -16,6 +16,8 @@ use kube::{
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::watch::connect;
+
 /// Who applies.
 pub const MANAGER: &str = "mesh-ctl";
 /// The label that tells who keeps an object.
@@ -65,6 +67,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// The cluster that this process's kubeconfig names, or the one that it runs in.
+    pub async fn connect(namespace: &str) -> anyhow::Result<Self> {
+        Ok(Self {
+            client: connect(namespace).await?,
+            namespace: namespace.to_owned(),
+        })
+    }
+
     fn api(&self, object: &Value) -> anyhow::Result<(Api<DynamicObject>, String)> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let version = text(&object["apiVersion"]);
