@@ -10,18 +10,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use mesh_abi::ports;
-use nix::sys::socket::SockProtocol;
 
 use crate::datapath::Datapath;
-use crate::netlink::{Message, NLM_F_DUMP, dump_of};
+use crate::sockets::tcp_sockets;
 use crate::{LoadError, netns};
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Every state but LISTEN, TIME_WAIT and CLOSE.
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
-/// Length of `inet_diag_req_v2`, and where its states are.
-const REQUEST: usize = 56;
-const WANTED: usize = 4;
 /// Where `inet_diag_sockid` is in an answer, and its parts: ports, addresses, the socket's cookie.
 const ID: usize = 4;
 const PORTS: usize = ID;
@@ -72,18 +67,7 @@ impl Datapath {
 /// The same in the calling thread's namespace.
 fn sockets_here() -> io::Result<Vec<u64>> {
     let mut all = Vec::new();
-    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let mut fixed = [0u8; REQUEST];
-        fixed[0] = family;
-        fixed[1] = libc::IPPROTO_TCP as u8;
-        fixed[WANTED..WANTED + 4].copy_from_slice(&STATES.to_ne_bytes());
-        let request = Message::new(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &fixed);
-        dump_of(SockProtocol::NetlinkSockDiag, request, |kind, body| {
-            if kind == SOCK_DIAG_BY_FAMILY {
-                all.extend(counted(body));
-            }
-        })?;
-    }
+    tcp_sockets(STATES, |socket| all.extend(counted(socket)))?;
     Ok(all)
 }
 

@@ -11,6 +11,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
+use mesh_loader::{attrs, tcp_sockets};
 use nix::sys::{
     socket::{
         AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
@@ -21,13 +22,10 @@ use nix::sys::{
 
 /// How many connections are listed at most.
 const MOST: usize = 65_536;
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 /// Header of a netlink message.
 const HEADER: usize = 16;
 /// `inet_diag_sockid`.
@@ -68,26 +66,16 @@ impl Existing {
 
 /// The TCP connections of the namespace that this thread is in, without those from the pod to itself.
 pub fn established() -> io::Result<Vec<Existing>> {
-    let netlink = open()?;
     let mut found = Vec::new();
-    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let mut request = message(
-            SOCK_DIAG_BY_FAMILY,
-            NLM_F_REQUEST | NLM_F_DUMP,
-            family,
-            STATES,
-            None,
-        );
-        request[HEADER + 3] = 0;
-        send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
-        dump(&netlink, |body| {
-            if found.len() < MOST {
-                let id = body[4..4 + ID].try_into().expect("a slice of that length");
-                let family = body[0];
-                found.push(Existing { family, id });
-            }
-        })?;
-    }
+    tcp_sockets(STATES, |socket| {
+        if let Some(id) = socket.get(4..4 + ID)
+            && found.len() < MOST
+        {
+            let id = id.try_into().expect("a slice of that length");
+            let family = socket[0];
+            found.push(Existing { family, id });
+        }
+    })?;
     found.retain(|c| !c.is_inner());
     Ok(found)
 }
@@ -95,46 +83,26 @@ pub fn established() -> io::Result<Vec<Existing>> {
 /// The cgroups (version 2, by id) of the sockets that listen on a TCP port in the namespace that this thread is in,
 /// each once. An older kernel tells none.
 pub fn listeners(port: u16) -> io::Result<BTreeSet<u64>> {
-    let netlink = open()?;
     let mut found = BTreeSet::new();
-    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let flags = NLM_F_REQUEST | NLM_F_DUMP;
-        let request = message(SOCK_DIAG_BY_FAMILY, flags, family, LISTENING, None);
-        send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
-        dump(&netlink, |body| {
-            if body[4..6] == port.to_be_bytes() {
-                found.extend(attribute(body.get(DIAG..).unwrap_or_default(), CGROUP_ID));
-            }
-        })?;
-    }
+    tcp_sockets(LISTENING, |socket| {
+        if socket.get(4..6) == Some(&port.to_be_bytes()) {
+            found.extend(attribute(socket.get(DIAG..).unwrap_or_default(), CGROUP_ID));
+        }
+    })?;
     Ok(found)
 }
 
 /// An attribute of eight bytes.
-fn attribute(mut rest: &[u8], wanted: u16) -> Option<u64> {
-    while rest.len() >= 4 {
-        let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
-        let kind = u16::from_ne_bytes([rest[2], rest[3]]);
-        let value = rest.get(4..length)?;
-        if kind == wanted {
-            return Some(u64::from_ne_bytes(value.try_into().ok()?));
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-    None
+fn attribute(rest: &[u8], wanted: u16) -> Option<u64> {
+    let (_, value) = attrs(rest).find(|(kind, _)| *kind == wanted)?;
+    Some(u64::from_ne_bytes(value.try_into().ok()?))
 }
 
 /// Ends connections of the namespace that this thread is in; says how many are gone.
 pub fn cut(connections: &[Existing]) -> usize {
     let Ok(netlink) = open() else { return 0 };
     let ended = |c: &Existing| -> io::Result<()> {
-        let request = message(
-            SOCK_DESTROY,
-            NLM_F_REQUEST | NLM_F_ACK,
-            c.family,
-            u32::MAX,
-            Some(&c.id),
-        );
+        let request = destroy(c.family, &c.id);
         send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
         let mut answer = [0u8; 512];
         let n = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
@@ -163,7 +131,8 @@ fn open() -> io::Result<OwnedFd> {
     Ok(netlink)
 }
 
-fn message(kind: u16, flags: u16, family: u8, states: u32, id: Option<&[u8; ID]>) -> Vec<u8> {
+/// The request to end a connection.
+fn destroy(family: u8, id: &[u8; ID]) -> Vec<u8> {
     let length = HEADER + 8 + ID;
     let mut m = vec![0u8; length];
     m[0..4].copy_from_slice(
@@ -171,47 +140,13 @@ fn message(kind: u16, flags: u16, family: u8, states: u32, id: Option<&[u8; ID]>
             .expect("a short message")
             .to_ne_bytes(),
     );
-    m[4..6].copy_from_slice(&kind.to_ne_bytes());
-    m[6..8].copy_from_slice(&flags.to_ne_bytes());
+    m[4..6].copy_from_slice(&SOCK_DESTROY.to_ne_bytes());
+    m[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
     m[HEADER] = family;
     m[HEADER + 1] = libc::IPPROTO_TCP as u8;
-    m[HEADER + 4..HEADER + 8].copy_from_slice(&states.to_ne_bytes());
-    match id {
-        Some(id) => m[HEADER + 8..].copy_from_slice(id),
-        // No cookie: all ones.
-        None => m[HEADER + 8 + 40..].fill(0xff),
-    }
+    m[HEADER + 4..HEADER + 8].copy_from_slice(&u32::MAX.to_ne_bytes());
+    m[HEADER + 8..].copy_from_slice(id);
     m
-}
-
-/// Gives each `inet_diag_msg` (family, state, timer, retransmissions, then the id) to `each`.
-fn dump(netlink: &OwnedFd, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-    let mut buffer = vec![0u8; 32 << 10];
-    loop {
-        let n = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = &buffer[..n];
-        while rest.len() >= HEADER {
-            let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
-            let kind = u16::from_ne_bytes([rest[4], rest[5]]);
-            if kind == NLMSG_DONE {
-                return Ok(());
-            }
-            if let Some(e) = errno(rest) {
-                return if e == 0 {
-                    Ok(())
-                } else {
-                    Err(io::Error::from_raw_os_error(e))
-                };
-            }
-            let body = rest.get(HEADER..length.min(rest.len()));
-            if let Some(body) = body.filter(|b| b.len() >= 4 + ID) {
-                each(body);
-            }
-            rest = rest
-                .get(length.next_multiple_of(4).max(HEADER)..)
-                .unwrap_or_default();
-        }
-    }
 }
 
 /// The error number of an error message, which is 0 for success.

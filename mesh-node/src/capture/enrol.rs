@@ -104,11 +104,8 @@ impl Enroller {
             self.existing(pod, netns)
         };
         // Whatever was decided about an earlier owner of these addresses is void from here on.
-        for ip in &pod.addresses {
-            self.datapath
-                .bump_epoch(*ip)
-                .map_err(at("forgetting what was decided about its addresses"))?;
-        }
+        self.forget(pod)
+            .map_err(at("forgetting what was decided about its addresses"))?;
         self.write(pod, netns, terms, &doors, barred.is_none())?;
         let stock = SocketStock::new(
             self.kernel.clone(),
@@ -141,11 +138,8 @@ impl Enroller {
         if direct {
             return Ok(0);
         }
-        for ip in &pod.addresses {
-            self.datapath
-                .bump_epoch(*ip)
-                .map_err(at("forgetting what was decided about its addresses"))?;
-        }
+        self.forget(pod)
+            .map_err(at("forgetting what was decided about its addresses"))?;
         let flows = self
             .kernel
             .direct_flows()
@@ -162,6 +156,11 @@ impl Enroller {
     /// Takes everything away again.
     pub fn withdraw(&self, pod: &Registration) -> io::Result<()> {
         self.kernel.remove(&pod.uid)?;
+        self.forget(pod)
+    }
+
+    /// Makes void what was decided about its addresses.
+    fn forget(&self, pod: &Registration) -> io::Result<()> {
         pod.addresses
             .iter()
             .try_for_each(|ip| self.datapath.bump_epoch(*ip))
