@@ -3,9 +3,11 @@
 //! Invariants: every part is made here and handed what it needs; every task has a name, and when one of them
 //! ends before the process does, the process is no longer ready and says which; SIGTERM drains.
 
+mod sockets;
+mod tasks;
+
 use std::{
     io,
-    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -16,14 +18,17 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use mesh_model::name::NetworkId;
-use tokio::sync::watch;
 
+use self::{
+    sockets::{Lookouts, Sockets, serve_sockets},
+    tasks::{Tasks, follow_readiness},
+};
 use crate::{
     accept::Listeners,
-    admin::{self, AdminParts, AdminServer},
+    admin,
     capture::{
         Capture, CaptureParts, Enroller, Finder, Guards, Kernel, KernelMetrics, KernelReporter,
-        Kubelet, LoadedDatapath, Refiller, RegistrationServer, SavedPods, beat,
+        Kubelet, LoadedDatapath, Refiller, SavedPods, beat,
     },
     cni::{Cni, Plugin, command},
     config::{
@@ -32,19 +37,15 @@ use crate::{
     },
     dns::{DnsHandle, DnsParts, DnsServer, Names},
     identify::{
-        CaClient, Certificates, Controller, HANDED, Handshakes, KeyDir, Renewer, describe,
-        hand_over, receive, show,
+        CaClient, Certificates, Controller, HANDED, Handshakes, KeyDir, Renewer, receive, show,
     },
-    lifecycle::{
-        Blobs, Ending, HandoverServer, Lifecycle, Part, Predecessor, Readiness, end_of_signals,
-        take_over,
-    },
-    observe::{self, AccessFormat, LogControl, LogSink, Metrics, MetricsServer, Observer},
+    lifecycle::{Ending, Lifecycle, Part, Predecessor, Readiness, end_of_signals, take_over},
+    observe::{self, AccessFormat, LogControl, LogSink, Metrics, Observer},
     role::Role,
     route::Director,
     scan::{Missing, Places, Scan, ScanParts},
     serve::{DataThreads, Shared},
-    state::{EnrolledNamespaces, MeshState, XdsClient, XdsParts, XdsStatus},
+    state::{EnrolledNamespaces, MeshState, XdsClient, XdsParts},
 };
 
 /// Who may use the process's own sockets.
@@ -119,49 +120,6 @@ impl Log {
             access,
             control,
         })
-    }
-}
-
-/// The tasks of the control runtime: while one that must not end runs, its part is ready.
-struct Tasks {
-    readiness: Readiness,
-    lifecycle: Lifecycle,
-}
-
-impl Tasks {
-    /// Runs something that must not end before the process does.
-    fn spawn(&self, name: &'static str, task: impl Future<Output: Send> + Send + 'static) {
-        let part = self.readiness.part(name, "its start");
-        part.ready();
-        tokio::spawn(async move {
-            // Dropped when the task ends, also by a panic: the part then counts as dead.
-            let _part = part;
-            task.await;
-            tracing::error!(
-                task = name,
-                "a task ended that should not; the process is no longer ready"
-            );
-        });
-    }
-
-    /// Runs something that a successor takes over: two of it would get in each other's way.
-    fn spawn_until_handed_over(
-        &self,
-        name: &'static str,
-        task: impl Future<Output: Send> + Send + 'static,
-    ) {
-        let lifecycle = self.lifecycle.clone();
-        self.spawn(name, async move {
-            let handed_over = async {
-                if lifecycle.draining().await == Ending::Stop {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                _ = task => {}
-                () = handed_over => std::future::pending().await,
-            }
-        });
     }
 }
 
@@ -500,143 +458,4 @@ fn start_capture(
         KernelReporter::new(seen, state.clone(), observer.clone(), network, guards).run(),
     );
     Ok(capture)
-}
-
-/// Who looks after the node around the pods.
-struct Lookouts {
-    guards: Guards,
-    kubelet: Kubelet,
-}
-
-impl Lookouts {
-    fn describe(&self) -> serde_json::Value {
-        serde_json::json!({ "interfaces": self.guards.describe(), "kubelet": self.kubelet.describe() })
-    }
-}
-
-/// What the sockets of the process show and change.
-struct Sockets {
-    metrics: Metrics,
-    capture: Capture,
-    state: MeshState,
-    certificates: Certificates,
-    observer: Observer,
-    shared: Arc<Shared>,
-    lookouts: Lookouts,
-    missing: Missing,
-    cni: Option<Cni>,
-    log: LogControl,
-}
-
-/// Registration, administration, hand-over, and the read-only port of metrics.
-fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> Result<()> {
-    let Sockets {
-        metrics,
-        capture,
-        state,
-        certificates,
-        observer,
-        shared,
-        lookouts,
-        missing,
-        cni,
-        log,
-    } = parts;
-    let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
-    tasks.spawn_until_handed_over(
-        "metrics",
-        serve_metrics(
-            MetricsServer::new(metrics, tasks.readiness.as_check()),
-            address,
-        ),
-    );
-    let at = |name: &str| config.run_dir.join(name);
-    let bind = |name: &'static str| move || format!("listening on {name} in the run directory");
-    let registration = RegistrationServer::bind(&at("pods.sock"), ROOT, capture.clone())
-        .with_context(bind("pods.sock"))?;
-    tasks.spawn_until_handed_over("registration", registration.run());
-    let secrets = certificates.clone();
-    let admin = AdminServer::bind(
-        &at("admin.sock"),
-        ROOT,
-        AdminParts {
-            state,
-            capture: capture.clone(),
-            log: Some(log),
-            observer,
-            lifecycle: tasks.lifecycle.clone(),
-            drain: config.drain,
-            ready: tasks.readiness.as_check(),
-            config: serde_json::json!({ "node": config.node_name.as_str(), "settings": format!("{config:?}") }),
-            certificates: Arc::new(move || describe(&certificates)),
-            cni,
-            guards: Arc::new(move || {
-                let mut seen = lookouts.describe();
-                seen["missingPods"] = missing.describe();
-                seen
-            }),
-            sessions: Arc::new(move || serde_json::json!({ "flows": shared.flows.load(Relaxed) })),
-        },
-    );
-    tasks.spawn(
-        "administration",
-        admin.with_context(bind("admin.sock"))?.run(),
-    );
-    let handover = HandoverServer::bind(
-        &at("handover.sock"),
-        ROOT,
-        capture,
-        tasks.lifecycle.clone(),
-        Arc::new(move || Blobs::from([(HANDED.to_owned(), hand_over(&secrets))])),
-        config.drain,
-    );
-    // Ends when a successor has taken over, which is no failure.
-    tokio::spawn(handover.with_context(bind("handover.sock"))?.run());
-    Ok(())
-}
-
-/// Listens as soon as nobody else does: an earlier process may hold the port until it has handed over.
-async fn serve_metrics(server: MetricsServer, address: SocketAddr) {
-    let mut said = false;
-    loop {
-        match MetricsServer::bind(address).await {
-            Ok(listener) => return server.run(listener).await,
-            Err(error) if !said => {
-                tracing::warn!(%address, %error, "the port of metrics cannot be had yet; trying on")
-            }
-            Err(_) => {}
-        }
-        said = true;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-/// Follows what readiness depends on besides tasks.
-async fn follow_readiness(
-    readiness: Readiness,
-    mut xds: watch::Receiver<XdsStatus>,
-    certificates: Certificates,
-) {
-    let configuration = readiness.part("configuration", "the controller");
-    let certificate = readiness.part("certificate", "the controller");
-    let mut changes = certificates.changes();
-    loop {
-        changes.mark_unchanged();
-        let status = xds.borrow_and_update().clone();
-        match (status.complete, status.last_error) {
-            (true, _) => configuration.ready(),
-            (false, why) => configuration.waits(&why.unwrap_or_else(|| "the controller".into())),
-        }
-        match certificates.node() {
-            Some(_) => certificate.ready(),
-            None => certificate.waits("the controller to sign the node's certificate"),
-        }
-        let ended = tokio::select! {
-            changed = xds.changed() => changed.is_err(),
-            changed = changes.changed() => changed.is_err(),
-        };
-        if ended {
-            return;
-        }
-    }
 }
