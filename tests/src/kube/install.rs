@@ -1,10 +1,9 @@
 //! Warren in the cluster, installed as its users install it.
 
-use std::{env, path::PathBuf};
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::Cluster;
+use crate::built;
 
 impl Cluster {
     /// Installs Warren and waits until it serves.
@@ -21,7 +20,7 @@ impl Cluster {
 
     /// Runs the controller's program beside the cluster, with its KUBECONFIG.
     async fn mesh_ctl(&self, args: &[&str]) -> Result<()> {
-        let program = program("mesh-ctl")?.display().to_string();
+        let program = built("mesh-ctl")?.display().to_string();
         // The first word is where helm is, which nobody needs here.
         let said = self.with(&[&["", program.as_str()], args].concat()).await?;
         if !said.ok {
@@ -29,15 +28,4 @@ impl Cluster {
         }
         Ok(())
     }
-}
-
-/// A program of the workspace: beside the running program, or one directory up for a test.
-fn program(name: &str) -> Result<PathBuf> {
-    let own = env::current_exe().context("finding this program")?;
-    own.ancestors()
-        .skip(1)
-        .take(2)
-        .map(|d| d.join(name))
-        .find(|p| p.exists())
-        .with_context(|| format!("{name} is not built: run `cargo xtask test kube`"))
 }

@@ -477,20 +477,7 @@ fn settled(pod: &PodStatus) -> bool {
 
 /// The lab's own program and the samples: beside the running program, or one directory up for a test.
 fn programs() -> Result<Programs> {
-    let own = std::env::current_exe().context("finding this program")?;
-    let dirs = own
-        .parent()
-        .into_iter()
-        .chain(own.parent().and_then(Path::parent));
-    let lab = dirs
-        .map(|d| d.join("warren-lab"))
-        .find(|p| p.exists())
-        .with_context(|| {
-            format!(
-                "no `warren-lab` near {}: build it by `cargo build -p mesh-tests --bins`",
-                own.display()
-            )
-        })?;
+    let lab = crate::built("warren-lab")?;
     let samples = lab.with_file_name("warren-sample");
     Ok(Programs {
         lab,

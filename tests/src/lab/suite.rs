@@ -183,8 +183,11 @@ fn run_one(test: &Test) -> Result<()> {
         std::process::id(),
         test.name.replace("::", "-")
     ));
-    let _ = fs::rename(logs, &kept);
-    outcome.with_context(|| format!("the logs of its lab are in {}", kept.display()))
+    // A test that had no lab left none.
+    match fs::rename(logs, &kept) {
+        Ok(()) => outcome.with_context(|| format!("the logs of its lab are in {}", kept.display())),
+        Err(_) => outcome,
+    }
 }
 
 fn said(panic: &(dyn Any + Send)) -> String {

@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         Cmd::Up { nodes } => up(*nodes)?,
         Cmd::Down => {
-            step::run(&mut script("down", None)?)?;
+            down()?;
             println!("kube: the cluster is removed");
         }
         Cmd::With { command } => {
@@ -161,14 +161,13 @@ impl Cluster {
             bail!("{why}");
         }
         crate::image::run(&crate::image::Args::default())?;
-        step::run(&mut script("down", None)?)?;
-        let cluster = Self(());
+        down()?;
         if let Err(e) = up(2).and_then(|()| load_all()) {
             // Its own failure would hide why there is something to remove.
-            let _ = cluster.remove();
+            let _ = down();
             return Err(e);
         }
-        Ok(cluster)
+        Ok(Self(()))
     }
 
     /// By which variables the tests find it.
@@ -181,8 +180,13 @@ impl Cluster {
 
     /// Removes it with everything that it kept.
     pub fn remove(self) -> Result<()> {
-        step::run(&mut script("down", None)?)
+        down()
     }
+}
+
+/// Removes the cluster, whatever state it is in.
+fn down() -> Result<()> {
+    step::run(&mut script("down", None)?)
 }
 
 fn load_all() -> Result<()> {
