@@ -87,6 +87,10 @@ impl Objects {
             | Change::RemoveServiceExtra(_)
             | Change::Policy(_)
             | Change::RemovePolicy(_)
+            | Change::Routes(_)
+            | Change::RemoveRoutes(_)
+            | Change::Destination(_)
+            | Change::RemoveDestination(_)
             | Change::Config(_)
             | Change::Complete => {}
         }

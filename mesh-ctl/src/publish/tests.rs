@@ -53,6 +53,7 @@ fn extra(name: &str, mtls: MtlsMode) -> Change {
         guarded: false,
         features: Box::default(),
         pod_uid: None,
+        groups: Box::default(),
     };
     Change::WorkloadExtra(
         format!("Kubernetes//Pod/shop/{name}").as_str().into(),

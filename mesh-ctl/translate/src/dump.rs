@@ -16,6 +16,10 @@ pub fn change(change: &Change) -> Value {
         Change::ServiceExtra(name, extra) => with("serviceExtra", name, service_extra(extra)),
         Change::Policy(policy) => self::policy(policy),
         Change::Config(config) => self::config(config),
+        Change::Routes(routes) => with("routes", &routes.service, Map::new()),
+        Change::Destination(to) => with("destination", &to.service, Map::new()),
+        Change::RemoveRoutes(name) => with("removeRoutes", name, Map::new()),
+        Change::RemoveDestination(name) => with("removeDestination", name, Map::new()),
         Change::RemoveWorkload(uid) => with("removeWorkload", uid, Map::new()),
         Change::RemoveWorkloadExtra(uid) => with("removeWorkloadExtra", uid, Map::new()),
         Change::RemoveService(name) => with("removeService", name, Map::new()),
@@ -113,6 +117,7 @@ fn workload_extra(extra: &WorkloadExtra) -> Map<String, Value> {
         "guarded": extra.guarded,
         "features": texts(&extra.features),
         "podUid": extra.pod_uid,
+        "groups": texts(&extra.groups),
     }))
 }
 

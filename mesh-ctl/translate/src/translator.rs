@@ -424,6 +424,8 @@ enum Resource {
     Policy(PolicyName),
     Service(ServiceName),
     ServiceExtra(ServiceName),
+    Routes(ServiceName),
+    Destination(ServiceName),
     Workload(WorkloadUid),
     WorkloadExtra(WorkloadUid),
 }
@@ -434,6 +436,8 @@ fn resource(change: &Change) -> Option<Resource> {
         Change::Policy(policy) => Resource::Policy(policy.name.clone()),
         Change::Service(service) => Resource::Service(service.name.clone()),
         Change::ServiceExtra(name, _) => Resource::ServiceExtra(name.clone()),
+        Change::Routes(routes) => Resource::Routes(routes.service.clone()),
+        Change::Destination(to) => Resource::Destination(to.service.clone()),
         Change::Workload(workload) => Resource::Workload(workload.uid.clone()),
         Change::WorkloadExtra(uid, _) => Resource::WorkloadExtra(uid.clone()),
         // A translation says what there is: it removes nothing and completes nothing.
@@ -442,6 +446,8 @@ fn resource(change: &Change) -> Option<Resource> {
         | Change::RemoveService(_)
         | Change::RemoveServiceExtra(_)
         | Change::RemovePolicy(_)
+        | Change::RemoveRoutes(_)
+        | Change::RemoveDestination(_)
         | Change::Complete => return None,
     })
 }
@@ -457,6 +463,8 @@ fn removals(gone: BTreeSet<Resource>) -> Vec<Change> {
                 return None;
             }
             Resource::ServiceExtra(name) => Change::RemoveServiceExtra(name.clone()),
+            Resource::Routes(name) => Change::RemoveRoutes(name.clone()),
+            Resource::Destination(name) => Change::RemoveDestination(name.clone()),
             Resource::Workload(uid) => Change::RemoveWorkload(uid.clone()),
             Resource::WorkloadExtra(uid) if gone.contains(&Resource::Workload(uid.clone())) => {
                 return None;

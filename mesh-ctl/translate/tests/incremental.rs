@@ -218,6 +218,10 @@ fn key(change: &Change) -> String {
         Change::ServiceExtra(name, _) | Change::RemoveServiceExtra(name) => {
             format!("service {name} extra")
         }
+        Change::Routes(r) => format!("routes {}", r.service),
+        Change::RemoveRoutes(name) => format!("routes {name}"),
+        Change::Destination(d) => format!("destination {}", d.service),
+        Change::RemoveDestination(name) => format!("destination {name}"),
         Change::Workload(w) => format!("workload {}", w.uid),
         Change::RemoveWorkload(uid) => format!("workload {uid}"),
         Change::WorkloadExtra(uid, _) | Change::RemoveWorkloadExtra(uid) => {
@@ -233,6 +237,8 @@ impl Held {
             let key = key(change);
             match change {
                 Change::RemovePolicy(_)
+                | Change::RemoveRoutes(_)
+                | Change::RemoveDestination(_)
                 | Change::RemoveServiceExtra(_)
                 | Change::RemoveWorkloadExtra(_) => {
                     assert!(

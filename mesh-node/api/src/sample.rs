@@ -158,6 +158,7 @@ pub(crate) fn workload_extra(r: &mut Rng) -> WorkloadExtra {
         guarded: r.bool(),
         features: list(r, 2, |r| word(r).into()),
         pod_uid: opt(r, |r| word(r).into()),
+        groups: Box::default(),
     }
 }
 

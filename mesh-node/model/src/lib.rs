@@ -12,6 +12,7 @@ pub mod explain;
 pub mod mesh;
 pub mod name;
 pub mod reason;
+pub mod resilience;
 pub mod route;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -56,6 +56,7 @@ fn extra(enrolment: Enrolment) -> Change {
         guarded: false,
         features: [].into(),
         pod_uid: None,
+        groups: Box::default(),
     };
     Change::WorkloadExtra("Kubernetes//Pod/shop/web-1".into(), extra)
 }

@@ -209,6 +209,7 @@ pub(crate) fn outside() -> WorkloadExtra {
         guarded: false,
         features: [].into(),
         pod_uid: None,
+        groups: Box::default(),
     }
 }
 

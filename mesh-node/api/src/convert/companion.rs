@@ -128,6 +128,7 @@ fn workload(w: wire::Workload) -> Result<WorkloadExtra, Bad> {
         guarded: w.guarded,
         features: features.into(),
         pod_uid: (!w.pod_uid.is_empty()).then(|| w.pod_uid.into()),
+        groups: Box::default(),
     })
 }
 

@@ -126,7 +126,12 @@ pub fn encode(change: &Change) -> Vec<Update> {
             companion::MESH.into(),
             companion::encode_mesh(config),
         )),
-        Change::Complete => return Vec::new(),
+        // Not on the wire yet.
+        Change::Routes(_)
+        | Change::RemoveRoutes(_)
+        | Change::Destination(_)
+        | Change::RemoveDestination(_)
+        | Change::Complete => return Vec::new(),
     }]
 }
 

@@ -68,6 +68,26 @@ impl Builder {
                     self.services.insert(name);
                 }
             }
+            Change::Routes(routes) => {
+                let name = routes.service.clone();
+                self.next.routes.insert(name.clone(), Arc::new(routes));
+                self.services.insert(name);
+            }
+            Change::RemoveRoutes(name) => {
+                if self.next.routes.remove(&name).is_some() {
+                    self.services.insert(name);
+                }
+            }
+            Change::Destination(to) => {
+                let name = to.service.clone();
+                self.next.destinations.insert(name.clone(), Arc::new(to));
+                self.services.insert(name);
+            }
+            Change::RemoveDestination(name) => {
+                if self.next.destinations.remove(&name).is_some() {
+                    self.services.insert(name);
+                }
+            }
             Change::Policy(p) => self.set_policy(p),
             Change::RemovePolicy(name) => self.remove_policy(&name),
             Change::Config(config) => self.next.config = Some(Arc::new(config)),
@@ -349,6 +369,8 @@ impl Inner {
         self.services.get(name) != other.services.get(name)
             || self.service_extras.get(name) != other.service_extras.get(name)
             || self.members(name) != other.members(name)
+            || self.routes.get(name) != other.routes.get(name)
+            || self.destinations.get(name) != other.destinations.get(name)
     }
 
     /// The addresses that a workload shares with others.

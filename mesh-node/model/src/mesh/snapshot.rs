@@ -18,6 +18,8 @@ use super::{
 };
 use crate::authz::rules::Rules;
 use crate::name::{Hostname, Namespace, NetworkId, NodeName, PolicyName, ServiceName, WorkloadUid};
+use crate::resilience::Destination;
+use crate::route::http::Routes;
 
 /// One change to the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,14 @@ pub enum Change {
     Policy(Policy),
     /// Removes a policy.
     RemovePolicy(PolicyName),
+    /// Adds or replaces the rules for requests to a service.
+    Routes(Routes),
+    /// Removes the rules for requests to a service.
+    RemoveRoutes(ServiceName),
+    /// Adds or replaces how a service's endpoints are used.
+    Destination(Destination),
+    /// Removes how a service's endpoints are used.
+    RemoveDestination(ServiceName),
     /// Replaces the mesh configuration.
     Config(MeshConfig),
     /// All kinds of resources have been received completely at least once.
@@ -54,7 +64,7 @@ pub struct Diff {
     /// Workloads that were added, changed or removed (extras included), and those whose address others began or
     /// ceased to claim.
     pub workloads: Vec<WorkloadUid>,
-    /// Services that were added, changed or removed, whose endpoints changed, or whose address others began or
+    /// Services that were added, changed or removed, whose endpoints, routes or destination changed, or whose address others began or
     /// ceased to claim.
     pub services: Vec<ServiceName>,
     /// Policies that were added, changed or removed.
@@ -79,6 +89,8 @@ pub(super) struct Inner {
     pub services: Sharded<ServiceName, Arc<Service>>,
     pub service_extras: Sharded<ServiceName, Arc<ServiceExtra>>,
     pub policies: Sharded<PolicyName, Arc<Policy>>,
+    pub routes: Sharded<ServiceName, Arc<Routes>>,
+    pub destinations: Sharded<ServiceName, Arc<Destination>>,
     pub networks: Arc<BTreeMap<NetworkId, Network>>,
     pub hostnames: Sharded<Hostname, Vec<ServiceName>>,
     pub endpoints: Sharded<ServiceName, Arc<Members>>,
@@ -253,6 +265,16 @@ impl Mesh {
     /// A policy by its name.
     pub fn policy(&self, name: &PolicyName) -> Option<&Arc<Policy>> {
         self.inner.policies.get(name)
+    }
+
+    /// The rules for requests to a service, when there are any.
+    pub fn routes(&self, service: &ServiceName) -> Option<&Arc<Routes>> {
+        self.inner.routes.get(service)
+    }
+
+    /// How a service's endpoints are used, when anything is said about it.
+    pub fn destination(&self, service: &ServiceName) -> Option<&Arc<Destination>> {
+        self.inner.destinations.get(service)
     }
 
     /// All workloads, for dumps and reconciliation. Makes the whole form of each, which stays: to look at the

@@ -112,6 +112,9 @@ pub struct WorkloadExtra {
     pub features: Box<[Arc<str>]>,
     /// The uid that kubelet and the container runtime know the pod by; `None` for what is no pod.
     pub pod_uid: Option<Arc<str>>,
+    /// Which of the selectors that routes and destinations use select it, in the form of
+    /// [`crate::route::http::Selector`], ordered.
+    pub groups: Box<[Arc<str>]>,
 }
 
 /// Whether a workload takes part in the mesh.

@@ -3,6 +3,7 @@
 //! Invariant: a plan is made only from a permit.
 
 mod endpoint;
+pub mod http;
 mod short;
 mod slots;
 pub(crate) mod waypoint;

@@ -66,6 +66,7 @@ pub fn extra(mtls: MtlsMode) -> WorkloadExtra {
         guarded: false,
         features: Box::new([]),
         pod_uid: None,
+        groups: Box::default(),
     }
 }
 

@@ -274,6 +274,7 @@ impl<K: Kernel + Datapath + 'static> World<K> {
             guarded: false,
             features: [].into(),
             pod_uid: Some(uid.into()),
+            groups: Box::default(),
         };
         self.state.apply([
             Change::Workload(workload),
