@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::SkLookupContext;
 use mesh_abi::decide::{self, Early, Inbound, proto};
-use mesh_abi::{Addr, Counter, ListenerKey, Tuple, ports, reason};
+use mesh_abi::{Addr, Counter, ListenerKey, STATE_OPEN, Tuple, ports, reason};
 
 use crate::count;
 use crate::maps::{ADDRS, DIRECT, LISTENERS, PROBE_PORTS, PROBES, state};
@@ -12,10 +12,10 @@ const DROP: u32 = 0;
 
 #[inline(always)]
 pub fn lookup(ctx: &SkLookupContext) -> u32 {
-    match state() {
-        Some(s) if s.retired() == 0 => {}
+    let open = match state() {
+        Some(s) if s.retired() == 0 => s.flags() & STATE_OPEN != 0,
         _ => return PASS,
-    }
+    };
     let c = ctx.lookup;
     // SAFETY: readable fields of the context.
     let (protocol, family, lport) = unsafe { ((*c).protocol, (*c).family, (*c).local_port as u16) };
@@ -34,6 +34,7 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
         }
         Early::Other => PASS,
         Early::Drop(why) => drop(why, u32::MAX, &t, protocol),
+        Early::Ask if open => PASS,
         Early::Ask => ask(ctx, &t, family),
     }
 }

@@ -28,18 +28,21 @@ use crate::{
     admin,
     capture::{
         Capture, CaptureParts, Enroller, Finder, Guards, Kernel, KernelMetrics, KernelReporter,
-        Kubelet, LoadedDatapath, Refiller, SavedPods, beat,
+        Kubelet, LoadedDatapath, Refiller, SavedPods, beat, follow_leaving,
     },
     cni::{Cni, Plugin, command},
     config::{
-        Config, Invocation, LogFormat, Takeover, Task,
+        AfterHandover, Config, Invocation, LogFormat, Takeover, Task,
         cgroup::{self, Cgroups},
     },
     dns::{DnsHandle, DnsParts, DnsServer, Names},
     identify::{
         CaClient, Certificates, Controller, HANDED, Handshakes, KeyDir, Renewer, receive, show,
     },
-    lifecycle::{Ending, Lifecycle, Part, Predecessor, Readiness, end_of_signals, take_over},
+    lifecycle::{
+        Call, Ending, Lifecycle, Part, Predecessor, Readiness, Retirement, end_of_signals,
+        take_over,
+    },
     observe::{self, AccessFormat, LogControl, LogSink, Metrics, Observer},
     role::Role,
     route::Director,
@@ -62,6 +65,7 @@ pub fn run(invocation: Invocation) -> Result<()> {
         Task::Run(Role::Ready) => return at_hand(ready(config)),
         Task::Run(role) => role,
         Task::Cni(action) => return at_hand(command::run(action, &config)),
+        Task::Leave(step) => return at_hand(command::leave(&config, step)),
         Task::Uninstall(patience) => return at_hand(command::restore(&config, patience)),
     };
     if role.profile().is_none() {
@@ -74,6 +78,11 @@ pub fn run(invocation: Invocation) -> Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let log = Log::start(&config).context("starting the log")?;
     let sink = log.sink.clone();
+    let retirement = match config.after_handover {
+        AfterHandover::Exit => None,
+        AfterHandover::Wait => Some(Retirement::prepare().context("listening to signals")?),
+    };
+    let successor = config.run_dir.join("admin.sock");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
@@ -81,9 +90,19 @@ pub fn run(invocation: Invocation) -> Result<()> {
         .build();
     let runtime = runtime.context("starting the control runtime")?;
     let outcome = runtime.block_on(node(config, log));
+    // With it go the sockets that are still open: whoever stays holds nothing.
     runtime.shutdown_timeout(LAST_WORDS);
+    if let (Some(retirement), Ok(Ending::HandedOver)) = (retirement, &outcome) {
+        tracing::info!("idle until told to stop: a successor serves");
+        match retirement.wait(&successor) {
+            Call::Stop => tracing::info!("told to stop"),
+            Call::Deserted => tracing::warn!(
+                "no node proxy serves any more: ending, so that this one is started again"
+            ),
+        }
+    }
     sink.flush(LAST_WORDS);
-    outcome
+    outcome.map(drop)
 }
 
 /// Asks the node proxy that runs in the same container.
@@ -123,8 +142,8 @@ impl Log {
     }
 }
 
-/// The role `node`.
-async fn node(config: Config, log: Log) -> Result<()> {
+/// The role `node`; says what ended it.
+async fn node(config: Config, log: Log) -> Result<Ending> {
     config
         .prepare()
         .context("preparing directories and limits")?;
@@ -167,7 +186,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
         configured(&state, &certificates).await;
     }
     let (pods, _taken_up, predecessor) = take_up(&tasks, &capture, predecessor).await?;
-    let missing = scan(&config, &tasks, &state, &capture, &metrics, pods_cgroup);
+    let missing = scan(&config, &tasks, &state, &capture, &metrics, pods_cgroup.clone());
     let cni = config.cni.keep.then(|| Cni::new(Plugin::new(&config)));
     serve_sockets(
         &config,
@@ -179,6 +198,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
             certificates,
             observer,
             shared: shared.clone(),
+            pods_cgroup,
             lookouts,
             missing,
             cni: cni.clone(),
@@ -200,14 +220,13 @@ async fn node(config: Config, log: Log) -> Result<()> {
         end_of_signals(tasks.lifecycle.clone(), config.drain),
     );
     tracing::info!(node = %config.node_name, instance = config.instance, threads = config.threads, pods, "the node proxy serves");
-    tokio::select! {
-        ending = tasks.lifecycle.draining() => {
-            tracing::info!(?ending, "draining");
-            if ending == Ending::Stop {
-                capture.close().await?;
-            }
-        }
+    let ending = tokio::select! {
+        ending = tasks.lifecycle.draining() => ending,
         () = data.ended() => bail!("the data threads have ended"),
+    };
+    tracing::info!(?ending, "draining");
+    if ending == Ending::Stop {
+        capture.close().await?;
     }
     metrics.node().draining.set(1);
     data.drain();
@@ -220,7 +239,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
     }
     data.end().await;
     tracing::info!("stopped");
-    Ok(())
+    Ok(ending)
 }
 
 /// A running process of the same instance, which then waits for us to serve what it gave.
@@ -444,6 +463,9 @@ fn start_capture(
     let director = Director::new(config.node_name.clone(), state.clone(), kernel.clone());
     tasks.spawn_until_handed_over("direct paths", director.run());
     tasks.spawn_until_handed_over("heartbeat", beat(seen.clone(), metrics.clone()));
+    let part = tasks.readiness.part("capture", "its start");
+    // A successor with other programs retires ours.
+    tasks.spawn_until_handed_over("mesh's stay", follow_leaving(seen.clone(), part));
     let Lookouts { guards, kubelet } = lookouts;
     tasks.spawn_until_handed_over(
         "interfaces",

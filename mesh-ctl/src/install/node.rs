@@ -152,6 +152,8 @@ fn environment(values: &Values, namespace: &str) -> Vec<Value> {
         env("WARREN_TOKEN_FILE", "/var/run/secrets/warren/token"),
         env("WARREN_TC", &node.tc),
         env("WARREN_DRAIN", format!("{}s", node.drain)),
+        // Kubelet would start the container of a proxy that has handed over again, and it would take over back.
+        env("WARREN_AFTER_HANDOVER", "wait"),
         env("WARREN_METRICS_PORT", node.metrics_port.to_string()),
         env("WARREN_ACCESS_LOG", on_off(node.access_log)),
         env("WARREN_LOG", &values.log.level),

@@ -1,7 +1,8 @@
 //! Uninstalling, step by step.
 //!
-//! Invariants: the webhook goes first, so that nothing waits for a controller that is on its way out; every node is
-//! restored by a pod of its own before the rest goes; what holds users' objects or keys stays unless it is to be purged.
+//! Invariants: the webhook goes first, so that nothing waits for a controller that is on its way out; pods reach each
+//! other all the time, because every node lets everybody in before the first lets its pods out, and no node proxy ends
+//! before they are out; every node is restored by a pod of its own before the rest goes; what holds users' objects or keys stays unless it is to be purged.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,8 @@ use super::{
 };
 use crate::webhook;
 
-/// The name of the pods that restore nodes, before the node's.
+/// The names of the pods that open nodes, and of those that restore them, before the node's.
+const OPEN: &str = "warren-open";
 const RESTORE: &str = "warren-restore";
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(500);
@@ -46,19 +48,20 @@ pub async fn nodes(
         return Ok(());
     };
     let (ready, away) = places(cluster, &found).await?;
+    let openers: Vec<Value> = ready.iter().map(|name| opener(&found, name)).collect();
+    create(cluster, &openers, limit, &mut say).await?;
+    phases(cluster, &openers, limit, &["Succeeded"]).await?;
+    say("every node: its pods are open to all");
     let restorers: Vec<Value> = ready
         .iter()
         .map(|name| restorer(&found, name, limit))
         .collect();
-    for pod in &restorers {
-        // One that an earlier attempt left has its own idea of what to do.
-        if cluster.delete(pod).await? {
-            gone(cluster, pod, limit).await?;
-        }
-        cluster.apply(pod, false).await?;
-        say(&format!("{}: created", title(pod)));
-    }
+    create(cluster, &restorers, limit, &mut say).await?;
     phases(cluster, &restorers, limit, &["Running", "Succeeded"]).await?;
+    say("every node: nothing is captured any more");
+    for pod in &openers {
+        cluster.delete(pod).await?;
+    }
     cluster.delete(&set).await?;
     say(&format!("{}: deleted", title(&set)));
     phases(cluster, &restorers, limit, &["Succeeded"]).await?;
@@ -73,6 +76,23 @@ pub async fn nodes(
              remove it from the cluster",
             away.join(", ")
         );
+    }
+    Ok(())
+}
+
+/// Creates pods, in place of those that an earlier attempt left, which have their own idea of what to do.
+async fn create(
+    cluster: &Cluster,
+    pods: &[Value],
+    limit: Duration,
+    say: &mut impl FnMut(&str),
+) -> anyhow::Result<()> {
+    for pod in pods {
+        if cluster.delete(pod).await? {
+            gone(cluster, pod, limit).await?;
+        }
+        cluster.apply(pod, false).await?;
+        say(&format!("{}: created", title(pod)));
     }
     Ok(())
 }
@@ -215,33 +235,58 @@ async fn places(cluster: &Cluster, set: &Value) -> anyhow::Result<(Vec<String>, 
     Ok((ready, away))
 }
 
-/// A pod like those of the DaemonSet that restores its node: it takes the CNI plugin out at once, waits until the node
-/// proxy has ended, and then removes what it left.
+/// A pod that lets everybody reach the pods of a node.
+fn opener(set: &Value, node: &str) -> Value {
+    alike(set, node, OPEN, |container| {
+        container["args"] = json!(["leave", "open"]);
+        Vec::new()
+    })
+}
+
+/// A pod that restores a node. Before it counts as running it has taken the CNI plugin out and ended the capture; then it
+/// waits until the node proxy has ended, and removes what that left.
 fn restorer(set: &Value, node: &str, limit: Duration) -> Value {
+    alike(set, node, RESTORE, |container| {
+        let mut first = container.clone();
+        first["name"] = "release".into();
+        first["args"] = json!(["leave", "release"]);
+        container["args"] = json!(["uninstall", format!("--wait={}s", limit.as_secs())]);
+        vec![first]
+    })
+}
+
+/// A pod like those of the DaemonSet that does something else on a node and ends. `task` says what, and what comes first.
+fn alike(
+    set: &Value,
+    node: &str,
+    name: &str,
+    task: impl FnOnce(&mut Value) -> Vec<Value>,
+) -> Value {
     let mut spec = set["spec"]["template"]["spec"].clone();
     let kept = |name: &Value| !["root", "token"].iter().any(|not| name == not);
     let container = &mut spec["containers"][0];
     container["name"] = "restore".into();
-    container["args"] = json!(["uninstall", format!("--wait={}s", limit.as_secs())]);
     if let Some(fields) = container.as_object_mut() {
         fields.remove("readinessProbe");
     }
     if let Some(mounts) = container["volumeMounts"].as_array_mut() {
         mounts.retain(|m| kept(&m["name"]));
     }
+    let first = task(container);
     if let Some(volumes) = spec["volumes"].as_array_mut() {
         volumes.retain(|v| kept(&v["name"]));
     }
+    spec["initContainers"] = first.into();
     spec["nodeName"] = node.into();
     spec["restartPolicy"] = "OnFailure".into();
     spec["terminationGracePeriodSeconds"] = 5.into();
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
-            "name": format!("{RESTORE}-{node}"),
+            "name": format!("{name}-{node}"),
             "namespace": set["metadata"]["namespace"],
             "labels": {
-                "app.kubernetes.io/name": RESTORE, "app.kubernetes.io/part-of": PART_OF,
+                "app.kubernetes.io/name": name, "app.kubernetes.io/part-of": PART_OF,
                 "warren.dev/mesh": "disabled",
             },
         },
@@ -324,12 +369,26 @@ mod tests {
         );
         assert!(container.readiness_probe.is_none());
         assert!(container.security_context.is_some());
+        let first = &spec.init_containers.unwrap_or_default()[0];
+        assert_eq!(first.args.clone().unwrap_or_default(), ["leave", "release"]);
+        assert_eq!(first.security_context, container.security_context);
         let volumes: Vec<String> = spec.volumes.into_iter().flatten().map(|v| v.name).collect();
         assert!(volumes.contains(&"bpf".to_owned()) && volumes.contains(&"cni-conf".to_owned()));
         // The ConfigMap goes with the controller, and a pod that waits for it never starts.
         assert!(!volumes.contains(&"root".to_owned()));
         let mut mounts = container.volume_mounts.iter().flatten();
         assert!(mounts.all(|m| volumes.contains(&m.name)));
+    }
+
+    #[test]
+    fn an_opener_only_opens() {
+        let pod = opener(&set(), "n1");
+        let typed: Pod = serde_json::from_value(pod).expect("a pod");
+        assert_eq!(typed.metadata.name.as_deref(), Some("warren-open-n1"));
+        let spec = typed.spec.expect("a spec");
+        assert_eq!(spec.init_containers, Some(Vec::new()));
+        let args = spec.containers[0].args.clone().unwrap_or_default();
+        assert_eq!(args, ["leave", "open"]);
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub const IFACE_ENROLLED: u32 = 1;
 pub const STATE_AUDIT: u32 = 1;
 /// `State::flags`: `guard` or `anchor` is in its place on every interface, so that connections may go direct.
 pub const STATE_ANCHORED: u32 = 2;
+/// `State::flags`: the mesh leaves the cluster, and clients of other nodes may be out of it already: what comes in
+/// goes to the application as it is. What goes out is still captured.
+pub const STATE_OPEN: u32 = 4;
 
 /// `Verdict::action`: native TCP to the pod.
 pub const VERDICT_DIRECT: u16 = 1;
@@ -68,7 +71,7 @@ pub const EVENT_REFUSED: u16 = 4;
 plain! {
     /// The one entry of `STATE`.
     State[40] {
-        /// Not zero: take no new flow, a newer layout does.
+        /// Not zero: take no new flow, because a newer layout does, or because the mesh leaves the node.
         retired: u32,
         /// `STATE_*`.
         flags: u32,

@@ -28,7 +28,7 @@ use crate::links::Links;
 use crate::maps::{Map, Shared, subtract};
 use crate::netlink::News;
 use crate::object::{self, Loaded};
-use crate::pins::{check_bpffs, instance_folder};
+use crate::pins::{check_bpffs, instance_folder, layout_folder};
 use crate::pods::{Known, PodId};
 use crate::verdicts::{Ledger, endpoint};
 use crate::{LoadError, netns, sys};
@@ -186,14 +186,14 @@ impl std::fmt::Debug for Datapath {
 
 impl Datapath {
     /// Loads the programs and attaches them, or puts them behind the links that an earlier process pinned.
-    /// Whatever that process had decided is void; the pods that it had enrolled stay enrolled (`pods`). Nothing
-    /// goes direct before the first `look`.
+    /// Whatever that process had decided is void; the pods that it had enrolled stay enrolled (`pods`), unless the
+    /// layout had retired. Nothing goes direct before the first `look`.
     pub fn open(config: &Config) -> Result<Datapath, LoadError> {
         if config.object.is_empty() {
             return Err(LoadError::NoObject);
         }
         check_bpffs(&config.bpffs)?;
-        let folder = config.folder()?.join(format!("{:08x}", abi::layout_hash()));
+        let folder = layout_folder(&config.folder()?);
         let (maps, links) = (folder.join("maps"), folder.join("links"));
         for path in [&maps, &links] {
             let made = fs::DirBuilder::new()
@@ -207,6 +207,7 @@ impl Datapath {
         attach(config, &links, &loaded)?;
         let this = Self::with_maps(config, folder, links, &loaded)?;
         this.adopt()?;
+        this.begin_anew()?;
         this.allow_direct(false);
         this.bump_all();
         this.set_stale_after(config.stale_after);

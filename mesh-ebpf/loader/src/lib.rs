@@ -33,6 +33,7 @@ pub use mesh_abi::{self as abi, ports};
 pub use netlink::{Interface, attrs, interfaces};
 pub use netns::{cookie as netns_cookie, inside as in_netns};
 pub use object::{embedded, statistics};
+pub use pins::Leave;
 pub use pods::{Family, PodId, PodInfo, PodSpec};
 pub use sockets::tcp_sockets;
 pub use trial::Compiled;

@@ -14,7 +14,7 @@ use crate::elders::Elders;
 use crate::iface::{purge_filters, tags};
 use crate::links::remove_tree;
 use crate::maps::pages;
-use crate::{LoadError, sys};
+use crate::{LoadError, abi, sys};
 
 impl Datapath {
     /// The layouts of earlier versions that are still pinned beside this one.
@@ -38,7 +38,7 @@ impl Datapath {
     pub fn retire_previous(&self) -> Result<usize, LoadError> {
         let previous = self.previous()?;
         for folder in &previous {
-            retire(folder).map_err(LoadError::io(format!("retire {}", folder.display())))?;
+            set_bits(folder, RETIRED).map_err(LoadError::io(format!("retire {}", folder.display())))?;
         }
         if !previous.is_empty() {
             let seen = self.sockets();
@@ -80,6 +80,51 @@ impl Datapath {
             .expect("no panic while the elders are held")
     }
 
+    /// Begins to take an instance's pods out of the mesh, whether or not a process of it runs, which keeps the flows that
+    /// it has and is told by `is_leaving`. A process that opens the instance later takes the pods in again. Says whether
+    /// there was anything to do.
+    pub fn leave(bpffs: &Path, instance: &str, step: Leave) -> Result<bool, LoadError> {
+        let folder = instance_folder(bpffs, instance)?;
+        let layouts = match fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            layouts => layouts.map_err(LoadError::io("list layouts"))?,
+        };
+        let current = layout_folder(&folder);
+        let mut any = false;
+        for layout in layouts {
+            let path = layout.map_err(LoadError::io("list layouts"))?.path();
+            match step {
+                // Where an earlier layout keeps its flags is not known; it was retired, or its pods are in no other.
+                Leave::Open if path != current => continue,
+                Leave::Open => set_bits(&path, OPEN),
+                Leave::Release => set_bits(&path, RETIRED),
+            }
+            .map_err(LoadError::io(format!("tell {}", path.display())))?;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Whether somebody has begun to take the pods out of the mesh.
+    pub fn is_leaving(&self) -> bool {
+        self.state.word(0, 0).load(Ordering::Acquire) & (RETIRED | OPEN) != 0
+    }
+
+    /// Takes up a layout again that had retired, or an instance that was leaving. What such a layout knew of pods is old:
+    /// each has to be enrolled again, before whatever keeps them captured meanwhile is told to retire.
+    pub(crate) fn begin_anew(&self) -> Result<(), LoadError> {
+        let word = self.state.word(0, 0);
+        if word.load(Ordering::Acquire) & RETIRED != 0 {
+            let mut pods = self.lock();
+            for known in pods.values() {
+                self.uninstall(&known.info)?;
+            }
+            pods.clear();
+        }
+        word.fetch_and(!(RETIRED | OPEN), Ordering::AcqRel);
+        Ok(())
+    }
+
     /// Removes everything of an instance from the kernel, filters from the interfaces of the calling thread's
     /// namespace. Pods are then no longer captured.
     pub fn purge(bpffs: &Path, instance: &str) -> Result<(), LoadError> {
@@ -89,16 +134,35 @@ impl Datapath {
     }
 }
 
-/// The first word of `STATE` is the retired flag in every layout.
-fn retire(folder: &Path) -> io::Result<()> {
+/// A step of taking pods out of the mesh without a moment in which they reach nobody. All nodes have to have taken one
+/// before the first takes the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// What comes in reaches the application as it is, and is not asked who sent it; what goes out is still captured.
+    Open,
+    /// Nothing is captured any more.
+    Release,
+}
+
+/// The first word of `STATE` is the retired flag in every layout, the next the flags in this one; both in one.
+const RETIRED: u64 = 1;
+const OPEN: u64 = (abi::STATE_OPEN as u64) << 32;
+
+/// Sets bits in the first two words of a layout's `STATE`.
+fn set_bits(folder: &Path, bits: u64) -> io::Result<()> {
     let map = sys::get(&folder.join("maps/STATE"))?;
     let at = pages(map.as_fd(), 8)?;
     // SAFETY: the mapping is at least one page, aligned, and shared with the kernel; the programs are little-endian.
-    let word = unsafe { std::sync::atomic::AtomicU32::from_ptr(at.as_ptr().cast()) };
-    word.store(1, Ordering::Release);
+    let word = unsafe { std::sync::atomic::AtomicU64::from_ptr(at.as_ptr().cast()) };
+    word.fetch_or(bits, Ordering::AcqRel);
     // SAFETY: the mapping was made above and `word` is not used any more.
     unsafe { libc::munmap(at.as_ptr().cast(), 8) };
     Ok(())
+}
+
+/// Where the present layout is pinned.
+pub(crate) fn layout_folder(instance: &Path) -> PathBuf {
+    instance.join(format!("{:08x}", abi::layout_hash()))
 }
 
 pub(crate) fn instance_folder(bpffs: &Path, instance: &str) -> Result<PathBuf, LoadError> {

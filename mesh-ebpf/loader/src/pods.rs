@@ -366,7 +366,7 @@ impl Datapath {
         Ok(())
     }
 
-    fn uninstall(&self, info: &PodInfo) -> Result<(), LoadError> {
+    pub(crate) fn uninstall(&self, info: &PodInfo) -> Result<(), LoadError> {
         let index = info.id.0;
         self.detach_iface(info.veth_ifindex, &guard_link(index))
             .map_err(LoadError::io("detach guard"))?;

@@ -26,7 +26,7 @@ pub async fn ready(socket: &Path) -> io::Result<()> {
         let stream = connect(socket).await?;
         if !beside(&stream)? {
             return Err(io::Error::other(
-                "another container's process serves still; this one has not taken over",
+                "another container's process serves: this one has not taken over yet, or has handed over",
             ));
         }
         match exchange(stream, Method::GET, "/readyz").await? {

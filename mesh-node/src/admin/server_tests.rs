@@ -202,7 +202,8 @@ async fn the_metrics_port_is_read_only() {
         .await
         .unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(MetricsServer::new(metrics, readiness.as_check()).run(listener));
+    let standing = Arc::new(|| json!({"btf": true}));
+    tokio::spawn(MetricsServer::new(metrics, readiness.as_check(), standing).run(listener));
     let ask = async |request: &str| {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream
@@ -228,7 +229,13 @@ async fn the_metrics_port_is_read_only() {
         ask("GET /readyz").await.contains("503")
             && ask("GET /readyz").await.contains("the controller")
     );
+    let status = ask("GET /status").await;
+    assert!(
+        status.contains("\"btf\": true") && status.contains("waits for the controller"),
+        "{status}"
+    );
     part.ready();
+    assert!(ask("GET /status").await.contains("\"waits\": null"));
     assert!(
         ask("GET /readyz").await.contains("200 OK")
             && ask("GET /healthz/ready").await.contains("200 OK")

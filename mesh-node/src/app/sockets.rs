@@ -3,7 +3,9 @@
 //! Invariant: only root is served on the sockets of the run directory.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -13,18 +15,22 @@ use anyhow::{Context, Result};
 use super::{ROOT, tasks::Tasks};
 use crate::{
     admin::{AdminParts, AdminServer},
-    capture::{Capture, Guards, Kubelet, RegistrationServer},
+    capture::{Capture, Guards, Kubelet, PodState, RegistrationServer},
     cni::Cni,
     config::Config,
     identify::{Certificates, HANDED, describe, hand_over},
     lifecycle::{Blobs, HandoverServer},
-    observe::{LogControl, Metrics, MetricsServer, Observer},
+    observe::{LogControl, Metrics, MetricsServer, Observer, Standing, StateLabel},
     scan::Missing,
     serve::Shared,
     state::MeshState,
 };
 
-/// Who looks after the node around the pods.
+/// What the kernel tells of its types, without which its programs cannot be loaded.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Who looks after the node around the pods. Cloning shares it.
+#[derive(Clone)]
 pub(super) struct Lookouts {
     pub(super) guards: Guards,
     pub(super) kubelet: Kubelet,
@@ -44,6 +50,7 @@ pub(super) struct Sockets {
     pub(super) certificates: Certificates,
     pub(super) observer: Observer,
     pub(super) shared: Arc<Shared>,
+    pub(super) pods_cgroup: PathBuf,
     pub(super) lookouts: Lookouts,
     pub(super) missing: Missing,
     pub(super) cni: Option<Cni>,
@@ -59,16 +66,18 @@ pub(super) fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> R
         certificates,
         observer,
         shared,
+        pods_cgroup,
         lookouts,
         missing,
         cni,
         log,
     } = parts;
     let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
+    let standing = standing(metrics.clone(), lookouts.clone(), cni.clone(), pods_cgroup);
     tasks.spawn_until_handed_over(
         "metrics",
         serve_metrics(
-            MetricsServer::new(metrics, tasks.readiness.as_check()),
+            MetricsServer::new(metrics, tasks.readiness.as_check(), standing),
             address,
         ),
     );
@@ -115,6 +124,33 @@ pub(super) fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> R
     // Ends when a successor has taken over, which is no failure.
     tokio::spawn(handover.with_context(bind("handover.sock"))?.run());
     Ok(())
+}
+
+/// How the node stands: what `mesh-ctl check` looks at.
+fn standing(
+    metrics: Metrics,
+    lookouts: Lookouts,
+    cni: Option<Cni>,
+    pods_cgroup: PathBuf,
+) -> Standing {
+    Arc::new(move || {
+        let node = metrics.node();
+        let pods = PodState::ALL.map(|state| {
+            let label = StateLabel {
+                state: state.as_str(),
+            };
+            (state.as_str(), node.pods.get_or_create(&label).get())
+        });
+        let mut seen = lookouts.describe();
+        seen["version"] = env!("CARGO_PKG_VERSION").into();
+        seen["btf"] = Path::new(BTF).exists().into();
+        seen["podsCgroup"] = pods_cgroup.display().to_string().into();
+        seen["pods"] = serde_json::json!(BTreeMap::from(pods));
+        seen["podsBarred"] = node.pods_barred.get().into();
+        seen["podsMissing"] = node.pods_missing.get().into();
+        seen["cni"] = serde_json::json!(cni.as_ref().map(Cni::describe));
+        seen
+    })
 }
 
 /// Listens as soon as nobody else does: an earlier process may hold the port until it has handed over.

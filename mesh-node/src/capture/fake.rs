@@ -62,6 +62,8 @@ pub struct Told {
     pub kubelet: Option<PathBuf>,
     /// Clients shown, in the order of marking.
     pub marked: Vec<Option<SocketAddr>>,
+    /// Whether its pods are being taken out of the mesh.
+    pub leaving: bool,
     /// How often earlier layouts were retired.
     pub retired: usize,
     /// Sockets that an earlier layout serves; `None`: there is no earlier layout.
@@ -205,6 +207,10 @@ impl Kernel for FakeDatapath {
 
     fn sweep(&self, _: Duration) -> io::Result<usize> {
         Ok(0)
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.told().leaving
     }
 
     fn retire_older(&self) -> io::Result<usize> {

@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::Kernel;
+use crate::lifecycle::Part;
 use crate::observe::{KernelCounters, Metrics};
 
 /// How often the proxy says that it is alive. The programs wait several times as long.
@@ -16,6 +17,28 @@ const SWEEP: u64 = 60;
 const LEFT: Duration = Duration::from_secs(60);
 /// How often, in beats, the log says that programs of earlier layouts are still needed.
 const REMIND: u64 = 3600;
+
+/// Follows whether the pods of this node are being taken out of the mesh, which whoever uninstalls it does behind the
+/// process's back: the process is then not ready, and says why.
+pub async fn follow_leaving(kernel: Arc<dyn Kernel>, part: Part) {
+    let mut every = tokio::time::interval(EVERY);
+    let mut was = false;
+    loop {
+        every.tick().await;
+        let leaves = kernel.is_leaving();
+        match (was, leaves) {
+            (false, true) => {
+                tracing::warn!(
+                    "this node's pods leave the mesh: from now on they talk in plaintext, and only flows under way go on here"
+                );
+                part.waits("a restart: the mesh was taken off this node, whose pods talk in plaintext");
+            }
+            (_, false) => part.ready(),
+            (true, true) => {}
+        }
+        was = leaves;
+    }
+}
 
 /// Beats, and keeps the kernel's maps tidy, until the future is dropped.
 pub async fn beat(kernel: Arc<dyn Kernel>, metrics: Metrics) {
@@ -81,7 +104,24 @@ impl KernelCounters for KernelMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::FakeDatapath;
+    use crate::{capture::FakeDatapath, lifecycle::Readiness};
+
+    #[tokio::test]
+    async fn a_node_that_the_mesh_leaves_is_not_ready() {
+        let (kernel, all) = (Arc::new(FakeDatapath::default()), Readiness::default());
+        let followed = follow_leaving(kernel.clone(), all.part("capture", "its start"));
+        let task = tokio::spawn(followed);
+        let until = async |ready: bool| {
+            while all.check().is_ok() != ready {
+                tokio::task::yield_now().await;
+            }
+        };
+        until(true).await;
+        kernel.told().leaving = true;
+        until(false).await;
+        assert!(all.check().unwrap_err().contains("talk in plaintext"));
+        task.abort();
+    }
 
     #[test]
     fn an_earlier_layout_goes_with_its_last_connection_and_not_before() {

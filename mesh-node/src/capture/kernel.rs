@@ -168,6 +168,9 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// Removes captured connections that nobody asked about for `age`: they waited when a proxy died.
     fn sweep(&self, age: Duration) -> io::Result<usize>;
 
+    /// Whether somebody has begun to take the pods out of the mesh.
+    fn is_leaving(&self) -> bool;
+
     /// Every pod is enrolled here: programs of earlier layouts take no new flows from now on.
     fn retire_older(&self) -> io::Result<usize>;
 

@@ -229,6 +229,10 @@ impl Kernel for LoadedDatapath {
         self.inner.sweep(age).map_err(io::Error::other)
     }
 
+    fn is_leaving(&self) -> bool {
+        self.inner.is_leaving()
+    }
+
     fn retire_older(&self) -> io::Result<usize> {
         self.inner.retire_previous().map_err(io::Error::other)
     }

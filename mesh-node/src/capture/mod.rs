@@ -37,7 +37,7 @@ pub use events::KernelReporter;
 pub use fake::FakeDatapath;
 pub use guards::Guards;
 pub use handle::{Capture, CaptureGone, HandedPod};
-pub use heart::{KernelMetrics, beat};
+pub use heart::{KernelMetrics, beat, follow_leaving};
 pub use kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, ListenerEntry, PodEntry};
 pub use kubelet::Kubelet;
 pub use loader::LoadedDatapath;

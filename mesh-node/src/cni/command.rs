@@ -1,4 +1,4 @@
-//! `mesh-node cni install|uninstall|status` and `mesh-node uninstall`: the plugin and the node, by hand.
+//! `mesh-node cni install|uninstall|status`, `mesh-node leave` and `mesh-node uninstall`: the plugin and the node, by hand.
 //!
 //! Invariants: a node proxy that runs here is asked to stop keeping the plugin before its files are touched; nothing
 //! of the kernel is removed while one runs, which would put it back.
@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use http::Method;
 use mesh_cni::conflist;
+use mesh_loader::Leave;
 use serde_json::json;
 use tokio::{net::UnixStream, time::Instant};
 
@@ -75,6 +76,32 @@ pub async fn run(action: Action, config: &Config) -> Result<()> {
         Action::Uninstall => remove(config, &plugin).await,
         Action::Status => status(&plugin),
     }
+}
+
+/// Takes one step of taking the node's pods out of the mesh, whether or not a node proxy runs here. The plugin goes with
+/// the second, so that a pod that starts then asks nobody.
+pub async fn leave(config: &Config, step: Leave) -> Result<()> {
+    if step == Leave::Release {
+        remove(config, &Plugin::new(config)).await?;
+    }
+    let bpffs = Path::new(mesh_loader::BPFFS);
+    let told = mesh_loader::Datapath::leave(bpffs, &config.instance, step);
+    let told = told.with_context(|| {
+        format!(
+            "telling the kernel programs of instance {}",
+            config.instance
+        )
+    })?;
+    let done = match step {
+        Leave::Open => "everybody reaches the pods, which are still captured",
+        Leave::Release => "nothing is captured any more",
+    };
+    println!(
+        "instance {}: {}",
+        config.instance,
+        said(told, done, "has no kernel programs here")
+    );
+    Ok(())
 }
 
 /// Restores the node: no plugin, no kernel programs, so that its pods talk as if there were no mesh. Waits at most

@@ -60,6 +60,8 @@ pub struct Config {
     pub drain: Duration,
     /// Whether to take over from a running instance.
     pub takeover: Takeover,
+    /// What to do once a successor has taken over and the last flow has ended.
+    pub after_handover: AfterHandover,
     /// Sockets and keys: `<run root>/<instance>`.
     pub run_dir: PathBuf,
     /// What outlives a reboot: `<state root>/<instance>`.
@@ -135,4 +137,13 @@ pub enum Takeover {
     Auto,
     /// Never: what a running instance holds is not touched, and this one fails if it is in the way.
     Never,
+}
+
+/// What a process does once a successor serves in its place and its own flows have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterHandover {
+    /// It ends.
+    Exit,
+    /// It stays, idle, until it is told to stop: whoever started it would start it again, and it would take over back.
+    Wait,
 }

@@ -5,10 +5,11 @@
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Arg, ArgMatches, Command, error::ErrorKind};
+use mesh_loader::Leave;
 use mesh_model::name::{ClusterId, NodeName};
 
 use super::{
-    Cni, Config, Control, Limits, LogFormat, Source, Takeover, Tc,
+    AfterHandover, Cni, Config, Control, Limits, LogFormat, Source, Takeover, Tc,
     settings::{SETTINGS, Setting},
 };
 use crate::{
@@ -24,6 +25,8 @@ pub enum Task {
     Run(Role),
     /// Work on the CNI plugin and end.
     Cni(Action),
+    /// Take the node's pods out of the mesh, one step of it, and end.
+    Leave(Leave),
     /// Restore the node and end; a running node proxy is waited for so long.
     Uninstall(Duration),
 }
@@ -94,6 +97,14 @@ pub fn parse(
             let action = action.expect("clap accepts declared actions only");
             (Task::Cni(action), sub)
         }
+        Some((LEAVE, sub)) => {
+            let (name, sub) = sub.subcommand().expect("clap demands a subcommand");
+            let step = match name {
+                OPEN => Leave::Open,
+                _ => Leave::Release,
+            };
+            (Task::Leave(step), sub)
+        }
         Some((UNINSTALL, sub)) => (Task::Uninstall(wait(sub)?), sub),
         Some((name, sub)) => {
             let role = Role::named(name).expect("clap accepts declared roles only");
@@ -151,11 +162,22 @@ fn command() -> Command {
     let uninstall = Command::new(UNINSTALL)
         .about("Restore this node: no plugin, no kernel programs, no files; its pods talk as if there were no mesh")
         .arg(wait);
-    command.subcommand(cni).subcommand(uninstall)
+    let leave = Command::new(LEAVE)
+        .about("Take this node's pods out of the mesh before the node is restored; a node proxy that is started later takes them in again")
+        .subcommand_required(true)
+        .subcommand(Command::new(OPEN).about("Let everybody reach the pods, who themselves are still captured; on every node before any is released"))
+        .subcommand(Command::new(RELEASE).about("Take the CNI plugin out and capture nothing any more; flows under way go on"));
+    command
+        .subcommand(cni)
+        .subcommand(leave)
+        .subcommand(uninstall)
 }
 
-/// Subcommands that are no roles, and the argument of one.
+/// Subcommands that are no roles, and what they take.
 const CNI: &str = "cni";
+const LEAVE: &str = "leave";
+const OPEN: &str = "open";
+const RELEASE: &str = "release";
 const UNINSTALL: &str = "uninstall";
 const WAIT: &str = "wait";
 
@@ -293,6 +315,14 @@ impl Values<'_> {
                     choice(t, &[("auto", Takeover::Auto), ("never", Takeover::Never)])
                 })?
                 .unwrap_or(Takeover::Auto),
+            after_handover: self
+                .get("after-handover", |t| {
+                    choice(
+                        t,
+                        &[("exit", AfterHandover::Exit), ("wait", AfterHandover::Wait)],
+                    )
+                })?
+                .unwrap_or(AfterHandover::Exit),
             limits: self.limits()?,
             control: self.control()?,
             resolvers: self.get("resolvers", parsed)?.unwrap_or(Resolvers::System),

@@ -184,6 +184,12 @@ pub const SETTINGS: &[Setting] = &[
         "Whether to take over from a running instance when there is one",
     ),
     row(
+        "after-handover",
+        "exit|wait",
+        "exit",
+        "What to do once a successor has taken over and the last flow has ended; wait: stay, idle, until told to stop",
+    ),
+    row(
         "run-dir",
         "DIR",
         "/run/warren",

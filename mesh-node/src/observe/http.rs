@@ -1,4 +1,4 @@
-//! The read-only HTTP server on the node's address: metrics and health.
+//! The read-only HTTP server on the node's address: metrics, health, and how the node stands.
 //!
 //! Invariants: it changes nothing and takes no request body; connections are bounded in number and time,
 //! so that a scraper that hangs holds nothing for long.
@@ -10,6 +10,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Semaphore};
 
 use super::Metrics;
@@ -24,17 +25,25 @@ const CONNECTION_TIME: Duration = Duration::from_secs(300);
 /// Says whether the process is ready; an error names what it waits for.
 pub type ReadyCheck = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// Tells how the node stands, in counts and without names of pods, for whoever checks an installation.
+pub type Standing = Arc<dyn Fn() -> Value + Send + Sync>;
+
 /// The server: what it shows.
 #[derive(Clone)]
 pub struct MetricsServer {
     metrics: Metrics,
     ready: ReadyCheck,
+    standing: Standing,
 }
 
 impl MetricsServer {
-    /// A server for these metrics and this readiness.
-    pub fn new(metrics: Metrics, ready: ReadyCheck) -> Self {
-        Self { metrics, ready }
+    /// A server for these.
+    pub fn new(metrics: Metrics, ready: ReadyCheck, standing: Standing) -> Self {
+        Self {
+            metrics,
+            ready,
+            standing,
+        }
     }
 
     /// Binds. The address is that of the node and port 15020, unless a test chooses.
@@ -89,12 +98,22 @@ impl MetricsServer {
                     format!("not ready: {waiting}\n"),
                 ),
             },
+            "/status" => self.status(),
             "/livez" => reply(StatusCode::OK, "alive\n".into()),
             _ => reply(
                 StatusCode::NOT_FOUND,
-                "paths: /metrics /stats/prometheus /readyz /livez /healthz/ready\n".into(),
+                "paths: /metrics /stats/prometheus /status /readyz /livez /healthz/ready\n".into(),
             ),
         }
+    }
+
+    fn status(&self) -> Response<Full<Bytes>> {
+        let mut standing = (self.standing)();
+        standing["waits"] = json!((self.ready)().err());
+        let mut response = reply(StatusCode::OK, format!("{standing:#}\n"));
+        let kind = header::HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
     }
 
     fn exposition(&self) -> Response<Full<Bytes>> {

@@ -14,7 +14,7 @@ pub(crate) use http::reply;
 
 pub use access::AccessFormat;
 pub use flow::{Direction, FlowGuard, FlowRecord, Observer, Party, Path, Verdict, Wire};
-pub use http::{MetricsServer, ReadyCheck};
+pub use http::{MetricsServer, ReadyCheck, Standing};
 pub use log::{LogControl, LogError, LogFormat, LogSink, init_logging};
 pub use node::{
     DirectionLabel, DnsLabel, IdentityLabel, KernelCounters, Metrics, NodeMetrics, ProgramLabel,

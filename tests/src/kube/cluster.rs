@@ -139,14 +139,50 @@ impl Cluster {
         self.done("node-up", &[node]).await
     }
 
+    /// Stops the API server, or starts it again as it ran.
+    pub async fn api_server(&self, on: bool) -> Result<()> {
+        self.done("apiserver", &[if on { "on" } else { "off" }])
+            .await
+    }
+
+    /// Kills a container's processes; `id` as the API has it. It takes no API server.
+    pub async fn kill_container(&self, node: &str, id: &str) -> Result<()> {
+        let id = id.rsplit('/').next().unwrap_or(id);
+        let kill = [
+            "ctr", "-n", "k8s.io", "tasks", "kill", "-a", "-s", "SIGKILL", id,
+        ];
+        let said = self.on_node(node, &kill).await?;
+        anyhow::ensure!(
+            said.ok,
+            "killing container {id} on {node}: {}",
+            said.err.trim()
+        );
+        Ok(())
+    }
+
     /// Every line that Warren's pods of this name have written on a node, the oldest first.
     pub fn log(&self, node: &str, workload: &str) -> Result<Vec<String>> {
+        let lines = self.lines(node, &format!("{SYSTEM}_{workload}-"))?;
+        Ok(lines.into_iter().map(|(_, text)| text).collect())
+    }
+
+    /// Every line that a pod has written, on whatever node, with its time; the oldest first.
+    pub fn log_of(&self, namespace: &str, pod: &str) -> Result<Vec<(String, String)>> {
+        let mut lines = Vec::new();
+        for node in self.nodes()? {
+            lines.extend(self.lines(&node, &format!("{namespace}_{pod}_"))?);
+        }
+        lines.sort();
+        Ok(lines)
+    }
+
+    /// What is in the log files of the pods on a node whose folders begin so.
+    fn lines(&self, node: &str, prefix: &str) -> Result<Vec<(String, String)>> {
         let pods = self.state.join("nodes").join(node).join("log/pods");
         let mut files = Vec::new();
         for pod in fs::read_dir(&pods).with_context(|| pods.display().to_string())? {
             let pod = pod?;
-            let name = pod.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&format!("{SYSTEM}_{workload}-")) {
+            if pod.file_name().to_string_lossy().starts_with(prefix) {
                 files.extend(logs(&pod.path()));
             }
         }
@@ -158,7 +194,7 @@ impl Cluster {
         }
         // Container runtimes put the time in front of each line.
         lines.sort();
-        Ok(lines.into_iter().map(|(_, text)| text).collect())
+        Ok(lines)
     }
 
     /// Waits for a line of a node proxy's log that holds all these words.

@@ -6,9 +6,11 @@
 mod cluster;
 mod install;
 mod space;
+mod traffic;
 
 pub use cluster::{Cluster, Said, reason_to_skip};
 pub use space::Space;
+pub use traffic::Tally;
 
 /// The namespace that Warren is installed in.
 pub const SYSTEM: &str = "warren-system";

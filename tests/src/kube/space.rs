@@ -108,6 +108,22 @@ impl Space {
         .map(drop)
     }
 
+    /// The node of a pod and the id of its first container, as the API has it.
+    pub async fn container(&self, pod: &str) -> Result<(String, String)> {
+        let found = self.json(&["get", "pod", pod]).await?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let node = text(&found["spec"]["nodeName"]);
+        let id = text(&found["status"]["containerStatuses"][0]["containerID"]);
+        node.zip(id)
+            .with_context(|| format!("pod {pod} has no container"))
+    }
+
+    /// Kills what runs in a pod's first container; its kubelet starts it again.
+    pub async fn restart(&self, pod: &str) -> Result<()> {
+        let (node, id) = self.container(pod).await?;
+        self.cluster.kill_container(&node, &id).await
+    }
+
     /// Runs a command in a pod.
     pub async fn exec(&self, pod: &str, command: &[&str]) -> Result<Said> {
         self.cluster.exec(&self.name, pod, command).await

@@ -1,18 +1,197 @@
-//! The end of an installation.
+//! The life of an installation: node proxies are replaced, and all of it ends.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
-use mesh_tests::kube::Space;
+use mesh_tests::kube::{SYSTEM, Space};
+
+use super::workloads::{ENROLLED, STRICT};
 
 const URL: &str = "http://web/status/200";
+/// How long the rollout of two node proxies may take, in seconds.
+const ROLLOUT: &str = "--timeout=100s";
 
-/// An uninstalled mesh leaves every node as it was, and pods that were in it talk on. Must be the last test.
+/// Every node proxy is replaced twice in a row, and once by its version before: no request fails, no stream that ends
+/// within the drain is cut, and whoever has handed over is never started again.
+pub async fn a_rollout_of_every_node_proxy_loses_no_request() -> Result<()> {
+    Space::with("rollout", ENROLLED, async |space| {
+        let nodes = space.cluster.nodes()?;
+        space.apply(STRICT).await?;
+        space.apply(&Space::server("web", &nodes[0])).await?;
+        space.apply(&Space::echo("echo", &nodes[1])).await?;
+        space.rolled_out("deployment/web").await?;
+        space.ready("echo").await?;
+        let askers = ["here", "there"];
+        for (asker, node) in askers.iter().zip(&nodes) {
+            space.apply(&Space::asker(asker, node, URL)).await?;
+        }
+        for asker in askers {
+            space.is_answered(asker).await?;
+        }
+        for (round, verb) in ["restart", "restart", "undo"].into_iter().enumerate() {
+            let before = [space.tally(askers[0])?, space.tally(askers[1])?];
+            let streams = format!("streams-{round}");
+            let args = [
+                "--seconds",
+                "20",
+                "streams",
+                "echo:9000",
+                "--count",
+                "20",
+                "--every-ms",
+                "200",
+            ];
+            space
+                .apply(&Space::load(&streams, &nodes[0], &args))
+                .await?;
+            space.ready(&streams).await?;
+            replace(space, verb).await?;
+            space.flawless(&streams, 40).await?;
+            for (asker, before) in askers.iter().zip(&before) {
+                let seen = space.tally(asker)?.since(before);
+                println!("round {round}, {verb}, {asker}: {seen}");
+                seen.flawless(50)?;
+            }
+        }
+        nobody_was_started_again(space).await
+    })
+    .await
+}
+
+/// New connections a second, and streams at once, while everything is replaced. On two cores, which also run the cluster.
+const RATE: &str = "500";
+const STREAMS: &str = "200";
+/// How long connections are made, and how long a stream lasts: less than the drain of 30 seconds.
+const LOADED: Duration = Duration::from_secs(75);
+const STREAM: &str = "20";
+
+/// Node proxies and controller are replaced at once under new connections and long streams: nothing fails.
+pub async fn an_upgrade_under_load_loses_nothing() -> Result<()> {
+    Space::with("upgrade", ENROLLED, async |space| {
+        let nodes = space.cluster.nodes()?;
+        space.apply(STRICT).await?;
+        space.apply(&Space::echo("echo", &nodes[0])).await?;
+        space.ready("echo").await?;
+        let seconds = LOADED.as_secs().to_string();
+        let args = ["--seconds", &seconds, "conns", "echo:9000", "--rate", RATE];
+        space.apply(&Space::load("conns", &nodes[1], &args)).await?;
+        space.ready("conns").await?;
+        let begun = Instant::now();
+        let done = AtomicBool::new(false);
+        let upgrade = async {
+            let (controller, limit) = ("deployment/warren-controller", ROLLOUT);
+            for words in [["restart", controller], ["restart", "daemonset/warren-node"]] {
+                rollout(space, &words).await?;
+            }
+            rollout(space, &["status", "daemonset/warren-node", limit]).await?;
+            rollout(space, &["status", controller, limit]).await?;
+            done.store(true, SeqCst);
+            ensure!(begun.elapsed() < LOADED, "it took {:?}, longer than the load", begun.elapsed());
+            Ok(begun.elapsed())
+        };
+        let waves = async {
+            let mut messages = 0;
+            for wave in 0.. {
+                let name = format!("streams-{wave}");
+                let args = ["--seconds", STREAM, "streams", "echo:9000", "--count", STREAMS, "--every-ms", "500"];
+                space.apply(&Space::load(&name, &nodes[1], &args)).await?;
+                messages += space.flawless(&name, 60).await?["ok"].as_u64().unwrap_or(0);
+                if done.load(SeqCst) {
+                    break;
+                }
+            }
+            Ok(messages)
+        };
+        let (took, messages) = tokio::try_join!(upgrade, waves)?;
+        let conns = space.flawless("conns", 120).await?;
+        println!("an upgrade of {took:?}: {messages} messages on {STREAMS} streams at once, connections: {conns}");
+        nobody_was_started_again(space).await
+    })
+    .await
+}
+
+async fn rollout(space: &Space, words: &[&str]) -> Result<()> {
+    let args = [&["-n", SYSTEM, "rollout"], words].concat();
+    space.cluster.kubectl(&args).await.map(drop)
+}
+
+/// Has the node proxies replaced, and waits until they are.
+async fn replace(space: &Space, verb: &str) -> Result<()> {
+    let set = "daemonset/warren-node";
+    rollout(space, &[verb, set]).await?;
+    rollout(space, &["status", set, ROLLOUT]).await
+}
+
+/// A node proxy that has handed over and ended would be started again, and would take over back.
+async fn nobody_was_started_again(space: &Space) -> Result<()> {
+    let of = [
+        "-n",
+        SYSTEM,
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/name=warren-node",
+    ];
+    let pods = space.cluster.json(&of).await?;
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let (name, container) = (
+            &pod["metadata"]["name"],
+            &pod["status"]["containerStatuses"][0],
+        );
+        ensure!(container["restartCount"] == 0, "{name}: {container}");
+    }
+    let events = space
+        .cluster
+        .json(&[
+            "-n",
+            SYSTEM,
+            "get",
+            "events",
+            "--field-selector",
+            "reason=BackOff",
+        ])
+        .await?;
+    ensure!(
+        events["items"] == serde_json::json!([]),
+        "{}",
+        events["items"]
+    );
+    Ok(())
+}
+
+/// An uninstalled mesh leaves every node as it was, and pods that were in it, under STRICT and a policy that asks for
+/// identities, talk on all the time. Must be the last test.
 pub async fn uninstalling_restores_every_node() -> Result<()> {
-    Space::with("leave", "warren.dev/mesh: enabled", async |space| {
-        begin(space).await?;
+    Space::with("leave", ENROLLED, async |space| {
+        let nodes = space.cluster.nodes()?;
+        space.apply(STRICT).await?;
+        space.apply(KNOWN_ONLY).await?;
+        space.apply(&Space::server("web", &nodes[0])).await?;
+        space.rolled_out("deployment/web").await?;
+        let askers = ["here", "there"];
+        for (asker, node) in askers.iter().zip(&nodes) {
+            space.apply(&Space::asker(asker, node, URL)).await?;
+            space.is_answered(asker).await?;
+        }
+        let before = [space.tally(askers[0])?, space.tally(askers[1])?];
         space.cluster.uninstall().await?;
-        let plain = space.cluster.until("the pods to talk on", 10, async || space.get("client", URL).await);
-        plain.await?;
-        for node in space.cluster.nodes()? {
+        for (asker, before) in askers.iter().zip(&before) {
+            let ended = space.tally(asker)?;
+            let seen = ended.since(before);
+            println!("while it was uninstalled, {asker}: {seen}");
+            seen.flawless(50)?;
+            let what = format!("{asker} to be answered afterwards");
+            let after = space.cluster.until(&what, 20, async || {
+                let after = space.tally(asker)?.since(&ended);
+                ensure!(after.ok >= 20, "{after}");
+                Ok(after)
+            });
+            after.await?.flawless(20)?;
+        }
+        for node in nodes {
             let left = "ls -A /sys/fs/bpf/warren /run/warren; ls /opt/cni/bin | grep warren; grep -l warren /etc/cni/net.d/*";
             let said = space.cluster.on_node(&node, &["sh", "-c", left]).await?;
             let named = |line: &&str| !line.is_empty() && !line.ends_with(':');
@@ -24,11 +203,11 @@ pub async fn uninstalling_restores_every_node() -> Result<()> {
     .await
 }
 
-async fn begin(space: &Space) -> Result<()> {
-    let nodes = space.cluster.nodes()?;
-    space.apply(&Space::server("web", &nodes[0])).await?;
-    space.apply(&Space::client("client", &nodes[1])).await?;
-    space.rolled_out("deployment/web").await?;
-    space.ready("client").await?;
-    space.get("client", URL).await.map(drop)
-}
+/// Only who proves to be of this namespace is let in.
+const KNOWN_ONLY: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: known-only}
+spec:
+  rules:
+  - from: [{source: {namespaces: [leave]}}]
+";

@@ -5,6 +5,8 @@
 
 mod enrol;
 mod life;
+mod outage;
+mod services;
 mod workloads;
 
 use std::process::ExitCode;
@@ -33,6 +35,17 @@ fn main() -> ExitCode {
             workloads::jobs_end_and_init_containers_are_in_the_mesh,
             workloads::stateful_sets_and_headless_services_are_reached_by_name,
             workloads::node_ports_and_host_ports_lead_in,
+            services::load_balancers_lead_in_by_either_policy,
+            services::external_names_lead_to_the_service_they_name,
+            services::a_terminating_endpoint_loses_no_request,
+            services::pods_that_share_an_account_share_what_it_may,
+            services::without_a_node_proxy_enrolled_pods_wait_and_others_start,
+            life::a_rollout_of_every_node_proxy_loses_no_request,
+            life::an_upgrade_under_load_loses_nothing,
+            outage::without_a_controller_pods_go_on,
+            outage::without_an_api_server_pods_go_on,
+            outage::a_killed_node_proxy_is_missed_and_nothing_else,
+            outage::t07_a_node_comes_back_in_the_mesh,
             life::uninstalling_restores_every_node,
         ],
         skip,

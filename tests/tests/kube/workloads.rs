@@ -3,8 +3,10 @@
 use anyhow::{Result, ensure};
 use mesh_tests::kube::{CLIENT, SAMPLES, Space};
 
-const ENROLLED: &str = "warren.dev/mesh: enabled";
-const STRICT: &str = "apiVersion: security.istio.io/v1
+/// The label that enrols a namespace.
+pub const ENROLLED: &str = "warren.dev/mesh: enabled";
+/// Nobody is reached in plaintext.
+pub const STRICT: &str = "apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: default}
 spec: {mtls: {mode: STRICT}}

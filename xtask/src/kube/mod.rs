@@ -3,6 +3,7 @@
 //! Invariants: a user's own cluster, named by KUBECONFIG, is used where commands are sent to one and is never started
 //! or removed; what this starts is removed whole by `down`, whatever state it is in.
 
+mod demo;
 pub mod helm;
 mod parts;
 
@@ -76,6 +77,12 @@ enum Cmd {
         /// The node.
         node: String,
     },
+    /// From an empty cluster to mutual TLS between two Deployments that run, in two commands.
+    Demo {
+        /// Leave the cluster running.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Show the nodes and all pods.
     Status,
 }
@@ -109,6 +116,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     match &args.command {
         Cmd::Up { nodes } => up(*nodes)?,
+        Cmd::Demo { keep } => demo::run(*keep)?,
         Cmd::Down => {
             down()?;
             println!("kube: the cluster is removed");

@@ -6,6 +6,7 @@
 mod after;
 mod before;
 mod certificates;
+mod nodes;
 mod rights;
 
 use serde::Serialize;
@@ -87,6 +88,7 @@ pub async fn before(cluster: &Cluster, values: &Values) -> Vec<Finding> {
 pub async fn after(cluster: &Cluster) -> Vec<Finding> {
     let mut found = before::look(cluster).await;
     found.extend(after::look(cluster).await);
+    found.extend(nodes::look(cluster).await);
     found.extend(certificates::look(cluster).await);
     found
 }

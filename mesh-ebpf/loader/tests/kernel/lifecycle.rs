@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mesh_loader::{Datapath, LoadError, Outcome};
+use mesh_loader::{Datapath, Leave, LoadError, Outcome};
 
 use crate::cases::captured;
 use crate::world::{World, eventually, spec};
@@ -59,6 +59,61 @@ pub fn withdraw(w: &mut World) {
     w.a.info = again;
     w.dp = Some(dp);
     captured(w, "connect", to);
+}
+
+/// A mesh that leaves first lets everybody in, then lets everybody out; whoever opens it again captures again, also
+/// where an earlier version comes back to a layout that had retired.
+pub fn leave(w: &mut World) {
+    let config = w.config.clone();
+    let leave = |step| Datapath::leave(&config.bpffs, &config.instance, step).unwrap();
+    let (into, out) = (
+        SocketAddr::new(w.b.v4, 8210),
+        SocketAddr::new(w.stranger.v4, 8510),
+    );
+    let (inside, outside) = (
+        w.b.app.must(&format!("listen {into}")).id,
+        w.stranger.app.must(&format!("listen {out}")).id,
+    );
+    let plain_in = |w: &mut World| {
+        let c = w.stranger.app.must(&format!("connect {into}"));
+        let s = w.b.app.must(&format!("accept {inside}"));
+        assert_eq!(s.words[0], c.words[0], "it was not the application that accepted");
+        w.stranger.app.must(&format!("close {}", c.id));
+        w.b.app.must(&format!("close {}", s.id));
+    };
+    assert!(!w.dp().is_leaving());
+    assert!(leave(Leave::Open));
+    assert!(w.dp().is_leaving());
+    plain_in(w);
+    captured(w, "connect", out);
+    assert!(leave(Leave::Release));
+    plain_in(w);
+    let c = w.a.app.must(&format!("connect {out}"));
+    let s = w.stranger.app.must(&format!("accept {outside}"));
+    assert_eq!(s.words[0], c.words[0], "it is still captured");
+    w.a.app.must(&format!("close {}", c.id));
+    w.stranger.app.must(&format!("close {}", s.id));
+    w.b.app.must(&format!("close {inside}"));
+    w.stranger.app.must(&format!("close {outside}"));
+
+    drop(w.dp.take());
+    let dp = Datapath::open(&config).unwrap();
+    assert!(!dp.is_leaving());
+    assert!(dp.pods().is_empty(), "what a retired layout knew is old");
+    dp.heartbeat();
+    for (uid, pod) in [("uid-a", &mut w.a), ("uid-b", &mut w.b)] {
+        // The kernel lets go of a program a moment after its pin went.
+        let mut again = None;
+        eventually("it is enrolled again", || {
+            again = dp.enrol(&spec(uid, pod)).ok();
+            again.is_some()
+        });
+        pod.info = again;
+    }
+    w.dp = Some(dp);
+    captured(w, "connect", out);
+    let nobody = Datapath::leave(&config.bpffs, "nobody-is-called-so", Leave::Release);
+    assert!(!nobody.unwrap());
 }
 
 pub fn replace_layout(w: &mut World) {

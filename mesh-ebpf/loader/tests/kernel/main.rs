@@ -115,6 +115,10 @@ const CASES: &[Case] = &[
     ("adopts what an earlier process pinned", lifecycle::adopt),
     ("withdraws a pod and enrols it again", lifecycle::withdraw),
     (
+        "leaves in two steps, and captures again when it comes back",
+        lifecycle::leave,
+    ),
+    (
         "replaces an older layout without a gap",
         lifecycle::replace_layout,
     ),

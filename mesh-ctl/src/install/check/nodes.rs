@@ -1,0 +1,219 @@
+//! Each node by itself: what its node proxy says of the kernel, the cgroups, the CNI plugin and the pods.
+//!
+//! Invariant: the node proxies are asked through the API server's proxy for their read-only port, which takes the right
+//! to get `pods/proxy` in the installation's namespace and no other; one that does not answer is a finding.
+
+use anyhow::Context;
+use hyper::Request;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::ListParams, client::Body};
+use serde_json::Value;
+
+use super::Finding;
+use crate::install::{cluster::Cluster, node};
+
+const CHECK: &str = "node";
+/// The port of a node proxy's read-only server, unless its pod says otherwise, and by which variable it does.
+const PORT: &str = "15020";
+const PORT_TOLD: &str = "WARREN_METRICS_PORT";
+
+/// A line for each node that a node proxy runs on, in the order of their names.
+pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let of = ListParams::default().labels(&format!("app.kubernetes.io/name={}", node::NAME));
+    let listed = match pods.list(&of).await.context("listing the node proxies") {
+        Ok(listed) => listed.items,
+        Err(error) => return vec![Finding::unknown(CHECK, &error)],
+    };
+    let mut places: Vec<(String, String, String)> = listed.iter().filter_map(place).collect();
+    places.sort();
+    let mut found = Vec::new();
+    for (node, pod, port) in places {
+        found.push(match status(cluster, &pod, &port).await {
+            Ok(status) => judge(&node, &status),
+            Err(error) => Finding::warning(
+                CHECK,
+                format!("{node}: its node proxy, pod {pod}, could not be asked: {error:#}"),
+                format!(
+                    "give whoever runs this the right to get pods/proxy in {0}, or look into `kubectl -n {0} logs {pod}`",
+                    cluster.namespace
+                ),
+            ),
+        });
+    }
+    found
+}
+
+/// The node of a node proxy that runs and is to stay, its pod, and the port to ask.
+fn place(pod: &Pod) -> Option<(String, String, String)> {
+    let running = pod.status.as_ref()?.phase.as_deref() == Some("Running");
+    if !running || pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let spec = pod.spec.as_ref()?;
+    let mut told = spec.containers.iter().flat_map(|c| c.env.iter().flatten());
+    let port = told.find(|e| e.name == PORT_TOLD);
+    let port = port.and_then(|e| e.value.clone());
+    Some((
+        spec.node_name.clone()?,
+        pod.metadata.name.clone()?,
+        port.unwrap_or_else(|| PORT.to_owned()),
+    ))
+}
+
+async fn status(cluster: &Cluster, pod: &str, port: &str) -> anyhow::Result<Value> {
+    let path = format!(
+        "/api/v1/namespaces/{}/pods/{pod}:{port}/proxy/status",
+        cluster.namespace
+    );
+    let request = Request::get(path).body(Vec::new())?;
+    let text = cluster.client.request_text(request).await?;
+    serde_json::from_str(&text).context("its answer is no JSON: is it of this version?")
+}
+
+/// What a node proxy's status comes to.
+fn judge(node: &str, status: &Value) -> Finding {
+    let count = |value: &Value| value.as_i64().unwrap_or_default();
+    let (pods, interfaces, cni) = (&status["pods"], &status["interfaces"], &status["cni"]);
+    let open = interfaces["open"].as_array().map_or(0, Vec::len);
+    let mut bad: Vec<(String, &str)> = Vec::new();
+    if status["btf"] != true {
+        bad.push((
+            "no BTF".into(),
+            "the kernel has to be built with CONFIG_DEBUG_INFO_BTF",
+        ));
+    }
+    if let Some(waits) = status["waits"].as_str() {
+        bad.push((
+            format!("not ready: {waits}"),
+            "the node proxy's log says more",
+        ));
+    }
+    if open > 0 || !interfaces["failure"].is_null() {
+        let failure = interfaces["failure"]
+            .as_str()
+            .unwrap_or("another program is before ours");
+        bad.push((
+            format!("{open} interfaces are not guarded: {failure}"),
+            "another network program took the place of Warren's: see the node proxy's log",
+        ));
+    }
+    if let Some(state) = cni["state"].as_str().filter(|s| *s != "chained") {
+        let why = cni["reason"].as_str().unwrap_or("not in its place yet");
+        bad.push((
+            format!("the CNI plugin is {state}: {why}"),
+            "set cni.confDir and cni.binDir to the runtime's directories",
+        ));
+    }
+    let (missing, barred) = (count(&status["podsMissing"]), count(&status["podsBarred"]));
+    if missing > 0 {
+        bad.push((
+            format!("{missing} pods are not captured, because their networks were not found"),
+            "the node proxy's log names them and says why",
+        ));
+    }
+    if barred > 0 {
+        bad.push((
+            format!("{barred} captured pods are refused, because they carry traffic of others"),
+            "the node proxy's log names them",
+        ));
+    }
+    let said = format!(
+        "{node}: {}, pods below {}, {} captured, {} out, {} refused, {} interfaces guarded, CNI plugin {}",
+        if status["btf"] == true {
+            "BTF"
+        } else {
+            "no BTF"
+        },
+        status["podsCgroup"].as_str().unwrap_or("an unknown cgroup"),
+        count(&pods["captured"]),
+        count(&pods["out"]),
+        count(&pods["refused"]),
+        count(&interfaces["watched"]),
+        match (cni["state"].as_str(), cni["confDir"].as_str()) {
+            (Some("chained"), Some(dir)) => format!("in {dir}"),
+            (Some(state), _) => state.to_owned(),
+            (None, _) => "off".to_owned(),
+        },
+    );
+    if bad.is_empty() {
+        return match status["kubelet"]["missing"].as_str() {
+            None => Finding::ok(CHECK, said),
+            Some(why) => Finding::warning(
+                CHECK,
+                format!("{said}; kubelet was not found: {why}"),
+                "its probes are refused under STRICT: set node.kubeletCgroup",
+            ),
+        };
+    }
+    let (what, hints): (Vec<String>, Vec<&str>) = bad.into_iter().unzip();
+    Finding::failed(
+        CHECK,
+        format!("{said}; {}", what.join("; ")),
+        hints.join("; "),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Outcome;
+    use super::*;
+
+    #[test]
+    fn a_node_is_well_when_everything_on_it_is() {
+        let well = json!({
+            "btf": true, "podsCgroup": "/sys/fs/cgroup/kubepods", "waits": null,
+            "pods": {"captured": 3, "out": 2, "refused": 0}, "podsMissing": 0, "podsBarred": 0,
+            "interfaces": {"watched": 5, "open": [], "failure": null, "direct": true},
+            "kubelet": {"pid": 1}, "cni": {"state": "chained", "confDir": "/etc/cni/net.d"},
+        });
+        let check = |change: fn(&mut Value), outcome: Outcome, words: &str| {
+            let mut status = well.clone();
+            change(&mut status);
+            let found = judge("n1", &status);
+            assert_eq!(found.outcome, outcome, "{}", found.said);
+            assert!(
+                found.said.starts_with("n1: ") && found.said.contains(words),
+                "{}",
+                found.said
+            );
+            assert_eq!(found.hint.is_empty(), outcome == Outcome::Ok);
+        };
+        check(
+            |_| {},
+            Outcome::Ok,
+            "3 captured, 2 out, 0 refused, 5 interfaces guarded, CNI plugin in /etc/cni/net.d",
+        );
+        check(|s| s["cni"] = Value::Null, Outcome::Ok, "CNI plugin off");
+        check(|s| s["btf"] = false.into(), Outcome::Failed, "no BTF");
+        check(
+            |s| s["waits"] = "configuration waits for the controller".into(),
+            Outcome::Failed,
+            "waits for the controller",
+        );
+        check(
+            |s| s["interfaces"]["open"] = json!(["veth1"]),
+            Outcome::Failed,
+            "1 interfaces are not guarded",
+        );
+        check(
+            |s| s["cni"] = json!({"state": "waiting", "reason": "no configuration"}),
+            Outcome::Failed,
+            "waiting: no configuration",
+        );
+        check(
+            |s| s["podsMissing"] = 2.into(),
+            Outcome::Failed,
+            "2 pods are not captured",
+        );
+        check(
+            |s| s["kubelet"] = json!({"missing": "nobody listens"}),
+            Outcome::Warning,
+            "nobody listens",
+        );
+        // Whoever answers something else is of another version.
+        check(|s| *s = json!({}), Outcome::Failed, "no BTF");
+    }
+}

@@ -1,0 +1,246 @@
+//! Outages: what the mesh needs is away for a while, and its pods go on.
+//!
+//! Invariant: whatever is away, no pod of an enrolled namespace is heard in plaintext. The servers here would let it in,
+//! so that the log of their node shows it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::kube::{SYSTEM, Space};
+
+use super::workloads::ENROLLED;
+
+const URL: &str = "http://web/status/200";
+/// How long the API server is away: longer than kubelets, watches and leases take to notice, and twelve times as long as
+/// the first pauses of whoever tries again. What takes longer, such as the end of a token, is tested by injected time.
+const AWAY: Duration = Duration::from_secs(60);
+
+/// A server on the first node, and askers of it on both, named after where they are.
+async fn world(space: &Space) -> Result<[String; 2]> {
+    let nodes = space.cluster.nodes()?;
+    space.apply(&Space::server("web", &nodes[0])).await?;
+    space.rolled_out("deployment/web").await?;
+    for node in &nodes {
+        space.apply(&Space::asker(node, node, URL)).await?;
+        space.is_answered(node).await?;
+    }
+    space.apply(NOBODY).await?;
+    space
+        .apply(&Space::asker(
+            "barred",
+            &nodes[1],
+            "http://closed/status/200",
+        ))
+        .await?;
+    space.apply(&Space::server("closed", &nodes[0])).await?;
+    space.rolled_out("deployment/closed").await?;
+    <[String; 2]>::try_from(nodes).ok().context("two nodes")
+}
+
+/// Nobody is let in to the server `closed`.
+const NOBODY: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody}
+spec: {selector: {matchLabels: {app: closed}}}
+";
+
+/// Without a controller what was known holds: connections, policy, and pods whose containers are started again. A pod
+/// that nobody knows yet waits for the controller and is let in nowhere, and works as soon as that is back.
+pub async fn without_a_controller_pods_go_on() -> Result<()> {
+    Space::with("orphans", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+        let controller = ["-n", SYSTEM, "scale", "deployment/warren-controller"];
+        let scale = async |replicas: &str| {
+            space
+                .cluster
+                .kubectl(&[&controller[..], &[replicas]].concat())
+                .await
+        };
+        scale("--replicas=0").await?;
+        let of = [
+            "-n",
+            SYSTEM,
+            "wait",
+            "--for=delete",
+            "pod",
+            "-l",
+            "app.kubernetes.io/name=warren-controller",
+            "--timeout=60s",
+        ];
+        space.cluster.kubectl(&of).await?;
+        let late = Space::asker("late", &nodes[1], URL);
+        space.apply(&late).await?;
+        space.restart("barred").await?;
+        // Twice the time in which a configuration stream is tried again.
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        for (node, before) in nodes.iter().zip(&before) {
+            let seen = space.tally(node)?.since(before);
+            println!("without a controller, {node}: {seen}");
+            seen.flawless(100)?;
+        }
+        let late = space.tally("late")?;
+        ensure!(late.ok == 0, "a pod that nobody knows got through: {late}");
+        scale("--replicas=1").await?;
+        space.is_answered("late").await?;
+        policy_held(space).await?;
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
+}
+
+/// Without an API server the same; kubelets start containers again all the same.
+pub async fn without_an_api_server_pods_go_on() -> Result<()> {
+    Space::with("headless", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+        let barred = space.container("barred").await?;
+        space.cluster.api_server(false).await?;
+        let outage = async {
+            space.cluster.kill_container(&barred.0, &barred.1).await?;
+            tokio::time::sleep(AWAY).await;
+            for (node, before) in nodes.iter().zip(&before) {
+                let seen = space.tally(node)?.since(before);
+                println!("without an API server, {node}: {seen}");
+                seen.flawless(100)?;
+            }
+            policy_held(space).await
+        };
+        let outcome = outage.await;
+        space.cluster.api_server(true).await?;
+        outcome?;
+        // A change that is made afterwards takes effect: the watches are there again.
+        space
+            .kubectl(&["delete", "authorizationpolicy", "nobody"])
+            .await?;
+        space.is_answered("barred").await?;
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
+}
+
+/// A node proxy that is killed, as for want of memory, is started again: meanwhile connections are refused, never made in
+/// plaintext, and then served.
+pub async fn a_killed_node_proxy_is_missed_and_nothing_else() -> Result<()> {
+    Space::with("killed", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        for (killed, node) in nodes.iter().enumerate() {
+            let of = format!("spec.nodeName={node},status.phase=Running");
+            let args = [
+                "-n",
+                SYSTEM,
+                "get",
+                "pods",
+                "-l",
+                "app.kubernetes.io/name=warren-node",
+                "--field-selector",
+                &of,
+            ];
+            let pods = space.cluster.json(&args).await?;
+            let id = pods["items"][0]["status"]["containerStatuses"][0]["containerID"].as_str();
+            let id = id.context("the node proxy has a container")?;
+            space.cluster.kill_container(node, id).await?;
+            let at = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+            for (asker, at) in nodes.iter().zip(&at) {
+                let what = format!("{asker} to be served after the proxy of {node} was killed");
+                space
+                    .cluster
+                    .until(&what, 30, async || {
+                        let seen = space.tally(asker)?.since(at);
+                        ensure!(seen.ok >= 100, "{seen}");
+                        Ok(())
+                    })
+                    .await?;
+                let seen = space.tally(asker)?.since(at);
+                println!("proxy {killed} killed, {asker}: {seen}");
+            }
+            // All is over: from here on nothing fails.
+            let at = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            for (asker, at) in nodes.iter().zip(&at) {
+                space.tally(asker)?.since(at).flawless(20)?;
+            }
+        }
+        policy_held(space).await?;
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
+}
+
+/// T07: a node whose power is cut comes back with its pods in the mesh, and never had one of them out of it.
+pub async fn t07_a_node_comes_back_in_the_mesh() -> Result<()> {
+    Space::with("power", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        let before = space.tally(&nodes[0])?;
+        space.cluster.power_off(&nodes[1]).await?;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        space.cluster.power_on(&nodes[1]).await?;
+        let at = space.tally(&nodes[1])?;
+        space
+            .cluster
+            .until(
+                "the asker of the node that was off to be answered",
+                120,
+                async || {
+                    let seen = space.tally(&nodes[1])?.since(&at);
+                    ensure!(seen.ok >= 50, "{seen}");
+                    Ok(())
+                },
+            )
+            .await?;
+        let seen = space.tally(&nodes[0])?.since(&before);
+        println!(
+            "while {} was off, {}: {seen}; then {}: {}",
+            nodes[1],
+            nodes[0],
+            nodes[1],
+            space.tally(&nodes[1])?.since(&at)
+        );
+        seen.flawless(100)?;
+        policy_held(space).await?;
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
+}
+
+/// Whoever may not was never let in.
+async fn policy_held(space: &Space) -> Result<()> {
+    let barred = space.tally("barred")?;
+    ensure!(
+        barred.ok == 0 && !barred.failed.is_empty(),
+        "barred: {barred}"
+    );
+    Ok(())
+}
+
+/// No pod of the namespace came to a server of this node past the mesh.
+async fn nothing_in_the_clear(space: &Space, node: &str) -> Result<()> {
+    let pods = space.json(&["get", "pods"]).await?;
+    let addresses: Vec<String> = pods["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|p| {
+            p["status"]["podIP"]
+                .as_str()
+                .map(|ip| format!("src.addr={ip}:"))
+        })
+        .collect();
+    ensure!(!addresses.is_empty(), "the namespace has no pods");
+    let lines = space.cluster.log(node, "warren-node")?;
+    let plain = |l: &&String| {
+        l.contains("path=plain")
+            && l.contains("direction=inbound")
+            && addresses.iter().any(|a| l.contains(a))
+    };
+    let found: Vec<&String> = lines.iter().filter(plain).collect();
+    ensure!(found.is_empty(), "in the clear: {found:?}");
+    let hbone = lines
+        .iter()
+        .any(|l| l.contains("path=hbone") && addresses.iter().any(|a| l.contains(a)));
+    ensure!(
+        hbone,
+        "the log of {node} shows no tunnelled flow of {addresses:?}"
+    );
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! Services of every kind, who may reach what is behind them, and pods that start while their node proxy is away.
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::kube::{CLIENT, SYSTEM, Space};
+
+use super::workloads::{ENROLLED, STRICT};
+
+/// An address that nobody has: a cloud would give it to a load balancer.
+const BALANCER: &str = "10.99.0.200";
+
+/// What a cloud's load balancer sends to a node reaches the pods under PERMISSIVE: on every node, or where the service
+/// wants its clients' addresses, on those with a pod of it; that pod then sees the client's own.
+pub async fn load_balancers_lead_in_by_either_policy() -> Result<()> {
+    Space::with("balanced", ENROLLED, async |space| {
+        let nodes = space.cluster.nodes()?;
+        let server = Space::server("web", &nodes[0]).replace(
+            "spec:\n  selector: {app: web}",
+            "spec:\n  type: LoadBalancer\n  externalTrafficPolicy: Cluster\n  selector: {app: web}",
+        );
+        space.apply(&server).await?;
+        space.rolled_out("deployment/web").await?;
+        let ingress = format!(
+            "{{\"status\":{{\"loadBalancer\":{{\"ingress\":[{{\"ip\":\"{BALANCER}\"}}]}}}}}}"
+        );
+        space
+            .kubectl(&[
+                "patch",
+                "service",
+                "web",
+                "--subresource=status",
+                "--type=merge",
+                "-p",
+                &ingress,
+            ])
+            .await?;
+        for (policy, reached) in [("Cluster", [true, true]), ("Local", [true, false])] {
+            let patch = format!("{{\"spec\":{{\"externalTrafficPolicy\":\"{policy}\"}}}}");
+            space
+                .kubectl(&["patch", "service", "web", "-p", &patch])
+                .await?;
+            for (node, reached) in nodes.iter().zip(reached) {
+                let what = format!("{policy} by {node}: {reached}");
+                space
+                    .cluster
+                    .until(&what, 20, async || {
+                        let got = through(space, node).await?;
+                        ensure!((got == "200") == reached, "{got}");
+                        Ok(())
+                    })
+                    .await?;
+            }
+        }
+        // The last that got in came by `Local`, with its own address.
+        space
+            .cluster
+            .until_logged(
+                &nodes[0],
+                &[
+                    "direction=inbound",
+                    "src.addr=10.99.0.1:",
+                    "dst.namespace=balanced",
+                ],
+            )
+            .await
+            .map(drop)
+    })
+    .await
+}
+
+/// Asks the balancer's address from outside, which a node leads in; what curl calls the status.
+async fn through(space: &Space, node: &str) -> Result<String> {
+    let path = "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
+    let ip = space
+        .cluster
+        .kubectl(&["get", "node", node, "-o", path])
+        .await?;
+    let route = |verb| ["ip", "route", verb, BALANCER, "via", &ip];
+    let said = space.cluster.outside(&route("replace")).await?;
+    ensure!(said.ok, "{}", said.err);
+    let url = format!("http://{BALANCER}/status/200");
+    let curl = [
+        "curl",
+        "-s",
+        "-m",
+        "2",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        &url,
+    ];
+    let got = space.cluster.outside(&curl).await?;
+    space.cluster.outside(&route("del")).await?;
+    Ok(got.out)
+}
+
+/// A service that is a name for another leads there, over the mesh.
+pub async fn external_names_lead_to_the_service_they_name() -> Result<()> {
+    Space::with("alias", ENROLLED, async |space| {
+        let nodes = space.cluster.nodes()?;
+        space.apply(STRICT).await?;
+        space.apply(&Space::server("web", &nodes[0])).await?;
+        space.apply("apiVersion: v1\nkind: Service\nmetadata: {name: other}\nspec: {type: ExternalName, externalName: web.alias.svc.cluster.local}\n").await?;
+        space.apply(&Space::client("client", &nodes[1])).await?;
+        space.rolled_out("deployment/web").await?;
+        space.ready("client").await?;
+        space.cluster.until("an answer by the other name", 10, async || space.get("client", "http://other/status/200").await).await?;
+        let words = ["src.namespace=alias", "dst.service=web.alias.svc.cluster.local", "mtls=true"];
+        space.cluster.until_logged(&nodes[1], &words).await.map(drop)
+    })
+    .await
+}
+
+/// A pod of a service that ends gets no new request, and answers those that it has.
+pub async fn a_terminating_endpoint_loses_no_request() -> Result<()> {
+    Space::with("ending", ENROLLED, async |space| {
+        let nodes = space.cluster.nodes()?;
+        space.apply(STRICT).await?;
+        let server = Space::server("web", &nodes[0])
+            .replace(
+                "spec:\n  selector: {matchLabels",
+                "spec:\n  replicas: 3\n  selector: {matchLabels",
+            )
+            .replace(
+                "terminationGracePeriodSeconds: 1",
+                "terminationGracePeriodSeconds: 10",
+            )
+            .replace(
+                "        image:",
+                "        lifecycle: {preStop: {sleep: {seconds: 3}}}\n        image:",
+            );
+        space.apply(&server).await?;
+        space.rolled_out("deployment/web").await?;
+        for node in &nodes {
+            space
+                .apply(&Space::asker(node, node, "http://web/status/200"))
+                .await?;
+            space.is_answered(node).await?;
+        }
+        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+        for _ in 0..2 {
+            space
+                .kubectl(&["rollout", "restart", "deployment/web"])
+                .await?;
+            space.rolled_out("deployment/web").await?;
+        }
+        for (node, before) in nodes.iter().zip(&before) {
+            let seen = space.tally(node)?.since(before);
+            println!("two rollouts of a service, {node}: {seen}");
+            seen.flawless(50)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Two pods of one service account are one to a policy, and a pod of another account is not.
+pub async fn pods_that_share_an_account_share_what_it_may() -> Result<()> {
+    Space::with("accounts", ENROLLED, async |space| {
+        let nodes = space.cluster.nodes()?;
+        space.apply(STRICT).await?;
+        space
+            .apply("apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: shared}\n")
+            .await?;
+        space
+            .apply(
+                "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: shared-only}
+spec:
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/accounts/sa/shared]}}]
+",
+            )
+            .await?;
+        space.apply(&Space::server("web", &nodes[0])).await?;
+        space.rolled_out("deployment/web").await?;
+        let shares = |name: &str, node: &str| {
+            Space::client(name, node).replace("spec:\n", "spec:\n  serviceAccountName: shared\n")
+        };
+        space.apply(&shares("one", &nodes[0])).await?;
+        space.apply(&shares("other", &nodes[1])).await?;
+        space.apply(&Space::client("stranger", &nodes[1])).await?;
+        let url = "http://web/status/200";
+        for pod in ["one", "other", "stranger"] {
+            space.ready(pod).await?;
+        }
+        for pod in ["one", "other"] {
+            space
+                .cluster
+                .until(&format!("{pod} to be let in"), 10, async || {
+                    space.get(pod, url).await
+                })
+                .await?;
+        }
+        ensure!(
+            space.get("stranger", url).await.is_err(),
+            "another account was let in"
+        );
+        Ok(())
+    })
+    .await
+}
+
+/// While a node has no proxy, a pod of an enrolled namespace waits and others start; when it is back, all are there.
+pub async fn without_a_node_proxy_enrolled_pods_wait_and_others_start() -> Result<()> {
+    Space::with("waiting", ENROLLED, async |space| {
+        let node = space.cluster.nodes()?.pop().context("a node")?;
+        let plain = "apiVersion: v1\nkind: Namespace\nmetadata: {name: waiting-not}\n";
+        space.cluster.apply(plain).await?;
+        let outcome = while_away(space, &node).await;
+        // Whatever came of it, later tests need the proxies.
+        space.cluster.install().await?;
+        outcome?;
+        space.ready("enrolled").await?;
+        space
+            .cluster
+            .kubectl(&["delete", "namespace", "waiting-not", "--wait=false"])
+            .await
+            .map(drop)
+    })
+    .await
+}
+
+async fn while_away(space: &Space, node: &str) -> Result<()> {
+    // The list of enrolled namespaces, which decides while nobody is there, is on the disk.
+    let listed = format!("grep -qx {} /var/lib/warren/*/enrolled", space.name);
+    space
+        .cluster
+        .until("the namespace to be on the node's list", 60, async || {
+            let said = space.cluster.on_node(node, &["sh", "-c", &listed]).await?;
+            ensure!(said.ok, "it is not");
+            Ok(())
+        })
+        .await?;
+    let system = async |args: &[&str]| {
+        space
+            .cluster
+            .kubectl(&[&["-n", SYSTEM], args].concat())
+            .await
+    };
+    system(&["delete", "daemonset", "warren-node", "--cascade=orphan"]).await?;
+    let on = format!("spec.nodeName={node}");
+    system(&[
+        "delete",
+        "pod",
+        "-l",
+        "app.kubernetes.io/name=warren-node",
+        "--field-selector",
+        &on,
+        "--timeout=60s",
+    ])
+    .await?;
+    let pod = |namespace: &str, name: &str| {
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  nodeName: {node}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {{name: shell, image: '{CLIENT}', args: [-c, 'sleep 100000']}}
+"
+        )
+    };
+    space.cluster.apply(&pod(&space.name, "enrolled")).await?;
+    space.cluster.apply(&pod("waiting-not", "plain")).await?;
+    let ready = [
+        "-n",
+        "waiting-not",
+        "wait",
+        "--for=condition=Ready",
+        "pod/plain",
+        "--timeout=40s",
+    ];
+    space.cluster.kubectl(&ready).await?;
+    space
+        .cluster
+        .until(
+            "the enrolled pod to be refused for want of a node proxy",
+            30,
+            async || {
+                let events = space
+                    .kubectl(&[
+                        "get",
+                        "events",
+                        "--field-selector",
+                        "involvedObject.name=enrolled,reason=FailedCreatePodSandBox",
+                    ])
+                    .await?;
+                ensure!(events.contains("warren"), "{events}");
+                Ok(())
+            },
+        )
+        .await?;
+    let found = space.json(&["get", "pod", "enrolled"]).await?;
+    ensure!(found["status"]["phase"] == "Pending", "{}", found["status"]);
+    Ok(())
+}
