@@ -5,6 +5,7 @@
 
 mod sockets;
 mod tasks;
+mod waypoint;
 
 use std::{
     io,
@@ -17,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use mesh_model::name::NetworkId;
+use mesh_model::name::{NetworkId, NodeName};
 
 use self::{
     sockets::{Lookouts, Sockets, serve_sockets},
@@ -27,8 +28,8 @@ use crate::{
     accept::Listeners,
     admin,
     capture::{
-        Capture, CaptureParts, Enroller, Finder, Guards, Kernel, KernelMetrics, KernelReporter,
-        Kubelet, LoadedDatapath, Refiller, SavedPods, beat,
+        Capture, CaptureParts, Datapath, Enroller, Finder, Guards, Kernel, KernelMetrics,
+        KernelReporter, Kubelet, LoadedDatapath, Refiller, SavedPods, beat,
     },
     cni::{Cni, Plugin, command},
     config::{
@@ -66,7 +67,7 @@ pub fn run(invocation: Invocation) -> Result<()> {
     };
     if role.profile().is_none() {
         bail!(
-            "the role {:?} is not built yet; this build has the role \"node\"",
+            "the role {:?} is not built yet; this build has the roles \"node\" and \"waypoint\"",
             role.name()
         );
     }
@@ -80,7 +81,12 @@ pub fn run(invocation: Invocation) -> Result<()> {
         .enable_all()
         .build();
     let runtime = runtime.context("starting the control runtime")?;
-    let outcome = runtime.block_on(node(config, log));
+    let outcome = runtime.block_on(async {
+        match role {
+            Role::Waypoint => waypoint::waypoint(config, log).await,
+            Role::Node | Role::Gateway | Role::Ready => node(config, log).await,
+        }
+    });
     runtime.shutdown_timeout(LAST_WORDS);
     sink.flush(LAST_WORDS);
     outcome
@@ -126,7 +132,7 @@ impl Log {
 /// The role `node`.
 async fn node(config: Config, log: Log) -> Result<()> {
     config
-        .prepare()
+        .prepare_node()
         .context("preparing directories and limits")?;
     let tasks = Tasks {
         readiness: Readiness::default(),
@@ -147,13 +153,27 @@ async fn node(config: Config, log: Log) -> Result<()> {
         let taken = receive(&certificates, piece);
         tracing::info!(taken, "certificates and keys were handed over in memory");
     }
-    control(&config, &tasks, &state, &certificates, &metrics)?;
+    control(
+        &config,
+        &config.node_name,
+        &tasks,
+        &state,
+        &certificates,
+        &metrics,
+    )?;
     let groups = cgroup::find(config.pods_cgroup.as_deref()).context("finding the cgroups")?;
     let pods_cgroup = groups.pods.clone();
     let kernel = open_kernel(&config, &groups)?;
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
     let (listeners, receivers) = Listeners::new(config.threads);
-    let shared = data_parts(&config, &tasks, &state, &certificates, &kernel, &observer);
+    let shared = data_parts(
+        &config,
+        &tasks,
+        &state,
+        &certificates,
+        kernel.clone(),
+        &observer,
+    );
     let data =
         DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
     let lookouts = Lookouts {
@@ -303,9 +323,10 @@ fn scan(
     missing
 }
 
-/// Certificates and configuration.
+/// Certificates and configuration, for whoever has this name to the controller.
 fn control(
     config: &Config,
+    name: &NodeName,
     tasks: &Tasks,
     state: &MeshState,
     certificates: &Certificates,
@@ -324,20 +345,14 @@ fn control(
     };
     let keys = KeyDir::open(config.run_dir.join("keys"))
         .with_context(|| format!("opening {}/keys", config.run_dir.display()))?;
-    let renewer = Renewer::new(
-        certificates.clone(),
-        keys,
-        signer,
-        config.node_name.clone(),
-        metrics,
-    );
+    let renewer = Renewer::new(certificates.clone(), keys, signer, name.clone(), metrics);
     tasks.spawn("certificates", renewer.run());
     tasks.spawn(
         "certificate metrics",
         show(certificates.clone(), metrics.clone()),
     );
     let (status, client) = XdsClient::new(XdsParts {
-        node: config.node_name.clone(),
+        node: name.clone(),
         cluster: config.cluster_id.to_string(),
         state: state.clone(),
         certificates: certificates.clone(),
@@ -371,7 +386,7 @@ fn data_parts(
     tasks: &Tasks,
     state: &MeshState,
     certificates: &Certificates,
-    kernel: &Arc<LoadedDatapath>,
+    datapath: Arc<dyn Datapath>,
     observer: &Observer,
 ) -> Arc<Shared> {
     let (names, task) = Names::new(
@@ -384,7 +399,7 @@ fn data_parts(
         node: config.node_name.clone(),
         state: state.clone(),
         certificates: certificates.clone(),
-        datapath: kernel.clone(),
+        datapath,
         observer: observer.clone(),
         handshakes: Handshakes::new(
             config.limits.handshakes,

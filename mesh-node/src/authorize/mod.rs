@@ -9,6 +9,7 @@ use mesh_model::{
     authn::Transport,
     authz::{self, Conn, Decision, Denial, Egress, Permit, Target},
     mesh::Workload,
+    name::Identity,
     reason::Reason,
 };
 
@@ -58,17 +59,34 @@ pub async fn outbound(
     .await
 }
 
-/// Whether a connection that arrived for a pod may go on to its application.
+/// Whether a waypoint may carry a connection of `client` on to `original`.
+pub async fn through(
+    state: &MeshState,
+    waypoint: &Pod,
+    client: &Identity,
+    original: SocketAddr,
+) -> Result<Permitted<Egress>, Denial> {
+    settled(state, |snapshot| {
+        let own = own(snapshot, waypoint)?;
+        Ok(authz::through(&snapshot.mesh, own, client, original))
+    })
+    .await
+}
+
+/// Whether a connection that arrived for a pod may go on to its application. With `via` it is that peer, a waypoint,
+/// which says who the client is.
 pub async fn inbound(
     state: &MeshState,
     pod: &Pod,
     transport: &Transport,
+    via: Option<&Identity>,
     source: SocketAddr,
     destination: SocketAddr,
 ) -> Result<Permitted<Conn>, Denial> {
     settled(state, |snapshot| {
         let conn = Conn {
             transport: transport.clone(),
+            via: via.cloned(),
             source_ip: source.ip(),
             workload: own(snapshot, pod)?,
             destination,
@@ -117,7 +135,8 @@ async fn settled<T>(
             audited: !audited.is_empty(),
         })
     };
-    let not_yet = |outcome: &Result<Permitted<T>, Denial>| matches!(outcome, Err(denial) if denial.reason == Reason::NotReady);
+    // That a peer is a waypoint may just not be known here yet.
+    let not_yet = |outcome: &Result<Permitted<T>, Denial>| matches!(outcome, Err(denial) if matches!(denial.reason, Reason::NotReady | Reason::NotWaypoint));
     let first = settle(state.load());
     if !not_yet(&first) {
         return first;

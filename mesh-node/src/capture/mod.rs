@@ -31,7 +31,7 @@ mod takeup;
 mod veth;
 mod wanted;
 
-pub use datapath::{Datapath, FailedDial, Outcome, Verdict, VipSlot};
+pub use datapath::{Datapath, FailedDial, NoDatapath, Outcome, Verdict, VipSlot};
 pub use enrol::Enroller;
 pub use events::KernelReporter;
 pub use fake::FakeDatapath;

@@ -56,6 +56,7 @@ pub(super) fn line(format: AccessFormat, ended: &Ended<'_>) -> Vec<u8> {
     out.text("direction", Some(r.direction.as_str()));
     out.party("src", &r.source, None);
     out.party("dst", &r.destination, Some(r));
+    out.shown("via", r.via.as_ref());
     out.text("path", r.path.map(|p| p.as_str()));
     out.text(
         "mtls",

@@ -34,6 +34,8 @@ pub enum Direction {
     Outbound,
     /// A connection between two pods of this node that the kernel decided.
     Direct,
+    /// A connection that a waypoint carries.
+    Through,
 }
 
 impl Direction {
@@ -43,6 +45,7 @@ impl Direction {
             Direction::Inbound => "inbound",
             Direction::Outbound => "outbound",
             Direction::Direct => "direct",
+            Direction::Through => "through",
         }
     }
 }
@@ -120,6 +123,8 @@ pub struct FlowRecord {
     pub source: Party,
     /// The server. `addr` is where the application's bytes end.
     pub destination: Party,
+    /// The waypoint that brought it and told who the source is.
+    pub via: Option<Identity>,
     /// Where the tunnel went (or what CONNECT asked for).
     pub hbone_addr: Option<SocketAddr>,
     /// The service that was addressed.
@@ -146,6 +151,7 @@ impl FlowRecord {
                 ..Party::default()
             },
             destination: Party::default(),
+            via: None,
             hbone_addr: None,
             service: None,
             path: None,
@@ -322,6 +328,7 @@ impl FlowGuard {
         match self.record.direction {
             Direction::Inbound => Reporter::Destination,
             Direction::Outbound | Direction::Direct => Reporter::Source,
+            Direction::Through => Reporter::Waypoint,
         }
     }
 

@@ -40,6 +40,8 @@ pub enum Reporter {
     Source,
     /// The server's node.
     Destination,
+    /// The waypoint between them.
+    Waypoint,
 }
 
 /// The five counters of a label set. `sent` goes to the client and `received` comes from it, as Istio defines them.
@@ -273,6 +275,7 @@ impl Labels {
         let reporter = match self.reporter {
             Reporter::Source => "source",
             Reporter::Destination => "destination",
+            Reporter::Waypoint => "waypoint",
         };
         [
             ("reporter", reporter.to_owned()),

@@ -8,6 +8,7 @@ mod sessions;
 mod stopped;
 pub mod tcp;
 mod thread;
+mod waypoint;
 
 #[cfg(test)]
 mod tests;

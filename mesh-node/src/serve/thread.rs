@@ -354,7 +354,9 @@ impl Data {
             Kind::Plaintext => drop(tokio::task::spawn_local(tcp::plaintext(
                 data, accepted, place,
             ))),
-            Kind::Hbone => drop(tokio::task::spawn_local(tcp::tunnel(data, accepted, place))),
+            Kind::Hbone | Kind::Waypoint => {
+                drop(tokio::task::spawn_local(tcp::tunnel(data, accepted, place)));
+            }
         }
     }
 

@@ -36,6 +36,8 @@ const MAX_NAMES: usize = 200_000;
 pub struct Peer {
     /// The node it is.
     pub node: Option<Arc<str>>,
+    /// Whether it gets what is for one node only of every node.
+    pub everywhere: bool,
     /// Whether it is one of ours: it gets companions and markers.
     pub ours: bool,
 }
@@ -477,5 +479,5 @@ impl Subscription {
 }
 
 fn visible(resource: &Resource, peer: &Peer) -> bool {
-    resource.node.is_none() || resource.node == peer.node
+    peer.everywhere || resource.node.is_none() || resource.node == peer.node
 }

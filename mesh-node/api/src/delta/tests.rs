@@ -126,6 +126,7 @@ impl Pair {
 fn server() -> Server {
     Server::new(Peer {
         node: Some(NODE.into()),
+        everywhere: false,
         ours: true,
     })
 }
@@ -328,6 +329,7 @@ fn a_refusal_without_detail_names_all_of_its_message() {
     let view = filled(&mut rng, 3);
     let mut foreign = Server::new(Peer {
         node: None,
+        everywhere: false,
         ours: false,
     });
     let ask = |url: &str| DeltaDiscoveryRequest {

@@ -22,6 +22,7 @@ use tokio::{
 
 mod bounds;
 mod flows;
+mod waypoint;
 
 use super::*;
 use crate::{
@@ -176,7 +177,7 @@ impl Node {
             match kind {
                 Kind::Outbound => home.outbound = listener.local_addr().expect("bound"),
                 Kind::Plaintext => home.plaintext = listener.local_addr().expect("bound"),
-                Kind::Hbone => {}
+                Kind::Hbone | Kind::Waypoint => {}
             }
             self.listeners
                 .add(&pod, kind, &listener)
@@ -290,4 +291,44 @@ fn deny(name: &str, who: &str) -> Policy {
         Action::Deny,
         [matched],
     )
+}
+
+/// The waypoint of `n1`, which serves what names it, and what its own pod needs to be known.
+impl Node {
+    async fn waypoint(&self, name: &str, ip: &str) -> Arc<Pod> {
+        let workload = testing::pod("mesh", name, "n1", ip);
+        self.certificates.put(self.ca.issue(&workload.identity));
+        self.state.apply(testing::known(workload.clone()));
+        let ip: IpAddr = ip.parse().expect("an address");
+        let pod = Arc::new(Pod {
+            uid: PodUid::new(name),
+            workload: workload.uid.clone(),
+            namespace: "mesh".into(),
+            name: name.into(),
+            service_account: name.into(),
+            identity: workload.identity,
+            addresses: Box::new([ip]),
+            netns_cookie: 0,
+            barred: None,
+            sockets: Arc::new(Loopback(ip)),
+        });
+        let listener = std::net::TcpListener::bind((ip, 15008)).expect("a free port");
+        listener.set_nonblocking(true).expect("possible");
+        let added = self.listeners.add(&pod, Kind::Waypoint, &listener).await;
+        added.expect("threads run");
+        pod
+    }
+}
+
+/// As its waypoint, the workload at an address.
+fn through(ip: IpAddr) -> Option<mesh_model::mesh::GatewayAddress> {
+    Some(mesh_model::mesh::GatewayAddress {
+        destination: mesh_model::mesh::GatewayDestination::Address(
+            mesh_model::name::NetworkAddress {
+                network: "".into(),
+                ip,
+            },
+        ),
+        hbone_port: 15008,
+    })
 }
