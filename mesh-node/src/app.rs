@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use mesh_api::resource::Kind;
 use mesh_model::name::{NetworkId, NodeName};
 
 use self::{
@@ -29,7 +30,7 @@ use crate::{
     admin,
     capture::{
         Capture, CaptureParts, Datapath, Enroller, Finder, Guards, Kernel, KernelMetrics,
-        KernelReporter, Kubelet, LoadedDatapath, Refiller, SavedPods, beat,
+        KernelReporter, Kubelet, LoadedDatapath, Refiller, SavedPods, beat, pass_on_kernel_lines,
     },
     cni::{Cni, Plugin, command},
     config::{
@@ -155,7 +156,7 @@ async fn node(config: Config, log: Log) -> Result<()> {
     }
     control(
         &config,
-        &config.node_name,
+        (&config.node_name, Kind::NODE),
         &tasks,
         &state,
         &certificates,
@@ -165,6 +166,11 @@ async fn node(config: Config, log: Log) -> Result<()> {
     let pods_cgroup = groups.pods.clone();
     let kernel = open_kernel(&config, &groups)?;
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
+    let lines = kernel.loader().lines();
+    if let Some(lines) = lines.context("opening the kernel programs' log")? {
+        tracing::info!("the kernel programs write lines; the log level kernel=debug shows them");
+        tasks.spawn("kernel lines", pass_on_kernel_lines(lines));
+    }
     let (listeners, receivers) = Listeners::new(config.threads);
     let shared = data_parts(
         &config,
@@ -326,7 +332,7 @@ fn scan(
 /// Certificates and configuration, for whoever has this name to the controller.
 fn control(
     config: &Config,
-    name: &NodeName,
+    (name, kinds): (&NodeName, &'static [Kind]),
     tasks: &Tasks,
     state: &MeshState,
     certificates: &Certificates,
@@ -354,6 +360,7 @@ fn control(
     let (status, client) = XdsClient::new(XdsParts {
         node: name.clone(),
         cluster: config.cluster_id.to_string(),
+        kinds,
         state: state.clone(),
         certificates: certificates.clone(),
         controller,

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use mesh_api::resource;
 use mesh_model::name::{Identity, NodeName, WorkloadUid};
 use socket2::{Domain, Socket, Type};
 
@@ -60,7 +61,14 @@ pub(super) async fn waypoint(config: Config, log: Log) -> Result<()> {
     // As the controller calls it (`mesh-ctl/src/ca/grant.rs`).
     let name = format!("waypoint/{}/{}/{}", own.namespace, own.account, own.name);
     let name = NodeName::new(name);
-    control(&config, &name, &tasks, &state, &certificates, &metrics)?;
+    control(
+        &config,
+        (&name, resource::Kind::WAYPOINT),
+        &tasks,
+        &state,
+        &certificates,
+        &metrics,
+    )?;
     let (listeners, receivers) = Listeners::new(config.threads);
     let kernel = Arc::new(NoDatapath);
     let shared = data_parts(&config, &tasks, &state, &certificates, kernel, &observer);

@@ -126,8 +126,8 @@ impl Pair {
 fn server() -> Server {
     Server::new(Peer {
         node: Some(NODE.into()),
-        everywhere: false,
         ours: true,
+        everywhere: false,
     })
 }
 
@@ -329,8 +329,8 @@ fn a_refusal_without_detail_names_all_of_its_message() {
     let view = filled(&mut rng, 3);
     let mut foreign = Server::new(Peer {
         node: None,
-        everywhere: false,
         ours: false,
+        everywhere: false,
     });
     let ask = |url: &str| DeltaDiscoveryRequest {
         type_url: url.into(),

@@ -3,7 +3,10 @@
 //! Invariants: pure; time and dice are arguments. Defaults are those of Istio's documentation (DestinationRule,
 //! VirtualService), so that an empty policy behaves as users expect.
 
+mod affinity;
 mod destination;
+pub mod outlier;
+pub mod retry;
 
 pub use destination::{
     Affinity, AffinityKey, Destination, HashTable, LoadBalancing, LocalityPreference, Outlier,
