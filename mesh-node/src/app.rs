@@ -38,6 +38,7 @@ use crate::{
         cgroup::{self, Cgroups},
     },
     dns::{DnsHandle, DnsParts, DnsServer, Names},
+    exchange::Clusters,
     identify::{
         CaClient, Certificates, Controller, HANDED, Handshakes, KeyDir, Renewer, receive, show,
     },
@@ -415,6 +416,7 @@ fn data_parts(
         limits: config.limits,
         names,
         flows: AtomicUsize::new(0),
+        clusters: Clusters::default(),
     })
 }
 

@@ -223,7 +223,12 @@ fn show(
         certificates: Arc::new(move || describe(&certificates)),
         cni: None,
         guards: Arc::new(|| serde_json::Value::Null),
-        sessions: Arc::new(move || serde_json::json!({ "flows": shared.flows.load(Relaxed) })),
+        sessions: Arc::new(move || {
+            serde_json::json!({
+                "flows": shared.flows.load(Relaxed),
+                "clusters": shared.clusters.describe(),
+            })
+        }),
     };
     // An ordinary pod need not be root: whoever is the same user is served.
     let user = nix::unistd::geteuid().as_raw();

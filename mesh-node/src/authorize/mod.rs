@@ -22,7 +22,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A permitted flow, with the snapshot that permitted it and what is to be reported besides.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Permitted<T> {
     /// The permit.
     pub permit: Permit<T>,

@@ -21,7 +21,7 @@ use mesh_model::{
 };
 
 use super::{
-    AccessFormat, LogSink, Metrics, access,
+    AccessFormat, LogSink, Metrics, RequestGuard, access,
     traffic::{FlowLabels, Reporter, TrafficCounters},
 };
 
@@ -208,6 +208,23 @@ impl Observer {
         self.access.store(on, Relaxed);
     }
 
+    /// Begins to observe a request that came in a flow.
+    pub fn request(&self, flow: FlowRecord) -> RequestGuard {
+        RequestGuard::new(self.clone(), flow)
+    }
+
+    pub(super) fn logs_access(&self) -> bool {
+        self.access.load(Relaxed)
+    }
+
+    pub(super) fn format(&self) -> AccessFormat {
+        self.format
+    }
+
+    pub(super) fn line(&self, line: Vec<u8>) {
+        self.sink.line(line);
+    }
+
     /// Begins to observe a flow.
     pub fn flow(&self, direction: Direction, source: Option<SocketAddr>) -> FlowGuard {
         FlowGuard {
@@ -317,6 +334,13 @@ impl FlowGuard {
     /// What TCP saw of the flow: for direct flows, of which no other end of ours carries the bytes.
     pub fn wire(&mut self, wire: Wire) {
         self.wire = Some(wire);
+    }
+
+    /// Reports nothing: somebody else does.
+    pub fn forget(mut self) {
+        self.counters = None;
+        self.mirror = None;
+        self.abandoned = true;
     }
 
     /// Reports nothing: the flow goes on, and somebody else will see its end.

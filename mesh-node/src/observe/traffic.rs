@@ -191,7 +191,7 @@ impl Hash for CacheKey {
 
 /// The label values of one set; `None` is shown as `unknown`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Labels {
+pub(super) struct Labels {
     reporter: Reporter,
     source: End,
     service: Option<ServiceName>,
@@ -234,7 +234,7 @@ impl End {
 }
 
 impl Labels {
-    fn new(flow: FlowLabels<'_>) -> Self {
+    pub(super) fn new(flow: FlowLabels<'_>) -> Self {
         let r = flow.record;
         let short = r
             .service
@@ -252,7 +252,7 @@ impl Labels {
         }
     }
 
-    fn anonymous(self) -> Self {
+    pub(super) fn anonymous(self) -> Self {
         Self {
             source: End::default(),
             destination: End::default(),
@@ -263,7 +263,7 @@ impl Labels {
     }
 
     /// Names and values in Istio's order.
-    fn pairs(&self) -> [(&'static str, String); 23] {
+    pub(super) fn pairs(&self) -> [(&'static str, String); 23] {
         let text = |v: &Option<Arc<str>>| v.as_deref().unwrap_or("unknown").to_owned();
         let who = |v: &Option<Identity>| {
             v.as_ref()

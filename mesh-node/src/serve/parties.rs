@@ -18,12 +18,16 @@ use super::Data;
 use crate::{
     accept::Pod,
     authorize::Permitted,
-    observe::{FlowGuard, Path},
+    observe::{FlowGuard, FlowRecord, Path},
 };
 
 /// Says in the report where a flow went.
 pub(super) fn went_to(candidate: &Candidate, report: &mut FlowGuard) {
-    let record = report.record_mut();
+    chosen(candidate, report.record_mut());
+}
+
+/// Says in a record where its flow goes.
+pub(super) fn chosen(candidate: &Candidate, record: &mut FlowRecord) {
     record.destination.workload = candidate.workload.clone();
     let sole = |identities: &[Identity]| match identities {
         [only] => Some(only.clone()),

@@ -4,15 +4,18 @@
 //! Invariants: a waypoint carries only what names it as its waypoint; who the client is decides where the connection
 //! ends; the client's address is the one that its tunnel came from, of what it says only the port is taken.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
+use bytes::BytesMut;
 use mesh_model::{
-    authz::{Denial, Egress},
+    authz::{Denial, Egress, Target},
+    mesh::AppProtocol,
     reason::Reason,
 };
+use tokio::{io::AsyncReadExt, time::sleep};
 
 use super::{
-    Data, parties,
+    Data, http, parties,
     stopped::Stopped,
     tcp::{Arrived, Carried, Live, refuse},
     thread::Place,
@@ -21,11 +24,15 @@ use crate::{
     accept::{authority, origin},
     authorize::{self, Permitted},
     dial::{self, Behalf, Upstream},
+    exchange::{Spoken, spoken},
     observe::{Direction, FlowGuard, Path},
     relay, route,
     tunnel::{Incoming, Io, Link},
     wire::Headers,
 };
+
+/// How long a client on a port of unknown protocol may be silent before its server is listened to as well.
+const SILENCE: Duration = Duration::from_millis(50);
 
 /// A client's connection to something that the waypoint serves.
 pub(super) struct Carry {
@@ -66,7 +73,100 @@ pub(super) async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, request: Incomi
         client,
         permitted,
     };
-    bytes(&data, carry, request, report, place).await;
+    match declared(&carry.permitted) {
+        AppProtocol::Tcp | AppProtocol::Tls => bytes(&data, carry, request, report, place).await,
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
+            let mut near = Io::new(request.accept(Headers::new()));
+            let mut first = BytesMut::new();
+            match hear(&mut near, &mut first).await {
+                Ok(spoken) => requests(data, carry, near, first, spoken, report, place).await,
+                Err(error) => report.fail(Reason::PeerReset, error.to_string()),
+            }
+        }
+        AppProtocol::Unknown => {
+            let near = Io::new(request.accept(Headers::new()));
+            either(data, carry, near, report, place).await;
+        }
+    }
+}
+
+/// What was declared about the port that was addressed; a workload's own address declares nothing, so that nobody
+/// looks into what is said to it.
+fn declared(permitted: &Permitted<Egress>) -> AppProtocol {
+    match &permitted.permit.subject().target {
+        Target::Service(service, port) => {
+            let declared = service.ports.iter().find(|p| p.port == *port);
+            declared.map_or(AppProtocol::Tcp, |p| p.protocol)
+        }
+        Target::Workload(..) | Target::External => AppProtocol::Tcp,
+    }
+}
+
+/// Serves requests.
+async fn requests(
+    data: Rc<Data>,
+    carry: Carry,
+    mut near: Io,
+    first: BytesMut,
+    spoken: Spoken,
+    report: FlowGuard,
+    place: Place,
+) {
+    // Each request is reported by itself.
+    report.forget();
+    near.unread(first.freeze());
+    http::serve(data, carry, near, spoken == Spoken::Http2, place).await;
+}
+
+/// Reads until it is known what a client speaks; one that ends first speaks bytes.
+async fn hear(near: &mut Io, first: &mut BytesMut) -> io::Result<Spoken> {
+    loop {
+        if let Some(spoken) = spoken(first) {
+            return Ok(spoken);
+        }
+        if near.read_buf(first).await? == 0 {
+            return Ok(Spoken::Bytes);
+        }
+    }
+}
+
+/// Carries requests or bytes, as whoever speaks first decides: a client that is silent for a moment may wait for its
+/// server to speak, which is then connected to and listened to as well.
+async fn either(data: Rc<Data>, carry: Carry, mut near: Io, mut report: FlowGuard, place: Place) {
+    let (mut first, mut said) = (BytesMut::new(), BytesMut::new());
+    let server = async {
+        sleep(SILENCE).await;
+        let Ok(mut far) = reach(&data, &carry, &mut report).await else {
+            // Perhaps requests can be answered all the same.
+            return std::future::pending().await;
+        };
+        // When nothing can be read, the relay finds out by itself.
+        let _ = far.read_buf(&mut said).await;
+        far
+    };
+    let heard = tokio::select! {
+        biased;
+        spoken = hear(&mut near, &mut first) => Ok(spoken),
+        far = server => Err(far),
+    };
+    match heard {
+        Ok(Ok(spoken @ (Spoken::Http1 | Spoken::Http2))) => {
+            requests(data, carry, near, first, spoken, report, place).await;
+        }
+        Ok(Ok(Spoken::Bytes)) => {
+            near.unread(first.freeze());
+            match reach(&data, &carry, &mut report).await {
+                Ok(far) => joined(&data, &carry, near, far, report, place),
+                // Dropped before its end, the client's stream is reset.
+                Err(stopped) => stopped.report(&mut report),
+            }
+        }
+        Ok(Err(error)) => report.fail(Reason::PeerReset, error.to_string()),
+        Err(far) => {
+            near.unread(first.freeze());
+            joined(&data, &carry, near, far.after(said.freeze()), report, place);
+        }
+    }
 }
 
 /// The client's address: where its tunnel came from, with the port that it names, if any.
@@ -147,6 +247,6 @@ pub(super) async fn reach(
     }
     Ok(match dialed?.0 {
         Upstream::Tunnel(stream) => Link::Tunnel(Io::new(stream)),
-        Upstream::Plain(tcp) => Link::Plain(tcp),
+        Upstream::Plain(tcp) => Link::Plain(tcp, Default::default()),
     })
 }

@@ -239,14 +239,25 @@ impl Drop for Io {
 pub enum Link {
     /// In a tunnel.
     Tunnel(Io),
-    /// Plain TCP.
-    Plain(TcpStream),
+    /// Plain TCP, and what was read of it before.
+    Plain(TcpStream, Bytes),
 }
 
 impl Link {
+    /// The connection with what was read of it before.
+    pub fn after(self, first: Bytes) -> Self {
+        match self {
+            Self::Tunnel(mut io) => {
+                io.unread(first);
+                Self::Tunnel(io)
+            }
+            Self::Plain(tcp, _) => Self::Plain(tcp, first),
+        }
+    }
+
     /// Ends it with a reset.
     pub fn reset(self) {
-        if let Self::Plain(tcp) = &self {
+        if let Self::Plain(tcp, _) = &self {
             reset(tcp);
         }
     }
@@ -260,7 +271,12 @@ impl AsyncRead for Link {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Plain(_, before) if before.has_remaining() => {
+                let n = before.len().min(buf.remaining());
+                buf.put_slice(&before.split_to(n));
+                Poll::Ready(Ok(()))
+            }
+            Self::Plain(tcp, _) => Pin::new(tcp).poll_read(cx, buf),
         }
     }
 }
@@ -273,7 +289,7 @@ impl AsyncWrite for Link {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Plain(tcp, _) => Pin::new(tcp).poll_write(cx, buf),
         }
     }
 
@@ -284,7 +300,7 @@ impl AsyncWrite for Link {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Plain(tcp, _) => Pin::new(tcp).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -295,14 +311,14 @@ impl AsyncWrite for Link {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Plain(tcp, _) => Pin::new(tcp).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Plain(tcp, _) => Pin::new(tcp).poll_shutdown(cx),
         }
     }
 }

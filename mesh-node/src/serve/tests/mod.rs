@@ -22,6 +22,7 @@ use tokio::{
 
 mod bounds;
 mod flows;
+mod requests;
 mod waypoint;
 
 use super::*;
@@ -113,6 +114,7 @@ impl Node {
             limits: limits(),
             names,
             flows: AtomicUsize::new(0),
+            clusters: Default::default(),
         });
         let (listeners, receivers) = Listeners::new(2);
         let threads = DataThreads::start(shared.clone(), receivers).expect("threads");
