@@ -7,6 +7,7 @@ mod affinity;
 mod destination;
 pub mod outlier;
 pub mod retry;
+mod warmup;
 
 pub use destination::{
     Affinity, AffinityKey, Destination, HashTable, LoadBalancing, LocalityPreference, Outlier,

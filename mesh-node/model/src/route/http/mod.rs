@@ -6,11 +6,13 @@
 
 mod edit;
 mod endpoints;
+mod explain;
 mod find;
 pub mod path;
 mod rule;
 
 pub use endpoints::{Endpoint, endpoints};
+pub use explain::{Choice, Explanation, Tried, explain};
 pub use find::{Asked, Found, choose};
 pub use rule::{
     Action, Backend, Cors, Filters, HeaderEdits, Mirror, PathRewrite, Redirect, Respond, Rewrite,
