@@ -171,12 +171,14 @@ fn few_keys_move_when_an_endpoint_goes() {
     );
 }
 
+type Picker<'a> = dyn Fn(u64, &dyn Fn(usize) -> bool) -> Option<usize> + 'a;
+
 #[test]
 fn one_that_is_left_out_gives_away_only_its_own_keys() {
     let names = names(10);
     let all = members(&names);
     let (ring, maglev) = (Ring::new(&all, 4096), Maglev::new(&all, 65_537));
-    let pickers: [(&str, &dyn Fn(u64, &dyn Fn(usize) -> bool) -> Option<usize>); 2] = [
+    let pickers: [(&str, &Picker<'_>); 2] = [
         ("ring", &|k, usable| ring.pick(k, usable)),
         ("maglev", &|k, usable| maglev.pick(k, usable)),
     ];

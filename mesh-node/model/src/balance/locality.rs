@@ -5,7 +5,10 @@
 use std::sync::Arc;
 
 use super::Viewpoint;
-use crate::mesh::{Workload, workload::Locality};
+use crate::{
+    mesh::{Workload, workload::Locality},
+    resilience::PlaceShares,
+};
 
 /// The labels that a preference by labels can be about: those that say where a workload is. Of others nothing is known
 /// about an endpoint here.
@@ -20,7 +23,7 @@ pub const KNOWN_LABELS: [&str; 6] = [
 
 /// The shares that a distribution gives to places, for clients of this place; `None` when it says nothing of them.
 pub(crate) fn shares<'a>(
-    table: &'a [(Arc<str>, Box<[(Arc<str>, u32)]>)],
+    table: &'a [(Arc<str>, PlaceShares)],
     client: &Locality,
 ) -> Option<&'a [(Arc<str>, u32)]> {
     let at = best(table.iter().map(|(from, _)| &**from), client)?;
