@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_model::{
     balance,
     resilience::{
-        Affinity, AffinityKey, HashTable, Outlier, Retries, RetryOn,
+        Affinity, AffinityKey, HashTable, Outlier, Retries, RetryOn, Share, TrafficPolicy,
         outlier::{Ejections, Failure},
         retry::Outcome,
     },
@@ -155,6 +155,27 @@ fn pauses_grow_within_their_bounds() {
         );
     }
     assert_eq!(retries.pause(0, u64::MAX), Duration::ZERO);
+}
+
+#[test]
+fn retries_are_bounded_by_a_budget_or_a_number() {
+    let most = |budget, max_retries, requests| {
+        let mut policy = TrafficPolicy {
+            retry_budget: budget,
+            ..TrafficPolicy::default()
+        };
+        policy.pool.max_retries = max_retries;
+        (0..50)
+            .take_while(|r| policy.allows_retry(requests, *r))
+            .count()
+    };
+    let fifth = Share::percent(20.0).expect("a share");
+    assert_eq!(most(None, None, 0), 50);
+    assert_eq!(most(None, Some(3), 1_000), 3);
+    assert_eq!(most(None, Some(0), 1_000), 0);
+    assert_eq!(most(Some((fifth, 3)), Some(0), 10), 3);
+    assert_eq!(most(Some((fifth, 3)), None, 100), 20);
+    assert_eq!(most(Some((Share::NONE, 0)), None, 100), 0);
 }
 
 /// A service of so many endpoints, from now on.
