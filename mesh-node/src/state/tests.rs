@@ -11,6 +11,8 @@ fn resources() -> Vec<Resource> {
     vec![
         Resource::new(Kind::Companion, "mesh", vec![1, 2, 3]),
         Resource::new(Kind::Authorization, "shop/deny", Vec::new()),
+        Resource::new(Kind::Destination, "shop/web.shop.svc", vec![4]),
+        Resource::new(Kind::Routes, "shop/web.shop.svc", vec![5]),
         Resource::new(Kind::Address, "Kubernetes//Pod/shop/web-1", vec![0; 5000]),
     ]
 }
