@@ -28,7 +28,7 @@ use crate::{
     admin,
     capture::{
         Capture, CaptureParts, Enroller, Finder, Guards, Kernel, KernelMetrics, KernelReporter,
-        Kubelet, LoadedDatapath, Refiller, SavedPods, beat,
+        Kubelet, LoadedDatapath, Refiller, SavedPods, beat, pass_on_kernel_lines,
     },
     cni::{Cni, Plugin, command},
     config::{
@@ -152,6 +152,11 @@ async fn node(config: Config, log: Log) -> Result<()> {
     let pods_cgroup = groups.pods.clone();
     let kernel = open_kernel(&config, &groups)?;
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
+    let lines = kernel.loader().lines();
+    if let Some(lines) = lines.context("opening the kernel programs' log")? {
+        tracing::info!("the kernel programs write lines; the log level kernel=debug shows them");
+        tasks.spawn("kernel lines", pass_on_kernel_lines(lines));
+    }
     let (listeners, receivers) = Listeners::new(config.threads);
     let shared = data_parts(&config, &tasks, &state, &certificates, &kernel, &observer);
     let data =

@@ -122,6 +122,7 @@ impl Subscription {
         let mut server = Server::new(delta::Peer {
             node: Some(self.node.as_str().into()),
             ours,
+            everywhere: false,
         });
         self.received(&mut server, first, &published)?;
         let mut pending = None;

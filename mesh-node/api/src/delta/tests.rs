@@ -127,6 +127,7 @@ fn server() -> Server {
     Server::new(Peer {
         node: Some(NODE.into()),
         ours: true,
+        everywhere: false,
     })
 }
 
@@ -329,6 +330,7 @@ fn a_refusal_without_detail_names_all_of_its_message() {
     let mut foreign = Server::new(Peer {
         node: None,
         ours: false,
+        everywhere: false,
     });
     let ask = |url: &str| DeltaDiscoveryRequest {
         type_url: url.into(),
