@@ -186,3 +186,26 @@ impl Update {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_keep_their_numbers() {
+        // What an earlier build left on disk is read by these.
+        let numbered: Vec<(u8, Kind)> = (0..8)
+            .filter_map(|n| Some((n, Kind::from_number(n)?)))
+            .collect();
+        let expect = [
+            (0, Kind::Companion),
+            (1, Kind::Authorization),
+            (2, Kind::Address),
+            (3, Kind::Destination),
+            (4, Kind::Routes),
+        ];
+        assert_eq!(numbered, expect);
+        assert_eq!(expect.len(), Kind::ALL.len());
+        assert!(Kind::NODE.is_sorted() && Kind::WAYPOINT.is_sorted());
+    }
+}

@@ -6,7 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_model::{
     resilience::Share,
     route::http::{
-        Asked, Backend, HeaderEdits, PathRewrite, Pattern, Redirect, Rewrite, choose,
+        Asked, Backend, Cors, Crossing, HeaderEdits, PathRewrite, Pattern, Redirect, Rewrite, Text,
+        choose,
         path::{Malformed, normalise},
     },
     testing::Rng,
@@ -310,6 +311,96 @@ fn headers_are_edited_in_order_and_host_is_the_authority() {
     assert_eq!(all("d"), ["1"]);
     assert_eq!(all("host"), ["old"]);
     assert_eq!(HeaderEdits::default().apply(&mut HeaderMap::new()), None);
+}
+
+#[test]
+fn origins_are_let_in_by_the_fetch_standard() {
+    let cors = |credentials, forward_unmatched, star: bool| Cors {
+        origins: [
+            Text::Exact("https://a.example".into()),
+            Text::Regex(Pattern::new(r"https://.*\.b\.example").expect("one")),
+        ]
+        .into(),
+        methods: if star {
+            ["*".into()].into()
+        } else {
+            ["GET".into(), "PUT".into()].into()
+        },
+        headers: if star {
+            ["*".into()].into()
+        } else {
+            ["x-a".into(), "x-b".into()].into()
+        },
+        expose: ["x-c".into()].into(),
+        max_age: Some(std::time::Duration::from_secs(600)),
+        credentials,
+        forward_unmatched,
+    };
+    let shown = |kind: &str, headers: &HeaderMap| {
+        let mut lines: Vec<String> = headers
+            .iter()
+            .map(|(n, v)| {
+                let name = n.as_str().trim_start_matches("access-control-");
+                format!("{name}={}", v.to_str().expect("text"))
+            })
+            .collect();
+        lines.sort();
+        format!("{kind} {}", lines.join(" ")).trim().to_owned()
+    };
+    let look = |cors: Cors, method: &str, origin: Option<&'static str>, asks: bool| {
+        let mut headers = HeaderMap::new();
+        if let Some(origin) = origin {
+            headers.insert("origin", HeaderValue::from_static(origin));
+        }
+        if asks {
+            headers.insert(
+                "access-control-request-method",
+                HeaderValue::from_static("DELETE"),
+            );
+            headers.insert(
+                "access-control-request-headers",
+                HeaderValue::from_static("x-z"),
+            );
+        }
+        match cors.look(method, &headers) {
+            Crossing::Plain => "plain".to_owned(),
+            Crossing::Marked(h) => shown("marked", &h),
+            Crossing::Answered(h) => shown("answered", &h),
+        }
+    };
+    let (a, b, no) = (
+        Some("https://a.example"),
+        Some("https://x.b.example"),
+        Some("https://a.example.org"),
+    );
+    assert_eq!(look(cors(false, false, false), "GET", None, false), "plain");
+    assert_eq!(look(cors(false, false, false), "GET", no, false), "plain");
+    assert_eq!(
+        look(cors(false, false, false), "GET", a, false),
+        "marked allow-origin=https://a.example expose-headers=x-c"
+    );
+    assert_eq!(
+        look(cors(true, false, false), "OPTIONS", b, false),
+        "marked allow-credentials=true allow-origin=https://x.b.example expose-headers=x-c",
+        "OPTIONS alone is no preflight"
+    );
+    assert_eq!(
+        look(cors(false, false, false), "OPTIONS", b, true),
+        "answered allow-headers=x-a,x-b allow-methods=GET,PUT allow-origin=https://x.b.example max-age=600"
+    );
+    assert_eq!(
+        look(cors(false, false, true), "OPTIONS", a, true),
+        "answered allow-headers=* allow-methods=* allow-origin=https://a.example max-age=600"
+    );
+    assert_eq!(
+        look(cors(true, false, true), "OPTIONS", a, true),
+        "answered allow-credentials=true allow-headers=x-z allow-methods=DELETE allow-origin=https://a.example max-age=600"
+    );
+    assert_eq!(
+        look(cors(true, false, true), "OPTIONS", no, true),
+        "answered"
+    );
+    assert_eq!(look(cors(true, true, true), "OPTIONS", no, true), "plain");
 }
 
 fn backend(name: &str, weight: u32) -> Backend {

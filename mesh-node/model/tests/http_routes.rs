@@ -18,8 +18,10 @@ use mesh_model::{
 const ROUTES: usize = 8_000;
 const REQUESTS: usize = 40;
 
+type Expression = (&'static str, fn(&str) -> bool);
+
 /// Expressions, each with what it means said again by hand.
-const EXPRESSIONS: &[(&str, fn(&str) -> bool)] = &[
+const EXPRESSIONS: &[Expression] = &[
     (".*", |t| !t.contains('\n')),
     ("a|ab", |t| t == "a" || t == "ab"),
     ("/a(/.*)?", |t| t == "/a" || t.starts_with("/a/")),
@@ -191,7 +193,7 @@ mod oracle {
             {
                 continue;
             }
-            if !set.ports.is_empty() && !set.ports.iter().any(|p| *p == q.port) {
+            if !set.ports.is_empty() && !set.ports.contains(&q.port) {
                 continue;
             }
             for (r, rule) in set.rules.iter().enumerate() {

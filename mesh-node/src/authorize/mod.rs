@@ -20,6 +20,9 @@ use crate::{
 
 /// How long a flow waits for configuration that has not come yet.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a flow waits for somebody at an unknown address among pods. The configuration is there within 30 ms; an
+/// address that is nobody's, as a bridge's own, must not be slow to reach for ever.
+const ARRIVAL: Duration = Duration::from_millis(500);
 
 /// A permitted flow, with the snapshot that permitted it and what is to be reported besides.
 #[derive(Clone, Debug)]
@@ -38,6 +41,15 @@ pub async fn outbound(
     pod: &Pod,
     original: SocketAddr,
 ) -> Result<Permitted<Egress>, Denial> {
+    // A pod that has not been heard of yet would be dialed like somebody outside the mesh, in the clear.
+    let network = state
+        .load()
+        .mesh
+        .workload(&pod.workload)
+        .map(|w| w.network.clone());
+    if let Some(network) = network {
+        state.hear_of(&network, original.ip(), ARRIVAL).await;
+    }
     settled(state, |snapshot| {
         let source = own(snapshot, pod)?;
         let target = authz::target(&snapshot.mesh, &source, original);

@@ -9,7 +9,8 @@ use mesh_model::{
     name::ServiceName,
     resilience::{
         Affinity, AffinityKey, Destination, HashTable, LoadBalancing, LocalityPreference, Outlier,
-        Pool, ProxyProtocol, Simple, Subset, TrafficPolicy, UpstreamTls, Warmup, Weighing,
+        PlaceShares, Pool, ProxyProtocol, Simple, Subset, TrafficPolicy, UpstreamTls, Warmup,
+        Weighing,
     },
     route::http::Selector,
 };
@@ -113,7 +114,7 @@ fn balancing_wire(b: &LoadBalancing) -> wire::Balancing {
     }
 }
 
-fn from_wire((place, to): &(Arc<str>, Box<[(Arc<str>, u32)]>)) -> wire::DistributeFrom {
+fn from_wire((place, to): &(Arc<str>, PlaceShares)) -> wire::DistributeFrom {
     let to = to.iter().map(|(place, share)| wire::DistributeTo {
         place: place.to_string(),
         share: *share,
@@ -331,7 +332,7 @@ fn balancing(b: wire::Balancing) -> Result<LoadBalancing, Bad> {
     })
 }
 
-fn from(f: wire::DistributeFrom) -> (Arc<str>, Box<[(Arc<str>, u32)]>) {
+fn from(f: wire::DistributeFrom) -> (Arc<str>, PlaceShares) {
     let to = f.to.into_iter().map(|t| (t.place.into(), t.share));
     (f.place.into(), to.collect())
 }

@@ -37,14 +37,14 @@ const INVALID_ARGUMENT: i32 = 3;
 #[derive(Debug)]
 pub struct Client {
     node: Node,
-    kinds: BTreeMap<Kind, Held>,
+    pub(super) kinds: BTreeMap<Kind, Held>,
     root: Option<Namespace>,
     announced: bool,
     digests_above: usize,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+pub(super) struct Held {
     versions: HashMap<Arc<str>, Version>,
     /// On this stream the server has sent everything once.
     complete: bool,

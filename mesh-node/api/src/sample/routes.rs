@@ -1,6 +1,6 @@
 //! Random routes and destinations.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use fastrand::Rng;
 use http::{HeaderName, HeaderValue};
@@ -28,8 +28,10 @@ fn selector(r: &mut Rng) -> Selector {
 }
 
 fn pattern(r: &mut Rng) -> Pattern {
-    let text = pick(r, &["", ".*", "/a/(b|c)", "[0-9]{3}", r"\d+\.html"]);
-    Pattern::new(text).expect("is one")
+    static COMPILED: OnceLock<Vec<Pattern>> = OnceLock::new();
+    let texts = ["", ".*", "/a/(b|c)", "[0-9]{3}", r"\d+\.html"];
+    let one = |text: &&str| Pattern::new(text).expect("is one");
+    pick(r, COMPILED.get_or_init(|| texts.iter().map(one).collect()))
 }
 
 fn text(r: &mut Rng) -> Text {

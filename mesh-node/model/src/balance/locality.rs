@@ -4,11 +4,26 @@
 
 use std::sync::Arc;
 
-use crate::mesh::workload::Locality;
+use super::Viewpoint;
+use crate::{
+    mesh::{Workload, workload::Locality},
+    resilience::PlaceShares,
+};
+
+/// The labels that a preference by labels can be about: those that say where a workload is. Of others nothing is known
+/// about an endpoint here.
+pub const KNOWN_LABELS: [&str; 6] = [
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+    "topology.istio.io/subzone",
+    "kubernetes.io/hostname",
+    "topology.istio.io/cluster",
+    "topology.istio.io/network",
+];
 
 /// The shares that a distribution gives to places, for clients of this place; `None` when it says nothing of them.
 pub(crate) fn shares<'a>(
-    table: &'a [(Arc<str>, Box<[(Arc<str>, u32)]>)],
+    table: &'a [(Arc<str>, PlaceShares)],
     client: &Locality,
 ) -> Option<&'a [(Arc<str>, u32)]> {
     let at = best(table.iter().map(|(from, _)| &**from), client)?;
@@ -37,6 +52,29 @@ pub(crate) fn failover_rank(
     let zone = known(&client.zone, &endpoint.zone);
     let subzone = zone && known(&client.subzone, &endpoint.subzone);
     2 + usize::from(zone) + usize::from(subzone)
+}
+
+/// How many of the leading labels client and endpoint share. `key=value` asks for that value of the endpoint, whatever
+/// the client's is; a label that is not among [`KNOWN_LABELS`] is shared by nobody.
+pub(crate) fn labels_rank(labels: &[Arc<str>], from: &Viewpoint<'_>, to: &Workload) -> usize {
+    let shared = |label: &&Arc<str>| {
+        let (key, value) = match label.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (&***label, None),
+        };
+        let (client, endpoint): (&str, &str) = match key {
+            "topology.kubernetes.io/region" => (&from.locality.region, &to.locality.region),
+            "topology.kubernetes.io/zone" => (&from.locality.zone, &to.locality.zone),
+            "topology.istio.io/subzone" => (&from.locality.subzone, &to.locality.subzone),
+            "kubernetes.io/hostname" => (from.node.as_str(), to.node.as_str()),
+            "topology.istio.io/cluster" => (from.cluster.as_str(), to.cluster.as_str()),
+            "topology.istio.io/network" => (from.network.as_str(), to.network.as_str()),
+            _ => return false,
+        };
+        let wanted = value.unwrap_or(client);
+        !wanted.is_empty() && wanted == endpoint
+    };
+    labels.iter().take_while(shared).count()
 }
 
 fn best<'a>(names: impl Iterator<Item = &'a str>, at: &Locality) -> Option<usize> {

@@ -8,7 +8,8 @@ mod locality;
 mod pick;
 
 pub use hash::{Maglev, Ring, hash_bytes as hash};
-pub(crate) use locality::{failover_rank, place, shares};
+pub use locality::KNOWN_LABELS;
+pub(crate) use locality::{failover_rank, labels_rank, place, shares};
 pub use pick::{RoundRobin, least_request, random};
 
 use std::net::IpAddr;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use super::{Retries, RetryOn};
+use super::{Retries, RetryOn, TrafficPolicy};
 
 /// The most that a pause grows, as a multiple of the first one's bound.
 const GROWTH: u32 = 10;
@@ -132,5 +132,22 @@ impl Retries {
         let bound = self.backoff.saturating_mul(grown.min(GROWTH));
         let nanos = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
         Duration::from_nanos(((u128::from(draw) * u128::from(nanos)) >> 64) as u64)
+    }
+}
+
+impl TrafficPolicy {
+    /// Whether one more retry may be under way beside so many, of so many requests under way (retries included). A budget
+    /// holds instead of `max_retries`.
+    pub fn allows_retry(&self, requests: usize, retries: usize) -> bool {
+        match self.retry_budget {
+            Some((share, least)) => {
+                let part = requests as u128 * u128::from(share.parts()) / 1_000_000;
+                (retries as u128) < part.max(least.into())
+            }
+            None => {
+                let most = self.pool.max_retries;
+                most.is_none_or(|most| retries < most as usize)
+            }
+        }
     }
 }

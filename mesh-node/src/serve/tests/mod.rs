@@ -143,12 +143,25 @@ impl Node {
         mtls: MtlsMode,
         barred: Option<Reason>,
     ) -> Home {
+        let (home, news) = self.pod_unheard(name, ip, mtls, barred).await;
+        self.state.apply(news);
+        home
+    }
+
+    /// A pod that is served here before anybody has heard of it, and the news of it.
+    async fn pod_unheard(
+        &self,
+        name: &str,
+        ip: &str,
+        mtls: MtlsMode,
+        barred: Option<Reason>,
+    ) -> (Home, [Change; 2]) {
         let workload = testing::pod("shop", name, "n1", ip);
         self.certificates.put(self.ca.issue(&workload.identity));
-        self.state.apply([
+        let news = [
             Change::Workload(workload.clone()),
             Change::WorkloadExtra(workload.uid.clone(), testing::extra(mtls)),
-        ]);
+        ];
         let ip: IpAddr = ip.parse().expect("an address");
         let pod = Arc::new(Pod {
             uid: PodUid::new(name),
@@ -186,7 +199,7 @@ impl Node {
                 .await
                 .expect("threads run");
         }
-        home
+        (home, news)
     }
 
     /// Connects from a pod as if the kernel had captured a dial to `target`.

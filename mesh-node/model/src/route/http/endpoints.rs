@@ -116,8 +116,9 @@ fn preferred(
                 None => Some((0, to.capacity)),
             }
         }
-        // The labels of endpoints are not known here: all are alike.
-        LocalityPreference::Labels(_) => Some((0, to.capacity)),
+        LocalityPreference::Labels(keys) => {
+            Some((balance::labels_rank(keys, from, to), to.capacity))
+        }
     }
 }
 

@@ -154,7 +154,7 @@ pub(super) enum Condition<'a> {
 impl Selector {
     /// Whether it is among the selectors that select a workload.
     pub fn selects(&self, groups: &[Arc<str>]) -> bool {
-        groups.iter().any(|g| *g == self.0)
+        groups.contains(&self.0)
     }
 }
 

@@ -4,13 +4,17 @@
 //! and the port decides, and in it the first rule that matches; a set without a matching rule answers 404; what could
 //! not be understood is a rule that refuses, at its place in the order, never a rule that is skipped.
 
+mod cors;
 mod edit;
 mod endpoints;
+mod explain;
 mod find;
 pub mod path;
 mod rule;
 
+pub use cors::Crossing;
 pub use endpoints::{Endpoint, endpoints};
+pub use explain::{Choice, Explanation, Tried, explain};
 pub use find::{Asked, Found, choose};
 pub use rule::{
     Action, Backend, Cors, Filters, HeaderEdits, Mirror, PathRewrite, Redirect, Respond, Rewrite,
