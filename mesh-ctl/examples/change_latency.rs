@@ -211,7 +211,7 @@ async fn follow(
         if node.requests.send(reply).await.is_err() {
             return;
         }
-        if markers == Kind::ALL.len()
+        if markers == Kind::NODE.len()
             && let Some(told) = told.take()
         {
             told.send(()).expect("somebody waits");

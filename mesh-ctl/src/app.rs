@@ -22,6 +22,7 @@ use mesh_model::{
     mesh::Change,
     name::{Identity, NodeName, TrustDomain},
 };
+use mesh_translate::Key;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -35,8 +36,8 @@ use tracing::{debug, error, info, warn};
 use crate::{
     admin::{self, Admin},
     ca::{
-        self, Authority, CertificateService, Given, Hosted, NodeTokens, Policy, Reviews,
-        SecretStore, bundle,
+        self, Authority, CertificateService, Given, Hosted, MemberTokens, Policy, Reviews,
+        SecretStore, Waypoint, bundle,
     },
     leader::Candidate,
     listen::{self, Clients, Conn, Credentials, Names},
@@ -161,16 +162,19 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         follow_roots(authority.clone(), handle.clone()),
     ));
 
-    let placed = Arc::new(Placed::default());
+    let placed = Arc::new(Placed {
+        nodes: RwLock::default(),
+        view: view.clone(),
+    });
     let policy = Policy {
         leaf_ttl,
         ..Policy::default()
     };
     let tokens = match &from {
-        Input::Manifests(_) => NodeTokens::Join(JoinKey::open(&state)?),
+        Input::Manifests(_) => MemberTokens::Join(JoinKey::open(&state)?),
         Input::Cluster(client) => {
             let account = (client.default_namespace(), NODE_ACCOUNT);
-            NodeTokens::Review(Box::new(Reviews::new(client.clone(), account)))
+            MemberTokens::Review(Box::new(Reviews::new(client.clone(), account)))
         }
     };
     let certificates = CertificateService::new(
@@ -346,13 +350,16 @@ async fn follow_roots(authority: Arc<Authority>, handle: Handle) {
 }
 
 /// Which identities have pods on which node, as last translated.
-#[derive(Default)]
-struct Placed(RwLock<BTreeMap<NodeName, BTreeSet<Identity>>>);
+struct Placed {
+    nodes: RwLock<BTreeMap<NodeName, BTreeSet<Identity>>>,
+    /// The objects, for waypoints: their pods are not enrolled.
+    view: Arc<RwLock<View>>,
+}
 
 impl Placed {
     /// Replaces what is known of these nodes.
     fn update(&self, nodes: BTreeMap<NodeName, BTreeSet<Identity>>) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         for (node, identities) in nodes {
             if identities.is_empty() {
                 all.remove(&node);
@@ -365,9 +372,19 @@ impl Placed {
 
 impl Hosted for Placed {
     fn hosts(&self, node: &NodeName, identity: &Identity) -> bool {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         all.get(node)
             .is_some_and(|identities| identities.contains(identity))
+    }
+
+    fn is_waypoint(&self, waypoint: &Waypoint) -> bool {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let key = Key::new(waypoint.namespace.as_str(), &waypoint.pod);
+        view.cluster().pods.get(&key).is_some_and(|entry| {
+            let pod = &*entry.object;
+            pod.spec.account() == waypoint.account.as_str()
+                && pod.metadata.labels.contains_key(ca::GATEWAY)
+        })
     }
 }
 

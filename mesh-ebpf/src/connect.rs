@@ -8,6 +8,7 @@ use mesh_abi::{
     State, VerdictKey, ports, reason,
 };
 
+use crate::log::say;
 use crate::maps::{ADDRS, EPOCHS, PODS, USES, VERDICTS, VIPS, state};
 use crate::{GO, count, dns, peer};
 
@@ -158,6 +159,7 @@ fn direct(ctx: &SockAddrContext, v4: bool, pod: &Pod, dst: &Endpoint, target: &E
     }
     peer::write(ctx, v4, &target.addr(), target.port());
     count::decision(Counter::Direct);
+    say!("pod {} goes direct to port {}", pod.index(), target.port());
     GO
 }
 
@@ -188,6 +190,7 @@ fn proxy(
     };
     peer::write(ctx, v4, &pod.addr_like(&dst.addr()), port);
     count::decision(Counter::Captured);
+    say!("captured pod {} port {}", pod.index(), dst.port());
     GO
 }
 

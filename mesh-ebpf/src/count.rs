@@ -3,6 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_abi::{Addr, Counter, EVENT_DROP, EVENT_REFUSED, Event, Tuple, counters};
 
+use crate::log::say;
 use crate::maps::{COUNTERS, EVENTS, LIMITS};
 
 /// Drops and refusals told per window and CPU; what is beyond is only counted.
@@ -64,6 +65,7 @@ fn may_tell(now: u64) -> bool {
 #[inline(never)]
 pub fn dropped(reason: u32, index: u32, tuple: &Tuple, ifindex: u32, protocol: u32) {
     slot(counters::dropped(reason as u16));
+    say!("dropped for pod {}, reason {}, interface {}", index, reason, ifindex);
     let now = now();
     if may_tell(now) {
         let e = Event::new(
@@ -94,6 +96,7 @@ pub fn dropped(reason: u32, index: u32, tuple: &Tuple, ifindex: u32, protocol: u
 #[inline(never)]
 pub fn refused(reason: u32, index: u32, cookie: u64, addr: &Addr, port: u32) {
     slot(counters::refused(reason as u16));
+    say!("refused pod {} port {}, reason {}", index, port, reason);
     let now = now();
     if may_tell(now) {
         let t = Tuple::new(Addr::NONE, *addr, 0, port as u16);

@@ -5,6 +5,7 @@ use mesh_abi::decide::{self, Early, Inbound, proto};
 use mesh_abi::{Addr, Counter, ListenerKey, STATE_OPEN, Tuple, ports, reason};
 
 use crate::count;
+use crate::log::say;
 use crate::maps::{ADDRS, DIRECT, LISTENERS, PROBE_PORTS, PROBES, state};
 
 const PASS: u32 = 1;
@@ -77,6 +78,7 @@ fn ask(ctx: &SkLookupContext, t: &Tuple, family: u32) -> u32 {
                 return drop(reason::NO_LISTENER, index, t, proto::TCP);
             }
             count::decision(Counter::InboundSteered);
+            say!("steered to pod {} port {}", index, t.server_port());
             PASS
         }
     }

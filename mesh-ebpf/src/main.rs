@@ -10,6 +10,7 @@ mod connect;
 mod count;
 mod dns;
 mod guard;
+mod log;
 mod lookup;
 mod maps;
 mod peer;

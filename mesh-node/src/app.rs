@@ -5,6 +5,7 @@
 
 mod sockets;
 mod tasks;
+mod waypoint;
 
 use std::{
     io,
@@ -17,7 +18,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use mesh_model::name::NetworkId;
+use mesh_api::resource::Kind;
+use mesh_model::name::{NetworkId, NodeName};
 
 use self::{
     sockets::{Lookouts, Sockets, serve_sockets},
@@ -27,8 +29,9 @@ use crate::{
     accept::Listeners,
     admin,
     capture::{
-        Capture, CaptureParts, Enroller, Finder, Guards, Kernel, KernelMetrics, KernelReporter,
-        Kubelet, LoadedDatapath, Refiller, SavedPods, beat, follow_leaving,
+        Capture, CaptureParts, Datapath, Enroller, Finder, Guards, Kernel, KernelMetrics,
+        KernelReporter, Kubelet, LoadedDatapath, Refiller, SavedPods, beat, follow_leaving,
+        pass_on_kernel_lines,
     },
     cni::{Cni, Plugin, command},
     config::{
@@ -36,6 +39,7 @@ use crate::{
         cgroup::{self, Cgroups},
     },
     dns::{DnsHandle, DnsParts, DnsServer, Names},
+    exchange::Clusters,
     identify::{
         CaClient, Certificates, Controller, HANDED, Handshakes, KeyDir, Renewer, receive, show,
     },
@@ -70,7 +74,7 @@ pub fn run(invocation: Invocation) -> Result<()> {
     };
     if role.profile().is_none() {
         bail!(
-            "the role {:?} is not built yet; this build has the role \"node\"",
+            "the role {:?} is not built yet; this build has the roles \"node\" and \"waypoint\"",
             role.name()
         );
     }
@@ -89,7 +93,12 @@ pub fn run(invocation: Invocation) -> Result<()> {
         .enable_all()
         .build();
     let runtime = runtime.context("starting the control runtime")?;
-    let outcome = runtime.block_on(node(config, log));
+    let outcome = runtime.block_on(async {
+        match role {
+            Role::Waypoint => waypoint::waypoint(config, log).await.map(|()| Ending::Stop),
+            Role::Node | Role::Gateway | Role::Ready => node(config, log).await,
+        }
+    });
     // With it go the sockets that are still open: whoever stays holds nothing.
     runtime.shutdown_timeout(LAST_WORDS);
     if let (Some(retirement), Ok(Ending::HandedOver)) = (retirement, &outcome) {
@@ -145,7 +154,7 @@ impl Log {
 /// The role `node`; says what ended it.
 async fn node(config: Config, log: Log) -> Result<Ending> {
     config
-        .prepare()
+        .prepare_node()
         .context("preparing directories and limits")?;
     let tasks = Tasks {
         readiness: Readiness::default(),
@@ -166,13 +175,32 @@ async fn node(config: Config, log: Log) -> Result<Ending> {
         let taken = receive(&certificates, piece);
         tracing::info!(taken, "certificates and keys were handed over in memory");
     }
-    control(&config, &tasks, &state, &certificates, &metrics)?;
+    control(
+        &config,
+        (&config.node_name, Kind::NODE),
+        &tasks,
+        &state,
+        &certificates,
+        &metrics,
+    )?;
     let groups = cgroup::find(config.pods_cgroup.as_deref()).context("finding the cgroups")?;
     let pods_cgroup = groups.pods.clone();
     let kernel = open_kernel(&config, &groups)?;
     metrics.add_kernel(Arc::new(KernelMetrics(kernel.clone())));
+    let lines = kernel.loader().lines();
+    if let Some(lines) = lines.context("opening the kernel programs' log")? {
+        tracing::info!("the kernel programs write lines; the log level kernel=debug shows them");
+        tasks.spawn("kernel lines", pass_on_kernel_lines(lines));
+    }
     let (listeners, receivers) = Listeners::new(config.threads);
-    let shared = data_parts(&config, &tasks, &state, &certificates, &kernel, &observer);
+    let shared = data_parts(
+        &config,
+        &tasks,
+        &state,
+        &certificates,
+        kernel.clone(),
+        &observer,
+    );
     let data =
         DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
     let lookouts = Lookouts {
@@ -186,7 +214,14 @@ async fn node(config: Config, log: Log) -> Result<Ending> {
         configured(&state, &certificates).await;
     }
     let (pods, _taken_up, predecessor) = take_up(&tasks, &capture, predecessor).await?;
-    let missing = scan(&config, &tasks, &state, &capture, &metrics, pods_cgroup.clone());
+    let missing = scan(
+        &config,
+        &tasks,
+        &state,
+        &capture,
+        &metrics,
+        pods_cgroup.clone(),
+    );
     let cni = config.cni.keep.then(|| Cni::new(Plugin::new(&config)));
     serve_sockets(
         &config,
@@ -322,9 +357,10 @@ fn scan(
     missing
 }
 
-/// Certificates and configuration.
+/// Certificates and configuration, for whoever has this name to the controller.
 fn control(
     config: &Config,
+    (name, kinds): (&NodeName, &'static [Kind]),
     tasks: &Tasks,
     state: &MeshState,
     certificates: &Certificates,
@@ -343,21 +379,16 @@ fn control(
     };
     let keys = KeyDir::open(config.run_dir.join("keys"))
         .with_context(|| format!("opening {}/keys", config.run_dir.display()))?;
-    let renewer = Renewer::new(
-        certificates.clone(),
-        keys,
-        signer,
-        config.node_name.clone(),
-        metrics,
-    );
+    let renewer = Renewer::new(certificates.clone(), keys, signer, name.clone(), metrics);
     tasks.spawn("certificates", renewer.run());
     tasks.spawn(
         "certificate metrics",
         show(certificates.clone(), metrics.clone()),
     );
     let (status, client) = XdsClient::new(XdsParts {
-        node: config.node_name.clone(),
+        node: name.clone(),
         cluster: config.cluster_id.to_string(),
+        kinds,
         state: state.clone(),
         certificates: certificates.clone(),
         controller,
@@ -390,7 +421,7 @@ fn data_parts(
     tasks: &Tasks,
     state: &MeshState,
     certificates: &Certificates,
-    kernel: &Arc<LoadedDatapath>,
+    datapath: Arc<dyn Datapath>,
     observer: &Observer,
 ) -> Arc<Shared> {
     let (names, task) = Names::new(
@@ -403,7 +434,7 @@ fn data_parts(
         node: config.node_name.clone(),
         state: state.clone(),
         certificates: certificates.clone(),
-        datapath: kernel.clone(),
+        datapath,
         observer: observer.clone(),
         handshakes: Handshakes::new(
             config.limits.handshakes,
@@ -412,6 +443,7 @@ fn data_parts(
         limits: config.limits,
         names,
         flows: AtomicUsize::new(0),
+        clusters: Clusters::default(),
     })
 }
 

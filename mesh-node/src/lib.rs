@@ -13,6 +13,7 @@ pub mod cni;
 pub mod config;
 pub mod dial;
 pub mod dns;
+pub mod exchange;
 pub mod identify;
 pub mod lifecycle;
 pub mod observe;

@@ -27,7 +27,8 @@ const PACKAGES: &[&str] = &[
 ];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+/// The LLVM of Debian's toolchain.
+const DEBIAN_LLVM: u32 = 22;
 
 /// Compile the kernel programs.
 #[derive(Debug, Default, clap::Args)]
@@ -38,22 +39,44 @@ pub struct Args {
     /// Install nothing; say what is missing instead.
     #[arg(long)]
     pub offline: bool,
+    /// Compile programs that write lines about what they do, beside those that do not. A node proxy takes them in
+    /// when it is built with WARREN_EBPF_OBJECT naming their file.
+    #[arg(long)]
+    pub log: bool,
 }
 
 /// How the programs are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Toolchain {
-    /// Rustup's nightly with the sources of the standard library.
-    Nightly,
+    /// Rustup's nightly with the sources of the standard library, and the major version of its LLVM.
+    Nightly(u32),
     /// Debian's rustc-web.
     Debian,
+}
+
+impl Toolchain {
+    /// The LLVM whose bitcode the linker has to read.
+    fn llvm(self) -> u32 {
+        match self {
+            Toolchain::Nightly(llvm) => llvm,
+            Toolchain::Debian => DEBIAN_LLVM,
+        }
+    }
 }
 
 /// Compiles the kernel programs if their inputs changed.
 pub fn run(args: &Args) -> Result<()> {
     let root = workspace()?;
-    let object = object()?;
-    let stamp = root.join("target/ebpf-build/inputs");
+    let object = if args.log {
+        object_with_lines()?
+    } else {
+        object()?
+    };
+    let stamp = root.join(if args.log {
+        "target/ebpf-build/inputs-log"
+    } else {
+        "target/ebpf-build/inputs"
+    });
     let toolchain = find_toolchain();
     let inputs = inputs(&root.join("mesh-ebpf"), toolchain)?;
     if !args.force && object.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == inputs) {
@@ -65,8 +88,9 @@ pub fn run(args: &Args) -> Result<()> {
         Some(t) => t,
         None => install_toolchain(args)?,
     };
-    let linker = find_linker().map_or_else(|| install_linker(args, toolchain), Ok)?;
-    let built = compile(&root, toolchain, &linker)?;
+    let llvm = toolchain.llvm();
+    let linker = find_linker(llvm).map_or_else(|| install_linker(args, llvm), Ok)?;
+    let built = compile(&root, toolchain, &linker, args.log)?;
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     publish(&object, &bytes)?;
     // The lock may have been written by the build, so hash again.
@@ -86,6 +110,11 @@ pub fn run(args: &Args) -> Result<()> {
 /// Where the object is.
 pub fn object() -> Result<PathBuf> {
     Ok(workspace()?.join("target/ebpf/mesh-ebpf.o"))
+}
+
+/// Where the object is whose programs write lines.
+pub fn object_with_lines() -> Result<PathBuf> {
+    Ok(object()?.with_file_name("mesh-ebpf-log.o"))
 }
 
 /// A hash over everything that the object depends on.
@@ -122,10 +151,10 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 /// What of the toolchains is on this machine.
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
-    /// Rustup has a nightly.
-    nightly: bool,
-    /// That nightly has the sources of the standard library.
-    sources: bool,
+    /// Rustup has a nightly with the sources of the standard library, and this LLVM.
+    nightly: Option<u32>,
+    /// There is a linker for that LLVM, or what it takes to build one.
+    linker: bool,
     /// Debian's compiler, cargo and prebuilt `core` for the target.
     debian: bool,
 }
@@ -141,26 +170,42 @@ fn look() -> Found {
             .join("lib/rustlib/src/rust/library/core")
             .exists()
     };
+    let nightly = sysroot
+        .filter(sources)
+        .and_then(|_| llvm_of(&output(clean("rustc").args(["+nightly", "-vV"]))?));
     let debian = [
         DEBIAN_RUSTC,
         DEBIAN_CARGO,
         "/usr/lib/rustlib/bpfel-unknown-none/lib",
     ];
     Found {
-        nightly: sysroot.is_some(),
-        sources: sysroot.as_ref().is_some_and(sources),
+        nightly,
+        linker: nightly.is_some_and(|n| find_linker(n).is_some() || llvm(n).exists()),
         debian: debian.iter().all(|p| Path::new(p).exists()),
     }
 }
 
-/// Nightly first, where it can build `core` itself; `None`: something is to be installed.
+/// The major version of LLVM that `rustc -vV` names.
+fn llvm_of(version: &str) -> Option<u32> {
+    let line = version
+        .lines()
+        .find_map(|l| l.strip_prefix("LLVM version: "))?;
+    line.split('.').next()?.parse().ok()
+}
+
+/// Where a Debian-like system keeps an LLVM.
+fn llvm(major: u32) -> PathBuf {
+    PathBuf::from(format!("/usr/lib/llvm-{major}"))
+}
+
+/// Nightly first, where it can build `core` itself and what it makes can be linked; `None`: something is to be installed.
 fn choose(found: Found) -> Option<Toolchain> {
     match found {
         Found {
-            nightly: true,
-            sources: true,
+            nightly: Some(llvm),
+            linker: true,
             ..
-        } => Some(Toolchain::Nightly),
+        } => Some(Toolchain::Nightly(llvm)),
         Found { debian: true, .. } => Some(Toolchain::Debian),
         Found { .. } => None,
     }
@@ -168,7 +213,10 @@ fn choose(found: Found) -> Option<Toolchain> {
 
 fn install_toolchain(args: &Args) -> Result<Toolchain> {
     let what_to_do = format!(
-        "no toolchain for the kernel programs. Either\n  rustup toolchain install nightly --component rust-src\nor, on Debian or Ubuntu as root,\n  apt-get install {}",
+        "no toolchain for the kernel programs. Either\n  rustup toolchain install nightly --component rust-src\nand the development files of that nightly's LLVM{}, or, on Debian or Ubuntu as root,\n  apt-get install {}",
+        look()
+            .nightly
+            .map_or_else(String::new, |n| format!(" ({n})")),
         PACKAGES.join(" ")
     );
     ensure!(!args.offline, "{what_to_do}");
@@ -195,8 +243,9 @@ fn install_toolchain(args: &Args) -> Result<Toolchain> {
     find_toolchain().with_context(|| what_to_do)
 }
 
-fn find_linker() -> Option<PathBuf> {
-    let cached = provision::tools().ok().map(|t| t.join("bin").join(LINKER));
+/// A linker says nothing of its LLVM: ours are kept apart by it, and one on the path is taken at its word.
+fn find_linker(llvm: u32) -> Option<PathBuf> {
+    let cached = linkers(llvm).ok().map(|t| t.join("bin").join(LINKER));
     cached
         .into_iter()
         .chain([PathBuf::from(LINKER)])
@@ -206,8 +255,13 @@ fn find_linker() -> Option<PathBuf> {
         })
 }
 
-fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
-    let tools = provision::tools()?;
+/// Where the linker for an LLVM is kept.
+fn linkers(llvm: u32) -> Result<PathBuf> {
+    Ok(provision::tools()?.join(format!("llvm-{llvm}")))
+}
+
+fn install_linker(args: &Args, llvm: u32) -> Result<PathBuf> {
+    let tools = linkers(llvm)?;
     let mut install = clean("cargo");
     install
         .args([
@@ -219,23 +273,21 @@ fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
             "--root",
         ])
         .arg(&tools);
-    if toolchain == Toolchain::Debian {
-        install.env("LLVM_PREFIX", LLVM_PREFIX).args([
-            "--no-default-features",
-            "--features",
-            "llvm-22",
-        ]);
+    let feature = format!("llvm-{llvm}");
+    install.args(["--no-default-features", "--features", &feature]);
+    if self::llvm(llvm).exists() {
+        install.env("LLVM_PREFIX", self::llvm(llvm));
     }
     ensure!(
         !args.offline,
-        "{LINKER} {LINKER_VERSION} is missing; run `cargo install {LINKER} --version ^{LINKER_VERSION}`"
+        "{LINKER} {LINKER_VERSION} is missing; run `cargo install {LINKER} --version ^{LINKER_VERSION} --no-default-features --features {feature}`"
     );
     println!(
         "ebpf: installing {LINKER} into {} (a minute or two)",
         tools.display()
     );
     retry("cargo install bpf-linker", &mut install)?;
-    find_linker().with_context(|| {
+    find_linker(llvm).with_context(|| {
         format!(
             "{LINKER} was installed but does not run from {}",
             tools.display()
@@ -243,11 +295,12 @@ fn install_linker(args: &Args, toolchain: Toolchain) -> Result<PathBuf> {
     })
 }
 
-fn compile(root: &Path, toolchain: Toolchain, linker: &Path) -> Result<PathBuf> {
+fn compile(root: &Path, toolchain: Toolchain, linker: &Path, log: bool) -> Result<PathBuf> {
     let build = root.join("target/ebpf-build");
     let how = invocation(toolchain, &build, linker);
     let status = clean(how.program)
         .args(&how.args)
+        .args(if log { &["--features", "log"][..] } else { &[] })
         .envs(how.env)
         .current_dir(root.join("mesh-ebpf"))
         .status()
@@ -275,7 +328,7 @@ fn invocation(toolchain: Toolchain, build: &Path, linker: &Path) -> Invocation {
     );
     let mut env = vec![("RUSTFLAGS", flags)];
     let (program, first): (_, &[&str]) = match toolchain {
-        Toolchain::Nightly => ("cargo", &["+nightly", "build", "-Z", "build-std=core"]),
+        Toolchain::Nightly(_) => ("cargo", &["+nightly", "build", "-Z", "build-std=core"]),
         Toolchain::Debian => {
             // A released compiler, which takes the unstable features of the target only so.
             env.push(("RUSTC", DEBIAN_RUSTC.into()));
@@ -346,10 +399,10 @@ mod tests {
     use super::*;
 
     /// What is found -> the command line that compiles, or nothing.
-    fn check(nightly: bool, sources: bool, debian: bool, expect: Option<&str>) {
+    fn check(nightly: Option<u32>, linker: bool, debian: bool, expect: Option<&str>) {
         let found = Found {
             nightly,
-            sources,
+            linker,
             debian,
         };
         let line = choose(found).map(|toolchain| {
@@ -371,12 +424,21 @@ mod tests {
         let debian = "RUSTFLAGS=-C linker=/l -C debuginfo=2 -C link-arg=--btf RUSTC=/usr/bin/rustc \
             RUSTC_BOOTSTRAP=1 /usr/bin/cargo build --release --locked --target bpfel-unknown-none --target-dir /b";
         for with_debian in [false, true] {
-            check(true, true, with_debian, Some(nightly));
+            check(Some(23), true, with_debian, Some(nightly));
         }
-        check(true, false, true, Some(debian));
-        check(false, false, true, Some(debian));
-        check(true, false, false, None);
-        check(false, false, false, None);
+        check(Some(23), false, true, Some(debian));
+        check(None, false, true, Some(debian));
+        check(Some(23), false, false, None);
+        check(None, false, false, None);
+    }
+
+    #[test]
+    fn the_linker_is_the_one_for_the_compilers_llvm() {
+        let told = "rustc 1.99.0-nightly\nrelease: 1.99.0-nightly\nLLVM version: 23.1.4\n";
+        assert_eq!(llvm_of(told), Some(23));
+        assert_eq!(llvm_of("rustc 1.99.0"), None);
+        assert_eq!(Toolchain::Nightly(23).llvm(), 23);
+        assert_eq!(Toolchain::Debian.llvm(), 22);
     }
 
     #[test]
@@ -388,7 +450,10 @@ mod tests {
         fs::write(folder.join("src/main.rs"), "a").unwrap();
         let first = inputs(&folder, Some(Toolchain::Debian)).unwrap();
         assert_eq!(first, inputs(&folder, Some(Toolchain::Debian)).unwrap());
-        assert_ne!(first, inputs(&folder, Some(Toolchain::Nightly)).unwrap());
+        assert_ne!(
+            first,
+            inputs(&folder, Some(Toolchain::Nightly(23))).unwrap()
+        );
         fs::write(folder.join("abi/src/new.rs"), "").unwrap();
         assert_ne!(first, inputs(&folder, Some(Toolchain::Debian)).unwrap());
         fs::remove_dir_all(&folder).unwrap();

@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::{
+    ebpf,
     kube::{self, helm},
     provision, root, step,
 };
@@ -114,22 +115,40 @@ fn unit(args: &Args, why_skip: &str) -> Result<()> {
 /// In a cluster that is started for the tests and removed after them, whatever becomes of them.
 fn kube(args: &Args) -> Result<()> {
     let cluster = kube::Cluster::start()?;
-    let tested = run_programs(args, |name| name == "kube", &cluster.environment()?);
+    let tested = run_programs(
+        args.filter.as_deref(),
+        |name| name == "kube",
+        &cluster.environment()?,
+    );
     let removed = cluster.remove();
     tested.and(removed)
 }
 
 fn lab(args: &Args) -> Result<()> {
     run_programs(
-        args,
+        args.filter.as_deref(),
         |name| name.starts_with("lab") || name == "kernel",
         &[],
+    )?;
+    if args.filter.is_some() {
+        return Ok(());
+    }
+    // Programs that write lines are other programs to the verifier.
+    let speaking = ebpf::Args {
+        log: true,
+        ..ebpf::Args::default()
+    };
+    ebpf::run(&speaking)?;
+    run_programs(
+        Some("writes lines"),
+        |name| name == "kernel",
+        &[("WARREN_EBPF_OBJECT", ebpf::object_with_lines()?)],
     )
 }
 
 /// Builds as who we are, then runs test programs as root.
 fn run_programs(
-    args: &Args,
+    filter: Option<&str>,
     ours: impl Fn(&str) -> bool,
     environment: &[(&str, PathBuf)],
 ) -> Result<()> {
@@ -142,9 +161,7 @@ fn run_programs(
             .current_dir(crate::workspace()?)
             .env_remove(SKIP)
             .envs(environment.iter().map(|(k, v)| (k, v)));
-        if let Some(filter) = &args.filter {
-            command.arg(filter);
-        }
+        command.args(filter);
         step::run(&mut command)?;
     }
     Ok(())

@@ -9,6 +9,7 @@
 pub mod apps;
 pub mod core;
 pub mod definition;
+pub mod gateway;
 pub mod meta;
 pub mod network;
 pub mod networking;

@@ -1,15 +1,16 @@
 //! Every object that the controller reads, as one value; what it cannot read keeps its name.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     apps::{DaemonSet, Deployment},
     core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
+    gateway::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant},
     meta::ObjectMeta,
     network::NetworkPolicy,
-    networking::{ServiceEntry, WorkloadEntry},
+    networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
     warren::MeshConfig,
 };
@@ -45,7 +46,7 @@ pub struct KindInfo {
 /// The name of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ObjectRef {
-    /// Its kind, such as `AuthorizationPolicy`.
+    /// Its kind, such as `AuthorizationPolicy`; with its group where the name alone means a kind of another group.
     pub kind: Arc<str>,
     /// Its namespace; empty when the kind has none.
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -91,12 +92,15 @@ pub struct Other {
 }
 
 impl Other {
+    /// Its group; empty for the core group.
+    pub fn group(&self) -> &str {
+        let parts = self.api_version.split_once('/');
+        parts.map_or("", |(group, _)| group)
+    }
+
     /// Whether the object would configure a mesh, so that not honouring it must be said aloud.
     pub fn is_mesh_api(&self) -> bool {
-        let group = self
-            .api_version
-            .split_once('/')
-            .map_or("", |(group, _)| group);
+        let group = self.group();
         group == "warren.dev"
             || group.ends_with(".istio.io")
             || group.starts_with("gateway.networking.")
@@ -156,13 +160,28 @@ macro_rules! objects {
 
 objects! {
     Namespace, Node, Pod, Service, EndpointSlice, ServiceAccount, Deployment, DaemonSet,
-    NetworkPolicy, AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry, MeshConfig,
+    NetworkPolicy, AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry, VirtualService,
+    DestinationRule, Gateway, GatewayClass, HttpRoute, GrpcRoute, ReferenceGrant, MeshConfig,
 }
 
 impl Object {
     /// The object's name.
     pub fn reference(&self) -> ObjectRef {
         let meta = self.metadata();
-        ObjectRef::new(self.kind(), &meta.namespace, &meta.name)
+        let kind = match self {
+            Self::Other(object) => name_of(object.group(), &object.kind),
+            typed => Cow::Borrowed(typed.kind()),
+        };
+        ObjectRef::new(&kind, &meta.namespace, &meta.name)
+    }
+}
+
+/// What a kind is called in an [`ObjectRef`]: two groups may have kinds of one name, such as `Gateway`, of which at most
+/// one has a type.
+pub(crate) fn name_of<'k>(group: &str, kind: &'k str) -> Cow<'k, str> {
+    let others = |known: &KindInfo| known.kind == kind && known.group != group;
+    match KINDS.iter().any(others) {
+        true => Cow::Owned(format!("{kind}.{group}")),
+        false => Cow::Borrowed(kind),
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     meta::ObjectMeta,
-    object::{Kind, Object, ObjectRef, Other},
+    object::{Kind, Object, ObjectRef, Other, name_of},
     path,
 };
 
@@ -48,14 +48,14 @@ pub fn reference(value: &Value) -> Option<ObjectRef> {
     let text = |path: &str| value.pointer(path).and_then(Value::as_str);
     let (kind, name) = (text("/kind")?, text("/metadata/name")?);
     let namespace = text("/metadata/namespace").unwrap_or_default();
-    let namespaced = Object::typed(group_of(text("/apiVersion")?).0, kind)
-        .is_none_or(|reader| reader.namespaced());
+    let group = group_of(text("/apiVersion")?).0;
+    let namespaced = Object::typed(group, kind).is_none_or(|reader| reader.namespaced());
     let namespace = match (namespaced, namespace) {
         (false, _) => "",
         (true, "") => "default",
         (true, namespace) => namespace,
     };
-    Some(ObjectRef::new(kind, namespace, name))
+    Some(ObjectRef::new(&name_of(group, kind), namespace, name))
 }
 
 /// Reads an object. A namespaced object without a namespace belongs to `default`.

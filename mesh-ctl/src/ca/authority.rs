@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_model::name::{NodeName, TrustDomain};
+use mesh_model::name::TrustDomain;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use super::{
     chain::{checked, expiry},
-    grant::Grant,
+    grant::{Grant, Member},
     keep::{self, Kept, Signer},
     secret::SecretStore,
 };
@@ -223,13 +223,13 @@ impl Authority {
     }
 
     /// Signs the public key of a PEM request for `grant`, valid from a minute ago for `ttl` from `now`, and remembers
-    /// that `node` holds it. Returns the chain, leaf first, then what leads to the root, then all roots to trust, the
+    /// that `holder` holds it. Returns the chain, leaf first, then what leads to the root, then all roots to trust, the
     /// signing one last. The request's own names and extensions are ignored.
     pub fn sign(
         &self,
         csr: &str,
         grant: &Grant,
-        node: &NodeName,
+        holder: &Member,
         now: SystemTime,
         ttl: Duration,
     ) -> Result<Vec<String>, CaError> {
@@ -248,7 +248,10 @@ impl Authority {
         let root = chain.last().expect("a chain ends in a root").clone();
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         newest.retain(|_, (_, until)| *until > now);
-        newest.insert(format!("{} on node {node}", grant.uri()), (root, now + ttl));
+        newest.insert(
+            format!("{} held by {holder}", grant.uri()),
+            (root, now + ttl),
+        );
         Ok(chain)
     }
 

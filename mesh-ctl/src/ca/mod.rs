@@ -1,7 +1,7 @@
 //! The certificate authority: who may get which certificate, and the signing itself.
 //!
 //! Invariants: what a request asks for is ignored; a certificate says exactly what was granted. A node gets its
-//! own identity by a token and workload identities only for pods that run on it. Keys at rest are 0600, or in one Secret.
+//! own identity by a token and workload identities only for pods that run on it, a waypoint its own only. Keys at rest are 0600, or in one Secret.
 
 mod authority;
 pub mod bundle;
@@ -14,9 +14,9 @@ mod service;
 mod tokens;
 
 pub use authority::{Authority, CaError, Given, Phase, Step};
-pub use grant::{Grant, is_node_name, node_of};
+pub use grant::{Grant, Member, Waypoint, is_node_name, member_of};
 pub use keep::{Kept, lock, write_private};
 pub use review::Reviews;
 pub use secret::SecretStore;
-pub use service::{CertificateService, Hosted, Policy};
-pub use tokens::{NodeTokenError, NodeTokens};
+pub use service::{CertificateService, GATEWAY, Hosted, Policy};
+pub use tokens::{MemberTokenError, MemberTokens};

@@ -1,7 +1,8 @@
 //! Projected service-account tokens, reviewed by the API server.
 //!
-//! Invariants: only the node agents' own service account is accepted, only with our audience, and only a token that
-//! is bound to a pod; the node is the one that this pod runs on as the API server says, never what the caller says.
+//! Invariants: only tokens with our audience that are bound to a pod are accepted. That of the node agents' own service
+//! account proves the node that its pod runs on, any other one a waypoint: its own pod, as the API server says, never
+//! as the caller says; whether that pod is a waypoint's is asked where it is signed for.
 //! Refusals are not remembered; acceptances for a short time. Reviews are bounded in time and number.
 
 use std::{
@@ -15,11 +16,10 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kube::{Api, Client, api::PostParams};
-use mesh_model::name::NodeName;
 use sha2::{Digest, Sha256};
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{NodeTokenError, is_node_name};
+use super::{Member, MemberTokenError, Waypoint, is_node_name};
 
 /// The audience that node tokens are made for.
 const AUDIENCE: &str = "warren.dev";
@@ -34,6 +34,8 @@ const AT_ONCE: usize = 16;
 /// The largest token that is looked at, in bytes.
 const LARGEST: usize = 16 * 1024;
 
+/// What user names of service accounts begin with.
+const ACCOUNT: &str = "system:serviceaccount:";
 const NODE: &str = "authentication.kubernetes.io/node-name";
 const POD: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
@@ -45,13 +47,15 @@ pub struct Reviews {
     user: String,
     namespace: String,
     slots: Semaphore,
-    /// By the token's digest: the node, and until when that is taken for granted.
-    accepted: Mutex<HashMap<[u8; 32], (NodeName, SystemTime)>>,
+    /// By the token's digest: who it proves, and until when that is taken for granted.
+    accepted: Mutex<HashMap<[u8; 32], (Member, SystemTime)>>,
 }
 
 /// The pod that a token is bound to.
 #[derive(Debug, PartialEq, Eq)]
 struct Bound {
+    /// Namespace and name of its service account.
+    account: (String, String),
     pod: String,
     uid: String,
     /// Its node; older API servers do not say it.
@@ -63,44 +67,44 @@ impl Reviews {
     pub fn new(client: Client, (namespace, name): (&str, &str)) -> Self {
         Self {
             client,
-            user: format!("system:serviceaccount:{namespace}:{name}"),
+            user: format!("{ACCOUNT}{namespace}:{name}"),
             namespace: namespace.to_owned(),
             slots: Semaphore::new(AT_ONCE),
             accepted: Mutex::default(),
         }
     }
 
-    /// The node that the token's pod runs on.
-    pub(super) async fn node(
+    /// The node that the token's pod runs on, or the waypoint that it is.
+    pub(super) async fn member(
         &self,
         token: &str,
         now: SystemTime,
-    ) -> Result<NodeName, NodeTokenError> {
+    ) -> Result<Member, MemberTokenError> {
         if token.is_empty() || token.len() > LARGEST {
             return Err(refused(format!("{} bytes are no token", token.len())));
         }
         let digest: [u8; 32] = Sha256::digest(token).into();
-        if let Some(node) = self.remembered(&digest, now) {
-            return Ok(node);
+        if let Some(member) = self.remembered(&digest, now) {
+            return Ok(member);
         }
         let review = timeout(DEADLINE, self.review(token)).await;
-        let node =
-            review.map_err(|_| NodeTokenError::Unavailable("no answer in time".to_owned()))??;
+        let member =
+            review.map_err(|_| MemberTokenError::Unavailable("no answer in time".to_owned()))??;
         let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
         accepted.retain(|_, (_, until)| *until > now);
         if accepted.len() < MOST {
-            accepted.insert(digest, (node.clone(), now + REMEMBERED));
+            accepted.insert(digest, (member.clone(), now + REMEMBERED));
         }
-        Ok(node)
+        Ok(member)
     }
 
-    fn remembered(&self, digest: &[u8; 32], now: SystemTime) -> Option<NodeName> {
+    fn remembered(&self, digest: &[u8; 32], now: SystemTime) -> Option<Member> {
         let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        let (node, until) = accepted.get(digest)?;
-        (*until > now).then(|| node.clone())
+        let (member, until) = accepted.get(digest)?;
+        (*until > now).then(|| member.clone())
     }
 
-    async fn review(&self, token: &str) -> Result<NodeName, NodeTokenError> {
+    async fn review(&self, token: &str) -> Result<Member, MemberTokenError> {
         let _slot = self.slots.acquire().await.map_err(unavailable)?;
         let asked = TokenReview {
             spec: TokenReviewSpec {
@@ -113,19 +117,25 @@ impl Reviews {
             .create(&PostParams::default(), &asked)
             .await
             .map_err(unavailable)?;
-        let bound = bound(answer.status.unwrap_or_default(), &self.user).map_err(refused)?;
+        let bound = bound(answer.status.unwrap_or_default()).map_err(refused)?;
+        let (namespace, name) = &bound.account;
+        if format!("{ACCOUNT}{namespace}:{name}") != self.user {
+            let waypoint = Waypoint::parse(&format!("{namespace}/{name}/{}", bound.pod));
+            let waypoint = waypoint.ok_or_else(|| refused("its names are none".to_owned()))?;
+            return Ok(Member::Waypoint(waypoint));
+        }
         let node = match bound.node {
             Some(node) => node,
             None => self.node_of(&bound).await?,
         };
         match is_node_name(&node) {
-            true => Ok(node.as_str().into()),
+            true => Ok(Member::Node(node.as_str().into())),
             false => Err(refused(format!("{node:?} is no node's name"))),
         }
     }
 
     /// Where a pod runs, for API servers whose reviews do not say it.
-    async fn node_of(&self, bound: &Bound) -> Result<String, NodeTokenError> {
+    async fn node_of(&self, bound: &Bound) -> Result<String, MemberTokenError> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pod = pods.get_opt(&bound.pod).await.map_err(unavailable)?;
         let pod = pod.filter(|pod| pod.metadata.uid.as_deref() == Some(&bound.uid));
@@ -139,7 +149,7 @@ impl Reviews {
 }
 
 /// What a review says, when it says all that is wanted.
-fn bound(status: TokenReviewStatus, user: &str) -> Result<Bound, String> {
+fn bound(status: TokenReviewStatus) -> Result<Bound, String> {
     if status.authenticated != Some(true) {
         let error = status.error.unwrap_or_default();
         return Err(format!("the API server does not know it ({error})"));
@@ -154,9 +164,10 @@ fn bound(status: TokenReviewStatus, user: &str) -> Result<Bound, String> {
     }
     let info = status.user.unwrap_or_default();
     let name = info.username.unwrap_or_default();
-    if name != user {
-        return Err(format!("it is {name:?}'s; nodes are {user:?}"));
-    }
+    let account = name.strip_prefix(ACCOUNT).and_then(|a| a.split_once(':'));
+    let Some((namespace, account)) = account else {
+        return Err(format!("it is {name:?}'s, which is no service account"));
+    };
     let extra: BTreeMap<String, Vec<String>> = info.extra.unwrap_or_default();
     let one = |key: &str| match extra.get(key).map(Vec::as_slice) {
         Some([value]) if !value.is_empty() => Some(value.clone()),
@@ -164,18 +175,19 @@ fn bound(status: TokenReviewStatus, user: &str) -> Result<Bound, String> {
     };
     let unbound = || "it is not bound to a pod".to_owned();
     Ok(Bound {
+        account: (namespace.to_owned(), account.to_owned()),
         pod: one(POD).ok_or_else(unbound)?,
         uid: one(POD_UID).ok_or_else(unbound)?,
         node: one(NODE),
     })
 }
 
-fn refused(reason: String) -> NodeTokenError {
-    NodeTokenError::Refused(reason)
+fn refused(reason: String) -> MemberTokenError {
+    MemberTokenError::Refused(reason)
 }
 
-fn unavailable(error: impl std::error::Error) -> NodeTokenError {
-    NodeTokenError::Unavailable(error.to_string())
+fn unavailable(error: impl std::error::Error) -> MemberTokenError {
+    MemberTokenError::Unavailable(error.to_string())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Istio's certificate service: authenticates the caller, decides the grant, signs, and logs every signature.
 //!
-//! Invariants: the caller's node comes from its certificate or its token, never from the request; a refused
+//! Invariants: who the caller is comes from its certificate or its token, never from the request; a refused
 //! request says why to the caller and in the log; each node's rate is bounded.
 
 use std::{
@@ -17,7 +17,7 @@ use mesh_model::name::{Identity, NodeName};
 use prost_types::value::Kind;
 use tonic::{Request, Response, Status};
 
-use super::{Authority, CaError, NodeTokenError, NodeTokens, grant::Grant};
+use super::{Authority, CaError, Grant, Member, MemberTokenError, MemberTokens, Waypoint};
 use crate::{
     listen::{Peer, PeerName},
     monitor::Metrics,
@@ -27,6 +27,9 @@ use crate::{
 pub trait Hosted: Send + Sync + 'static {
     /// Whether a pod with this identity runs on this node.
     fn hosts(&self, node: &NodeName, identity: &Identity) -> bool;
+
+    /// Whether this is a pod that there is, with that service account, and one that is marked as a waypoint.
+    fn is_waypoint(&self, waypoint: &Waypoint) -> bool;
 }
 
 /// Limits and lifetimes of what is signed.
@@ -47,17 +50,20 @@ impl Default for Policy {
     }
 }
 
+/// The label of a gateway's pods (GEP-1762), by which a pod is known as a waypoint's.
+pub const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
+
 /// The certificate service.
 pub struct CertificateService {
     authority: Arc<Authority>,
     hosted: Arc<dyn Hosted>,
-    tokens: NodeTokens,
+    tokens: MemberTokens,
     policy: Policy,
     metrics: Arc<Metrics>,
     spent: Mutex<HashMap<NodeName, (Instant, u32)>>,
 }
 
-/// How a caller proved which node it is.
+/// How a caller proved who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
     Certificate,
@@ -69,7 +75,7 @@ impl CertificateService {
     pub fn new(
         authority: Arc<Authority>,
         hosted: Arc<dyn Hosted>,
-        tokens: NodeTokens,
+        tokens: MemberTokens,
         policy: Policy,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -86,12 +92,12 @@ impl CertificateService {
     async fn caller(
         &self,
         request: &Request<IstioCertificateRequest>,
-    ) -> Result<(NodeName, Proof), Status> {
+    ) -> Result<(Member, Proof), Status> {
         match request.extensions().get::<Peer>().map(|p| &p.name) {
-            Some(PeerName::Node(node)) => return Ok((node.clone(), Proof::Certificate)),
+            Some(PeerName::Member(member)) => return Ok((member.clone(), Proof::Certificate)),
             Some(PeerName::Other(name)) => {
                 return Err(Status::permission_denied(format!(
-                    "only nodes ask for certificates; this is {name}"
+                    "only nodes and waypoints ask for certificates; this is {name}"
                 )));
             }
             Some(PeerName::Nobody) | None => {}
@@ -104,28 +110,35 @@ impl CertificateService {
             .and_then(|h| h.strip_prefix("Bearer "))
             .ok_or_else(|| {
                 Status::unauthenticated(format!(
-                    "no node certificate and no `authorization: Bearer` token; {}",
+                    "no certificate of a node or a waypoint and no `authorization: Bearer` token; {}",
                     self.tokens.hint()
                 ))
             })?;
-        let node = self.tokens.node(token.trim(), SystemTime::now()).await;
-        node.map(|node| (node, Proof::Token)).map_err(|e| match e {
-            NodeTokenError::Unavailable(_) => Status::unavailable(e.to_string()),
-            NodeTokenError::Join(_) | NodeTokenError::Refused(_) => {
+        let member = self.tokens.member(token.trim(), SystemTime::now()).await;
+        member.map(|m| (m, Proof::Token)).map_err(|e| match e {
+            MemberTokenError::Unavailable(_) => Status::unavailable(e.to_string()),
+            MemberTokenError::Join(_) | MemberTokenError::Refused(_) => {
                 Status::unauthenticated(e.to_string())
             }
         })
     }
 
-    fn decide(&self, node: &NodeName, proof: Proof, wanted: Option<&str>) -> Result<Grant, Status> {
+    fn decide(&self, member: &Member, proof: Proof, wanted: Option<&str>) -> Result<Grant, Status> {
         let domain = self.authority.domain();
-        let own = Grant::Node(domain.clone(), node.clone());
+        if let Member::Waypoint(waypoint) = member
+            && !self.hosted.is_waypoint(waypoint)
+        {
+            return Err(Status::permission_denied(format!(
+                "{member} is no pod of a waypoint: the controller knows no pod of this name and service account with the label {GATEWAY}"
+            )));
+        }
+        let own = member.grant(domain);
         let Some(wanted) = wanted.filter(|w| *w != own.uri()) else {
             return Ok(own);
         };
         if proof == Proof::Token {
             return Err(Status::permission_denied(
-                "a token is good for the node's own identity only; ask again with the node certificate",
+                "a token is good for the caller's own name only; ask again with the certificate of that name",
             ));
         }
         let identity: Identity = wanted
@@ -136,22 +149,30 @@ impl CertificateService {
                 "{identity} is not of trust domain {domain}"
             )));
         }
-        if !self.hosted.hosts(node, &identity) {
-            return Err(Status::permission_denied(format!(
-                "no pod of {identity} runs on node {node}"
-            )));
+        match member {
+            Member::Node(node) if !self.hosted.hosts(node, &identity) => {
+                return Err(Status::permission_denied(format!(
+                    "no pod of {identity} runs on node {node}"
+                )));
+            }
+            Member::Waypoint(waypoint) if waypoint.identity(domain) != identity => {
+                return Err(Status::permission_denied(format!(
+                    "{member} has its own identity only, not {identity}"
+                )));
+            }
+            Member::Node(_) | Member::Waypoint(_) => {}
         }
         Ok(Grant::Workload(identity))
     }
 
-    fn spend(&self, node: &NodeName, now: Instant) -> Result<(), Status> {
+    fn spend(&self, member: &Member, now: Instant) -> Result<(), Status> {
         let mut spent = self.spent.lock().expect("nothing panics while it is held");
         spent.retain(|_, (since, _)| now.duration_since(*since) < Duration::from_secs(60));
-        let (_, count) = spent.entry(node.clone()).or_insert((now, 0));
+        let (_, count) = spent.entry(member.name()).or_insert((now, 0));
         *count += 1;
         match *count > self.policy.per_minute {
             true => Err(Status::resource_exhausted(format!(
-                "node {node} asked for more than {} certificates within a minute",
+                "{member} asked for more than {} certificates within a minute",
                 self.policy.per_minute
             ))),
             false => Ok(()),
@@ -162,10 +183,10 @@ impl CertificateService {
         &self,
         request: &Request<IstioCertificateRequest>,
     ) -> Result<(Grant, Vec<String>), Status> {
-        let (node, proof) = self.caller(request).await?;
-        self.spend(&node, Instant::now())?;
+        let (member, proof) = self.caller(request).await?;
+        self.spend(&member, Instant::now())?;
         let body = request.get_ref();
-        let grant = self.decide(&node, proof, impersonated(body))?;
+        let grant = self.decide(&member, proof, impersonated(body))?;
         let asked = u64::try_from(body.validity_duration)
             .ok()
             .filter(|s| *s > 0)
@@ -173,9 +194,9 @@ impl CertificateService {
         let ttl = asked.map_or(self.policy.leaf_ttl, |a| a.min(self.policy.leaf_ttl));
         let chain = self
             .authority
-            .sign(&body.csr, &grant, &node, SystemTime::now(), ttl)
+            .sign(&body.csr, &grant, &member, SystemTime::now(), ttl)
             .map_err(status)?;
-        tracing::info!(target: "ca", node = %node, identity = %grant.uri(), by = ?proof, ttl_seconds = ttl.as_secs(), "signed");
+        tracing::info!(target: "ca", node = %member, identity = %grant.uri(), by = ?proof, ttl_seconds = ttl.as_secs(), "signed");
         Ok((grant, chain))
     }
 }
@@ -192,7 +213,7 @@ impl IstioCertificateService for CertificateService {
         match answer {
             Ok((_, cert_chain)) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
             Err(status) => {
-                let wanted = impersonated(request.get_ref()).unwrap_or("the node's own identity");
+                let wanted = impersonated(request.get_ref()).unwrap_or("the caller's own name");
                 tracing::warn!(target: "ca", wanted = %wanted.escape_debug(), code = ?status.code(), reason = status.message(), "refused to sign");
                 Err(status)
             }

@@ -1,27 +1,25 @@
-//! How a node proves its name the first time: by a join token, or by a token that the cluster vouches for.
+//! How a node or a waypoint proves its name the first time: by a join token, or by a token that the cluster vouches for.
 
 use std::time::SystemTime;
 
-use mesh_model::name::NodeName;
-
-use super::Reviews;
+use super::{Member, Reviews};
 use crate::token::{JoinKey, TokenError};
 
-/// Checks the tokens of nodes that have no certificate yet.
-pub enum NodeTokens {
+/// Checks the tokens of members that have no certificate yet.
+pub enum MemberTokens {
     /// Join tokens made by this controller.
     Join(JoinKey),
     /// Projected service-account tokens, reviewed by the API server.
     Review(Box<Reviews>),
 }
 
-/// Why a token proves no node.
+/// Why a token proves nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NodeTokenError {
+pub enum MemberTokenError {
     /// A join token.
     #[error(transparent)]
     Join(#[from] TokenError),
-    /// The API server does not vouch for it, or not for a node.
+    /// The API server does not vouch for it, or not for a member.
     #[error("the token is not accepted: {0}")]
     Refused(String),
     /// Nobody could say.
@@ -29,21 +27,23 @@ pub enum NodeTokenError {
     Unavailable(String),
 }
 
-impl NodeTokens {
-    /// The node that a token proves.
-    pub async fn node(&self, token: &str, now: SystemTime) -> Result<NodeName, NodeTokenError> {
+impl MemberTokens {
+    /// The member that a token proves.
+    pub async fn member(&self, token: &str, now: SystemTime) -> Result<Member, MemberTokenError> {
         match self {
             Self::Join(key) => Ok(key.verify(token, now)?),
-            Self::Review(reviews) => reviews.node(token, now).await,
+            Self::Review(reviews) => reviews.member(token, now).await,
         }
     }
 
     /// Where a token comes from.
     pub(super) fn hint(&self) -> &'static str {
         match self {
-            Self::Join(_) => "make one with `mesh-ctl token create --node NAME`",
+            Self::Join(_) => {
+                "make one with `mesh-ctl token create --node NAME` or `--waypoint NAMESPACE/ACCOUNT/POD`"
+            }
             Self::Review(_) => {
-                "the node agent sends its projected token of audience `warren.dev`; check its token volume"
+                "node proxies and waypoints send their projected token of audience `warren.dev`; check its token volume"
             }
         }
     }

@@ -6,7 +6,7 @@
 use mesh_k8s::{
     Kind,
     definition::{Names, definition},
-    networking::{ServiceEntry, WorkloadEntry},
+    networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
 };
 use serde_json::{Value, json};
@@ -38,6 +38,8 @@ pub(super) fn istio() -> Vec<Value> {
         open::<PeerAuthentication>("peerauthentications", "pa"),
         open::<ServiceEntry>("serviceentries", "se"),
         open::<WorkloadEntry>("workloadentries", "we"),
+        open::<VirtualService>("virtualservices", "vs"),
+        open::<DestinationRule>("destinationrules", "dr"),
     ]
 }
 

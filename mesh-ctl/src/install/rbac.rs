@@ -74,7 +74,23 @@ fn cluster_rules() -> Vec<Value> {
         ),
         rule(
             "networking.istio.io",
-            &["serviceentries", "workloadentries"],
+            &[
+                "destinationrules",
+                "serviceentries",
+                "virtualservices",
+                "workloadentries",
+            ],
+            &READ,
+        ),
+        rule(
+            "gateway.networking.k8s.io",
+            &[
+                "gatewayclasses",
+                "gateways",
+                "grpcroutes",
+                "httproutes",
+                "referencegrants",
+            ],
             &READ,
         ),
         rule("warren.dev", &["meshconfigs"], &READ),
@@ -86,7 +102,12 @@ fn cluster_rules() -> Vec<Value> {
         ),
         rule(
             "networking.istio.io",
-            &["serviceentries/status", "workloadentries/status"],
+            &[
+                "destinationrules/status",
+                "serviceentries/status",
+                "virtualservices/status",
+                "workloadentries/status",
+            ],
             &["patch"],
         ),
         rule("warren.dev", &["meshconfigs/status"], &["patch"]),

@@ -266,7 +266,8 @@ fn every_kind_that_is_read_may_be_read() {
             let of_group = rule.api_groups.iter().flatten().any(|g| g == kind.group);
             let plural = rule.resources.iter().flatten().any(|r| {
                 let stem = kind.kind.to_ascii_lowercase();
-                *r == format!("{stem}s") || *r == format!("{}ies", stem.trim_end_matches('y'))
+                let forms = [format!("{stem}s"), format!("{stem}es")];
+                forms.contains(r) || *r == format!("{}ies", stem.trim_end_matches('y'))
             });
             of_group
                 && plural

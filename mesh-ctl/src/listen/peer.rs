@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_model::name::{NodeName, TrustDomain};
+use mesh_model::name::TrustDomain;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -17,7 +17,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::ca::node_of;
+use crate::ca::{Member, member_of};
 
 /// Who a connection comes from.
 #[derive(Clone, Debug)]
@@ -35,9 +35,9 @@ pub struct Peer {
 pub enum PeerName {
     /// There was no certificate.
     Nobody,
-    /// A node of the mesh.
-    Node(NodeName),
-    /// Anything else: a workload, or a name that is no node's.
+    /// A node or a waypoint of the mesh.
+    Member(Member),
+    /// Anything else: a workload, or a name that is no member's.
     Other(String),
 }
 
@@ -87,13 +87,13 @@ pub(super) fn proven(der: &[u8], address: SocketAddr, trust_domain: &TrustDomain
     let [GeneralName::URI(uri)] = names else {
         return other("a certificate without exactly one name, a URI");
     };
-    let Some(node) = node_of(uri, trust_domain) else {
+    let Some(member) = member_of(uri, trust_domain) else {
         return other(uri);
     };
     let seconds = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
     Peer {
         address,
-        name: PeerName::Node(node),
+        name: PeerName::Member(member),
         not_after: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
     }
 }

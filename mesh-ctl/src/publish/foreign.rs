@@ -18,7 +18,8 @@ use tracing::error;
 /// Workloads, services and policies without companions: what those say about mutual TLS becomes policies.
 pub(super) fn view(ours: &View) -> View {
     let (mut root, mut extras, mut rest) = (Namespace::from(""), HashMap::new(), Vec::new());
-    for resource in ours.iter() {
+    let said = |kind: Kind| kind == Kind::Companion || !kind.is_ours();
+    for resource in ours.iter().filter(|r| said(r.kind)) {
         match convert::decode(resource.kind.url(), &resource.name, &resource.body) {
             Ok(changes) => {
                 for change in changes {
@@ -38,7 +39,7 @@ pub(super) fn view(ours: &View) -> View {
     for change in rest {
         updates.extend(projected(change, &root, &extras));
     }
-    View::default().apply(updates.into_iter().filter(|u| u.key().0 != Kind::Companion))
+    View::default().apply(updates.into_iter().filter(|u| !u.key().0.is_ours()))
 }
 
 fn projected(

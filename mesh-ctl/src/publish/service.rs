@@ -1,6 +1,6 @@
 //! The discovery service on the wire: one task per subscriber that drives its state machine.
 //!
-//! Invariants: only nodes subscribe, and only as themselves; a stream ends when the certificate behind it does;
+//! Invariants: only nodes and waypoints subscribe, and only as themselves; a stream ends when the certificate behind it does;
 //! a message is made only when the stream has room for it.
 
 use std::{
@@ -28,7 +28,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{Handle, Published, foreign};
-use crate::listen::{Peer, PeerName};
+use crate::{
+    ca::Member,
+    listen::{Peer, PeerName},
+};
 
 /// Messages that wait for the connection to take them.
 const QUEUE: usize = 2;
@@ -59,23 +62,24 @@ impl AggregatedDiscoveryService for DiscoveryService {
     ) -> Result<Response<Responses>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer = peer.ok_or_else(|| Status::internal("a connection without a peer"))?;
-        let node = match peer.name {
-            PeerName::Node(node) => node,
+        let member = match peer.name {
+            PeerName::Member(member) => member,
             PeerName::Nobody => {
                 return Err(Status::unauthenticated(
-                    "subscribing needs a node certificate; ask the CA for one first",
+                    "subscribing needs the certificate of a node or a waypoint; ask the CA for one first",
                 ));
             }
             PeerName::Other(name) => {
                 return Err(Status::permission_denied(format!(
-                    "only nodes subscribe; this is {name}"
+                    "only nodes and waypoints subscribe; this is {name}"
                 )));
             }
         };
         let (out, responses) = mpsc::channel(QUEUE);
         let stream = Subscription {
             handle: self.handle.clone(),
-            node,
+            node: member.name(),
+            member,
             requests: request.into_inner(),
             out: out.clone(),
         };
@@ -105,7 +109,9 @@ impl AggregatedDiscoveryService for DiscoveryService {
 
 struct Subscription {
     handle: Handle,
+    /// Its name among subscribers.
     node: NodeName,
+    member: Member,
     requests: Streaming<DeltaDiscoveryRequest>,
     out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
@@ -119,8 +125,14 @@ impl Subscription {
         let ours = first.node.as_ref().is_some_and(is_ours);
         info!(node = %self.node, ours, "a node subscribes");
         let entry = self.handle.enter(&self.node, ours);
+        let (node, everywhere) = match &self.member {
+            Member::Node(node) => (Some(node.as_str().into()), false),
+            // A waypoint has to know the labels of clients and endpoints on every node.
+            Member::Waypoint(_) => (None, true),
+        };
         let mut server = Server::new(delta::Peer {
-            node: Some(self.node.as_str().into()),
+            node,
+            everywhere,
             ours,
         });
         self.received(&mut server, first, &published)?;

@@ -1,7 +1,7 @@
-//! Join tokens: how a node proves its name where no Kubernetes vouches for it.
+//! Join tokens: how a node or a waypoint proves its name where no Kubernetes vouches for it.
 //!
-//! `warren1.<payload>.<mac>`, both base64url without padding; the payload is JSON with the node, the expiry and
-//! the audience; the mac is HMAC-SHA256 (RFC 2104) with the controller's join key.
+//! `warren1.<payload>.<mac>`, both base64url without padding; the payload is JSON with the node or the
+//! waypoint (`namespace/account/pod`), the expiry and the audience; the mac is HMAC-SHA256 (RFC 2104) with the controller's join key.
 
 use std::{
     io,
@@ -11,11 +11,10 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
-use mesh_model::name::NodeName;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-use crate::ca::{is_node_name, write_private};
+use crate::ca::{Member, Waypoint, is_node_name, write_private};
 
 const PREFIX: &str = "warren1";
 const AUDIENCE: &str = "warren-ca";
@@ -45,7 +44,10 @@ pub enum TokenError {
 
 #[derive(Serialize, Deserialize)]
 struct Payload {
-    node: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    waypoint: Option<String>,
     exp: u64,
     aud: String,
 }
@@ -71,14 +73,22 @@ impl JoinKey {
         }
     }
 
-    /// A token for `node` that is good until `expires`.
-    pub fn issue(&self, node: &NodeName, expires: SystemTime) -> String {
+    /// A token for `member` that is good until `expires`.
+    pub fn issue(&self, member: &Member, expires: SystemTime) -> String {
         let exp = expires
             .duration_since(UNIX_EPOCH)
             .unwrap_or(Duration::ZERO)
             .as_secs();
+        let (node, waypoint) = match member {
+            Member::Node(node) => (Some(node.to_string()), None),
+            Member::Waypoint(w) => (
+                None,
+                Some(format!("{}/{}/{}", w.namespace, w.account, w.pod)),
+            ),
+        };
         let payload = Payload {
-            node: node.to_string(),
+            node,
+            waypoint,
             exp,
             aud: AUDIENCE.into(),
         };
@@ -88,8 +98,8 @@ impl JoinKey {
         format!("{PREFIX}.{payload}.{mac}")
     }
 
-    /// The node that a token proves. The mac is compared in constant time, before anything is parsed.
-    pub fn verify(&self, token: &str, now: SystemTime) -> Result<NodeName, TokenError> {
+    /// The member that a token proves. The mac is compared in constant time, before anything is parsed.
+    pub fn verify(&self, token: &str, now: SystemTime) -> Result<Member, TokenError> {
         let mut parts = token.splitn(3, '.');
         let (Some(PREFIX), Some(payload), Some(mac)) = (parts.next(), parts.next(), parts.next())
         else {
@@ -112,9 +122,12 @@ impl JoinKey {
         if now >= UNIX_EPOCH + Duration::from_secs(payload.exp) {
             return Err(TokenError::Expired);
         }
-        is_node_name(&payload.node)
-            .then(|| payload.node.as_str().into())
-            .ok_or(TokenError::Malformed)
+        let member = match (payload.node.as_deref(), payload.waypoint.as_deref()) {
+            (Some(node), None) => is_node_name(node).then(|| Member::Node(node.into())),
+            (None, Some(waypoint)) => Waypoint::parse(waypoint).map(Member::Waypoint),
+            (Some(_), Some(_)) | (None, None) => None,
+        };
+        member.ok_or(TokenError::Malformed)
     }
 
     fn mac(&self, payload: &str) -> Hmac<Sha256> {
@@ -134,11 +147,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let key = JoinKey::open(dir.path()).expect("a key");
         let now = SystemTime::now();
-        let token = key.issue(&"n1".into(), now + Duration::from_secs(100));
-        assert_eq!(key.verify(&token, now), Ok("n1".into()));
+        let node = |name: &str| Member::Node(name.into());
+        let token = key.issue(&node("n1"), now + Duration::from_secs(100));
+        assert_eq!(key.verify(&token, now), Ok(node("n1")));
+        let waypoint = Waypoint::parse("shop/waypoint/w-1").map(Member::Waypoint);
+        let waypoint = waypoint.expect("three names");
+        let other = key.issue(&waypoint, now + Duration::from_secs(100));
+        assert_eq!(key.verify(&other, now), Ok(waypoint));
         assert_eq!(
             JoinKey::open(dir.path()).expect("kept").verify(&token, now),
-            Ok("n1".into())
+            Ok(node("n1"))
         );
         assert_eq!(
             key.verify(&token, now + Duration::from_secs(200)),
@@ -169,7 +187,7 @@ mod tests {
         }
         assert_eq!(
             key.verify(
-                &key.issue(&"../etc".into(), now + Duration::from_secs(9)),
+                &key.issue(&node("../etc"), now + Duration::from_secs(9)),
                 now
             ),
             Err(TokenError::Malformed)

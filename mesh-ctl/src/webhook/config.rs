@@ -33,8 +33,8 @@ pub const NAME: &str = "warren-validator";
 const SERVICE: (&str, u16) = ("warren-controller", 443);
 /// How often what is there is compared with what should be.
 const COMPARE: Duration = Duration::from_secs(10);
-/// Istio's kinds: those that are honoured, and those whose authors must hear that they are not.
-const ISTIO: [(&str, &[&str]); 4] = [
+/// Kinds of Istio and of the Gateway API: those that are honoured, and those whose authors must hear that they are not.
+const ISTIO: [(&str, &[&str]); 5] = [
     (
         "security.istio.io",
         &[
@@ -56,6 +56,10 @@ const ISTIO: [(&str, &[&str]); 4] = [
             "virtualservices",
             "workloadgroups",
         ],
+    ),
+    (
+        "gateway.networking.k8s.io",
+        &["gateways", "grpcroutes", "httproutes"],
     ),
     ("telemetry.istio.io", &["telemetries"]),
     ("extensions.istio.io", &["wasmplugins"]),

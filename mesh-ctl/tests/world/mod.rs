@@ -20,6 +20,7 @@ use mesh_api::{
 };
 use mesh_ctl::{
     app::{Input, Options, Running, start},
+    ca::Member,
     listen::Names,
     token::JoinKey,
 };
@@ -109,7 +110,7 @@ impl World {
         let later = std::time::SystemTime::now() + SOON;
         JoinKey::open(self.state.path())
             .expect("there is a key")
-            .issue(&node.into(), later)
+            .issue(&Member::Node(node.into()), later)
     }
 
     pub async fn sign(

@@ -1,8 +1,10 @@
 //! Resources as JSON for people and golden files: short, ordered, empty parts left out.
 
+mod traffic;
+
 use mesh_model::mesh::{
-    Change, Enrolment, MeshConfig, Policy, PolicyScope, Service, ServiceExtra, Validity, Workload,
-    WorkloadExtra,
+    Change, Enrolment, GatewayAddress, GatewayDestination, MeshConfig, Policy, PolicyScope,
+    Service, ServiceExtra, Validity, Workload, WorkloadExtra,
     policy::{Match, StringMatch},
 };
 use serde_json::{Map, Value, json};
@@ -16,8 +18,8 @@ pub fn change(change: &Change) -> Value {
         Change::ServiceExtra(name, extra) => with("serviceExtra", name, service_extra(extra)),
         Change::Policy(policy) => self::policy(policy),
         Change::Config(config) => self::config(config),
-        Change::Routes(routes) => with("routes", &routes.service, Map::new()),
-        Change::Destination(to) => with("destination", &to.service, Map::new()),
+        Change::Routes(routes) => with("routes", &routes.service, traffic::routes(routes)),
+        Change::Destination(to) => with("destination", &to.service, traffic::destination(to)),
         Change::RemoveRoutes(name) => with("removeRoutes", name, Map::new()),
         Change::RemoveDestination(name) => with("removeDestination", name, Map::new()),
         Change::RemoveWorkload(uid) => with("removeWorkload", uid, Map::new()),
@@ -96,6 +98,7 @@ fn workload(workload: &Workload) -> Value {
         "canonical": format!("{} {} ({} {})", canonical.name, canonical.revision, canonical.workload_type, canonical.workload_name),
         "services": services,
         "policies": texts(&workload.policies),
+        "waypoint": workload.waypoint.as_ref().map(waypoint),
         "capacity": if workload.capacity == 1 { Value::Null } else { json!(workload.capacity) },
     }));
     with("workload", &workload.uid, fields)
@@ -137,12 +140,20 @@ fn service(service: &Service) -> Value {
         "ranges": texts(service.ranges.iter().map(|(_, range)| range)),
         "ports": ports.collect::<Vec<_>>(),
         "subjectAltNames": texts(&service.subject_alt_names),
+        "waypoint": service.waypoint.as_ref().map(waypoint),
         "preference": balancing.preference.iter().map(word).collect::<Vec<_>>(),
         "mode": if balancing.mode == Default::default() { String::new() } else { word(&balancing.mode) },
         "allowUnhealthy": balancing.allow_unhealthy,
         "visibility": if service.visibility == Default::default() { String::new() } else { word(&service.visibility) },
     }));
     with("service", &service.name, fields)
+}
+
+fn waypoint(address: &GatewayAddress) -> String {
+    match &address.destination {
+        GatewayDestination::Hostname(name) => format!("{name}:{}", address.hbone_port),
+        GatewayDestination::Address(at) => format!("{}:{}", at.ip, address.hbone_port),
+    }
 }
 
 fn service_extra(extra: &ServiceExtra) -> Map<String, Value> {

@@ -9,11 +9,13 @@
 mod core;
 pub mod dump;
 mod foreign;
+mod gateway;
 mod istio;
 mod labels;
 mod relations;
 mod settings;
 pub mod status;
+mod traffic;
 mod translate;
 mod translator;
 pub mod view;

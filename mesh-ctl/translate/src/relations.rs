@@ -19,6 +19,8 @@ use mesh_k8s::{
 };
 use mesh_model::name::NetworkId;
 
+mod traffic;
+
 use crate::{
     core::{draft::parse_ip, endpoints, pod},
     istio::{authorization, automatic, entry_endpoints, service_entry, workload_entry},
@@ -55,6 +57,25 @@ enum Subject<'a> {
     AnyMtls(&'a str),
     /// The network policies of a namespace.
     Network(&'a str),
+    /// Services with a host name, in any namespace.
+    Hostname(&'a str),
+    /// Services with a host name below a suffix.
+    HostsBelow(&'a str),
+    /// Rules for requests to a host, and to hosts below a suffix.
+    Routes(&'a str),
+    RoutesBelow(&'a str),
+    /// How endpoints of a host, and of hosts below a suffix, are used.
+    Uses(&'a str),
+    UsesBelow(&'a str),
+    /// A virtual service that others delegate to, and who does.
+    Delegate(&'a str, &'a str),
+    Delegating(&'a str, &'a str),
+    /// A gateway, and what it consists of.
+    Waypoint(&'a str, &'a str),
+    /// A class of gateways.
+    Class(&'a str),
+    /// Whether Istio runs.
+    Istio,
 }
 
 /// What one object tells and asks.
@@ -110,6 +131,8 @@ impl Reader<'_> {
         match &*object.kind {
             Namespace::KIND if view.namespaces.contains_key(&key) => {
                 notes.tell(Subject::Namespace(&key.name), whole(&view.namespaces[&key]));
+                let meta = &view.namespaces[&key].object.metadata;
+                notes.goes_through(meta, &key.name);
             }
             Node::KIND if view.nodes.contains_key(&key) => {
                 notes.tell(Subject::Node(&key.name), whole(&view.nodes[&key]));
@@ -146,14 +169,14 @@ impl Reader<'_> {
                 .for_each(|entry| notes.network_policy(entry)),
             AuthorizationPolicy::KIND => notes.policy(view, object, &key),
             PeerAuthentication::KIND => notes.peer_authentication(view, object, &key),
-            _ => {}
+            _ => notes.traffic(view, object, &key),
         }
         notes.done()
     }
 }
 
 /// A fingerprint of an object in this version. Compared only while both versions live.
-fn whole<K>(entry: &Entry<K>) -> usize {
+pub(crate) fn whole<K>(entry: &Entry<K>) -> usize {
     Arc::as_ptr(&entry.object).addr()
 }
 
@@ -236,6 +259,7 @@ impl Notes<'_> {
             return;
         }
         self.ask(Subject::Namespace(&meta.namespace));
+        self.pod_of_gateway(entry);
         self.ask(Subject::Node(&entry.object.spec.node_name));
         self.ask(Subject::Serving(&meta.namespace, &meta.name));
         self.selectable(&meta.namespace, &meta.labels);
@@ -282,7 +306,12 @@ impl Notes<'_> {
             self.tell(Subject::Virtual(ip), age(meta));
             self.ask(Subject::Virtual(ip));
         }
-        self.ask(Subject::Namespace(&meta.namespace));
+        self.tell(Subject::Waypoint(&meta.namespace, &meta.name), whole(entry));
+        // Its own gateway's service goes through none.
+        self.ask_deeply(Subject::Waypoint(&meta.namespace, &meta.name));
+        self.host(hostname.as_str(), entry);
+        self.goes_through(meta, &meta.namespace);
+        self.ask_deeply(Subject::Namespace(&meta.namespace));
         self.ask_deeply(Subject::Slices(&meta.namespace, &meta.name));
         self.ask_deeply(Subject::Attached(
             Service::KIND,
@@ -335,9 +364,11 @@ impl Notes<'_> {
             &meta.namespace,
             &meta.name,
         ));
-        self.ask(Subject::Namespace(&meta.namespace));
+        self.ask_deeply(Subject::Namespace(&meta.namespace));
+        self.goes_through(meta, &meta.namespace);
         for host in &spec.hosts {
             let host = service_entry::normal(host);
+            self.host(&host, entry);
             self.tell(Subject::Host(&meta.namespace, &host), whole(entry));
             self.ask_deeply(Subject::Host(&meta.namespace, &host));
             if service_entry::wants_automatic(&entry.object, &host) {

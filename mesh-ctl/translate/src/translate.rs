@@ -1,11 +1,18 @@
 //! The translation as one story: settings, workloads, services, who serves what, who may do what.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use mesh_k8s::{Kind, ObjectRef, security::AuthorizationPolicy, warren::MeshConfig};
+use mesh_k8s::{
+    Kind, ObjectRef,
+    gateway::{GrpcRoute, HttpRoute},
+    security::AuthorizationPolicy,
+    warren::MeshConfig,
+};
 use mesh_model::{
     mesh::{Change, Enrolment},
     name::{Identity, NodeName, PolicyName},
+    resilience::Destination,
+    route::http::Routes,
 };
 
 use crate::{
@@ -15,13 +22,21 @@ use crate::{
         network_policy, pod,
         service::{self, Claims, ServiceDraft},
     },
+    gateway::waypoint,
     istio::{
         authorization::{self, Governing, Selects},
-        entry_endpoints, peer_authentication, service_entry, workload_entry,
+        destination_rule, entry_endpoints, peer_authentication, service_entry,
+        virtual_service::{self, Beside},
+        workload_entry,
     },
     labels::LabelIndex,
     settings::Settings,
     status::{InForce, Reports, Severity, Status},
+    traffic::{
+        groups,
+        hosts::Hosts,
+        routes::{self, Sets},
+    },
     view::ClusterView,
 };
 
@@ -124,15 +139,60 @@ pub(crate) fn owned(view: &ClusterView) -> (Vec<(ObjectRef, Change)>, Vec<Status
         &mut reports,
     );
 
+    let ours = waypoint::ours(view);
+    waypoint::apply(view, &ours, &mut services, &mut drafts, &mut reports);
+    let traffic = traffic(view, &settings, &services, &mut reports);
+    groups::apply(&traffic.selectors, &labels, &mut drafts);
+
     let policies = authorization::collect(view, &settings, &services, &mut reports);
     govern(&policies, &services, &labels, &mut drafts);
     peer_authentication::apply(view, &settings, &labels, &mut drafts.all, &mut reports);
     network_policy::check(view, &settings, &mut reports);
     broken(view, &mut reports);
     (
-        output(settings, services, policies, drafts),
+        output(settings, services, traffic, policies, drafts),
         reports.finish(),
     )
+}
+
+/// What becomes of requests.
+struct Traffic {
+    /// Rules by service, as an index.
+    routes: BTreeMap<usize, Routes>,
+    /// How endpoints are used, by service.
+    uses: HashMap<usize, Destination>,
+    /// The selectors that both use.
+    selectors: BTreeSet<groups::Selecting>,
+}
+
+fn traffic(
+    view: &ClusterView,
+    settings: &Settings,
+    services: &[ServiceDraft<'_>],
+    reports: &mut Reports,
+) -> Traffic {
+    let hosts = Hosts::of(services);
+    let uses = destination_rule::collect(view, settings, &hosts, reports);
+    let beside = Beside {
+        view,
+        settings,
+        hosts: &hosts,
+        uses: &uses,
+    };
+    let mut sets = Sets::new();
+    let clients = virtual_service::collect(&beside, &mut sets, reports);
+    let mut selectors: BTreeSet<groups::Selecting> =
+        clients.into_iter().map(|labels| (None, labels)).collect();
+    for entry in view.destination_rules.values() {
+        let subsets = destination_rule::selectors(settings, &entry.object);
+        let owned = subsets.into_iter();
+        selectors.extend(owned.map(|(namespace, labels)| (namespace, labels.clone())));
+    }
+    Traffic {
+        routes: routes::assemble(services, sets),
+        uses,
+        selectors,
+    }
 }
 
 /// What was noticed when objects were read, and kinds that are not honoured.
@@ -152,6 +212,20 @@ fn notices(view: &ClusterView, reports: &mut Reports) {
                 "is not known to this version and not honoured",
             );
         }
+    }
+    let routes = view
+        .http_routes
+        .iter()
+        .map(|(key, e)| (HttpRoute::KIND, key, &e.origin));
+    let calls = view
+        .grpc_routes
+        .iter()
+        .map(|(key, e)| (GrpcRoute::KIND, key, &e.origin));
+    for (kind, key, origin) in routes.chain(calls) {
+        let object = ObjectRef::new(kind, &key.namespace, &key.name);
+        let text = format!("{kind} is not honoured by this version");
+        reports.say(&object, origin, Severity::Warning, "kind", text.clone());
+        reports.in_force(&object, origin, InForce::Not("Unsupported", text));
     }
     for (object, entry) in view
         .others
@@ -234,23 +308,30 @@ fn govern(
 
 fn output(
     settings: Settings,
-    mut services: Vec<ServiceDraft<'_>>,
+    services: Vec<ServiceDraft<'_>>,
+    mut traffic: Traffic,
     policies: Vec<Governing>,
     mut drafts: Drafts<'_>,
 ) -> Vec<(ObjectRef, Change)> {
     let mesh = ObjectRef::new(MeshConfig::KIND, "", "mesh");
     let mut changes = vec![(mesh, Change::Config(settings.mesh))];
-    services.sort_by(|a, b| a.service.name.cmp(&b.service.name));
-    for ServiceDraft {
-        service,
-        extra,
-        object,
-        ..
-    } in services.into_iter().filter(|draft| !draft.hidden)
-    {
+    let mut services: Vec<_> = services.into_iter().enumerate().collect();
+    services.sort_by(|(_, a), (_, b)| a.service.name.cmp(&b.service.name));
+    let shown = services.into_iter().filter(|(_, draft)| !draft.hidden);
+    for (index, draft) in shown {
+        let ServiceDraft {
+            service,
+            extra,
+            object,
+            ..
+        } = draft;
         let name = service.name.clone();
         changes.push((object.clone(), Change::Service(service)));
-        changes.push((object, Change::ServiceExtra(name, extra)));
+        changes.push((object.clone(), Change::ServiceExtra(name, extra)));
+        let routes = traffic.routes.remove(&index).map(Change::Routes);
+        let uses = traffic.uses.remove(&index).map(Change::Destination);
+        let both = routes.into_iter().chain(uses);
+        changes.extend(both.map(|change| (object.clone(), change)));
     }
     changes.extend(policies.into_iter().map(|Governing { policy, .. }| {
         let PolicyName { namespace, name } = &policy.name;

@@ -6,8 +6,9 @@ use mesh_k8s::{
     Kind, Object, ObjectRef, Other,
     apps::{DaemonSet, Deployment},
     core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
+    gateway::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant},
     network::NetworkPolicy,
-    networking::{ServiceEntry, WorkloadEntry},
+    networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
     warren::MeshConfig,
 };
@@ -213,6 +214,20 @@ view! {
     service_entries: ServiceEntry,
     /// Workload entries.
     workload_entries: WorkloadEntry,
+    /// Virtual services.
+    virtual_services: VirtualService,
+    /// Destination rules.
+    destination_rules: DestinationRule,
+    /// Gateways of the Gateway API.
+    gateways: Gateway,
+    /// Their classes.
+    gateway_classes: GatewayClass,
+    /// HTTP routes.
+    http_routes: HttpRoute,
+    /// gRPC routes.
+    grpc_routes: GrpcRoute,
+    /// Reference grants.
+    reference_grants: ReferenceGrant,
     /// Mesh settings.
     mesh_configs: MeshConfig,
 }

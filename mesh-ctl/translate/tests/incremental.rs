@@ -72,7 +72,7 @@ impl Dice {
     }
 
     fn object(&mut self) -> Value {
-        match self.below(21) {
+        match self.below(31) {
             0..=4 => self.pod(),
             5..=6 => self.service(),
             7..=9 => self.slice(),
@@ -82,18 +82,144 @@ impl Dice {
             15..=16 => self.workload_entry(),
             17 => {
                 let label = self.of(&["enabled", "disabled", "odd"]);
-                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace(), "labels": {"warren.dev/mesh": label},
-                    "annotations": {"networking.istio.io/traffic-distribution": self.of(&["PreferClose", "Any", "odd"])}}})
+                let mut metadata = json!({"name": self.namespace(), "labels": {"warren.dev/mesh": label},
+                    "annotations": {"networking.istio.io/traffic-distribution": self.of(&["PreferClose", "Any", "odd"])}});
+                self.through(&mut metadata);
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
             }
             18 => {
                 json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.of(&["n1", "n2"]), "labels": {"topology.kubernetes.io/zone": self.of(&["z1", "z2"])}}})
             }
             19 => self.network_policy(),
+            20..=23 => self.virtual_service(),
+            24..=26 => self.destination_rule(),
+            27..=28 => self.gateway(),
+            29 if self.one_in(2) => {
+                json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
+                    "metadata": {"name": self.of(&["warren-waypoint", "istio-waypoint"]), "labels": {"istio.io/waypoint-for": self.of(&["all", "none", "odd"])}}})
+            }
+            29 => {
+                let labels = json!({"app": self.of(&["istiod", "web"])});
+                json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "istiod", "namespace": "istio-system"},
+                    "spec": {"replicas": 1, "template": {"metadata": {"labels": labels}}}})
+            }
             _ if self.one_in(6) => self.settings(),
             _ => {
-                json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": self.meta(&["v"])})
+                json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": self.meta(&["v"])})
             }
         }
+    }
+
+    /// Labels that ask for a waypoint, sometimes.
+    fn through(&mut self, metadata: &mut Value) {
+        if self.one_in(2) {
+            return;
+        }
+        let label = self.of(&["warren.dev/use-waypoint", "istio.io/use-waypoint"]);
+        if metadata["labels"].is_null() {
+            metadata["labels"] = json!({});
+        }
+        metadata["labels"][label] = json!(self.of(&["a", "g", "none", "gone"]));
+        if self.one_in(3) {
+            metadata["labels"][format!("{label}-namespace")] = json!(self.namespace());
+        }
+        if self.one_in(4) {
+            metadata["labels"]["warren.dev/require-waypoint"] = json!("true");
+        }
+    }
+
+    fn gateway(&mut self) -> Value {
+        let mut metadata = self.meta(&["a", "g"]);
+        if self.one_in(3) {
+            metadata["labels"]["istio.io/waypoint-for"] =
+                json!(self.of(&["all", "workload", "service", "none"]));
+        }
+        let from = self.of(&["Same", "All", "Selector"]);
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": metadata,
+            "spec": {"gatewayClassName": self.of(&["warren-waypoint", "warren-waypoint", "istio-waypoint", "other"]),
+                "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE", "allowedRoutes": {"namespaces": {"from": from,
+                    "selector": {"matchLabels": {"warren.dev/mesh": "enabled"}}}}}]}})
+    }
+
+    /// A host as rules write it: short, full, of an entry, or with a *.
+    fn target(&mut self) -> &'static str {
+        self.of(&[
+            "a",
+            "b",
+            "a",
+            "a.shop.svc.cluster.local",
+            "b.bank.svc.cluster.local",
+            "api.example.com",
+            "gone",
+        ])
+    }
+
+    fn hosts(&mut self) -> Vec<&'static str> {
+        match self.below(5) {
+            0 => vec![],
+            1 => vec!["*.shop.svc.cluster.local"],
+            2 => vec!["*", self.target()],
+            _ => vec![self.target()],
+        }
+    }
+
+    fn export(&mut self) -> Value {
+        match self.below(4) {
+            0 => json!(["."]),
+            1 => json!([self.namespace()]),
+            _ => json!([]),
+        }
+    }
+
+    fn virtual_service(&mut self) -> Value {
+        let rules: Vec<Value> = (0..1 + self.below(3)).map(|_| self.rule()).collect();
+        let gateways = match self.below(6) {
+            0 => json!(["edge"]),
+            1 => json!(["edge", "mesh"]),
+            _ => json!([]),
+        };
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": self.meta(&["v1", "v2", "v3"]),
+            "spec": {"hosts": self.hosts(), "gateways": gateways, "exportTo": self.export(), "http": rules}})
+    }
+
+    fn rule(&mut self) -> Value {
+        let mut rule = json!({});
+        if self.one_in(2) {
+            rule["match"] = json!([{"uri": {"prefix": self.of(&["/", "/a", "/a/b"])}, "sourceLabels": self.labels()}]);
+        }
+        if self.one_in(8) {
+            rule["match"] = json!([{"uri": {"regex": "(("}}]);
+        }
+        if self.one_in(4) {
+            rule["delegate"] =
+                json!({"name": self.of(&["v1", "v2"]), "namespace": self.of(&["", "shop"])});
+            return rule;
+        }
+        let to: Vec<Value> = (0..1 + self.below(2))
+            .map(|_| json!({"destination": {"host": self.target(), "subset": self.of(&["", "x", "y"])}, "weight": self.below(3)}))
+            .collect();
+        rule["route"] = json!(to);
+        if self.one_in(3) {
+            rule["mirror"] = json!({"host": self.target(), "subset": self.of(&["", "x"])});
+        }
+        rule
+    }
+
+    fn destination_rule(&mut self) -> Value {
+        let subsets: Vec<Value> = (0..self.below(3))
+            .map(|_| json!({"name": self.of(&["x", "y"]), "labels": self.labels()}))
+            .collect();
+        let host = match self.below(4) {
+            0 => self.of(&["*", "*.shop.svc.cluster.local", "*.cluster.local"]),
+            _ => self.target(),
+        };
+        let mut spec = json!({"host": host, "subsets": subsets, "exportTo": self.export()});
+        if self.one_in(2) {
+            let mode = self.of(&["ISTIO_MUTUAL", "ODD"]);
+            spec["trafficPolicy"] =
+                json!({"tls": {"mode": mode}, "portLevelSettings": [{"port": {"number": 80}}]});
+        }
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": self.meta(&["d1", "d2", "d3"]), "spec": spec})
     }
 
     fn settings(&mut self) -> Value {
@@ -106,6 +232,11 @@ impl Dice {
         if self.one_in(8) {
             metadata["labels"]["topology.istio.io/network"] = json!("net1");
         }
+        if self.one_in(4) {
+            metadata["labels"]["gateway.networking.k8s.io/gateway-name"] =
+                json!(self.of(&["a", "g"]));
+        }
+        self.through(&mut metadata);
         let ips: Vec<_> = (0..1 + self.below(2))
             .map(|_| json!({"ip": self.ip()}))
             .collect();
@@ -117,7 +248,9 @@ impl Dice {
 
     fn service(&mut self) -> Value {
         let vip = self.vip();
-        json!({"apiVersion": "v1", "kind": "Service", "metadata": self.meta(&["a", "b"]),
+        let mut metadata = self.meta(&["a", "b"]);
+        self.through(&mut metadata);
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata,
             "spec": {"clusterIP": self.of(&["None", &vip, "172.16.0.9"]), "selector": self.labels(),
                 "ports": [{"name": "http", "port": 80, "targetPort": self.of(&["http", "8080"])}]}})
     }

@@ -42,6 +42,8 @@ reasons! {
     OTHER_NETWORK = 32, "other_network";
     NAME_UNRESOLVED = 33, "name_unresolved";
     FORWARDS_OTHERS = 34, "forwards_others";
+    ROUTE_INVALID = 35, "route_invalid";
+    NOT_WAYPOINT = 36, "not_waypoint";
 }
 
 /// Linux's ECONNREFUSED.

@@ -1,6 +1,7 @@
 //! Programs on cgroups: the pods', the node's own, and kubelet's.
 //!
-//! Invariant: what reports is attached before what captures.
+//! Invariants: what reports is attached before what captures; ours run first in their cgroup, where the kernel knows an
+//! order, and it is said when they do not.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -68,9 +69,20 @@ fn to_cgroup(
     };
     let folder = fs::File::open(cgroup).map_err(fail)?;
     let id = folder.metadata().map_err(fail)?.ino();
-    links
-        .ensure(name, prog, id, || sys::link_fd(prog, folder.as_fd(), kind))
-        .map_err(fail)
+    let attach = || sys::link_cgroup(prog, folder.as_fd(), kind);
+    links.ensure(name, prog, id, attach).map_err(fail)?;
+    let order = sys::cgroup_programs(folder.as_fd(), kind).map_err(fail)?;
+    let ours = sys::program_id(prog).map_err(fail)?;
+    let before = order.iter().take_while(|id| **id != ours).count();
+    if before > 0 {
+        tracing::warn!(
+            program = name,
+            cgroup = %cgroup.display(),
+            before,
+            "other programs run before ours in this cgroup; a load balancer among them hides which service a pod dialed. Attach it to a cgroup further up, or pass the pods' own one as --pods-cgroup"
+        );
+    }
+    Ok(())
 }
 
 impl Datapath {

@@ -38,7 +38,8 @@ impl Datapath {
     pub fn retire_previous(&self) -> Result<usize, LoadError> {
         let previous = self.previous()?;
         for folder in &previous {
-            set_bits(folder, RETIRED).map_err(LoadError::io(format!("retire {}", folder.display())))?;
+            set_bits(folder, RETIRED)
+                .map_err(LoadError::io(format!("retire {}", folder.display())))?;
         }
         if !previous.is_empty() {
             let seen = self.sockets();

@@ -267,6 +267,33 @@ pub fn get(path: &Path) -> io::Result<OwnedFd> {
     bpf(bpf_cmd::BPF_OBJ_GET, &mut attr).map(owned)
 }
 
+/// Attaches a program to a cgroup, before those that are there already. Kernels before 6.17 do not know an order
+/// within a cgroup: there it comes last.
+pub fn link_cgroup(
+    prog: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    kind: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    match link(prog, raw(cgroup), kind, aya_obj::generated::BPF_F_BEFORE) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => link_fd(prog, cgroup, kind),
+        attached => attached,
+    }
+}
+
+/// The programs of a cgroup's own chain, by their numbers, in the order in which they run.
+pub fn cgroup_programs(cgroup: BorrowedFd<'_>, kind: bpf_attach_type) -> io::Result<Vec<u32>> {
+    let mut progs = [0u32; CHAIN];
+    let mut attr = Query {
+        target: raw(cgroup),
+        attach_type: kind as u32,
+        progs: progs.as_mut_ptr() as u64,
+        count: CHAIN as u32,
+        ..Query::default()
+    };
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    Ok(progs[..(attr.count as usize).min(CHAIN)].to_vec())
+}
+
 /// Attaches a program to a cgroup or namespace by descriptor.
 pub fn link_fd(
     prog: BorrowedFd<'_>,
@@ -349,6 +376,18 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         info: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(|_| info)
+}
+
+/// The kernel's number of a program.
+pub fn program_id(prog: BorrowedFd<'_>) -> io::Result<u32> {
+    // Type and number are the first two words of `struct bpf_prog_info`.
+    let mut info = [0u32; 2];
+    let mut attr = Info {
+        fd: raw(prog),
+        len: size_of_val(&info) as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(|_| info[1])
 }
 
 /// Asks about a map.

@@ -20,19 +20,37 @@ pub enum Kind {
     Companion,
     /// Policies. Before addresses, so that a workload finds the policies it names.
     Authorization,
+    /// How endpoints of services are used. Before routes, which name subsets.
+    Destination,
+    /// Rules for requests. Before addresses, so that a service finds its rules.
+    Routes,
     /// Workloads and services.
     Address,
 }
 
 impl Kind {
     /// All kinds, in the order in which they are sent.
-    pub const ALL: [Kind; 3] = [Kind::Companion, Kind::Authorization, Kind::Address];
+    pub const ALL: [Kind; 5] = [
+        Kind::Companion,
+        Kind::Authorization,
+        Kind::Destination,
+        Kind::Routes,
+        Kind::Address,
+    ];
+
+    /// What a node proxy asks for.
+    pub const NODE: &'static [Kind] = &[Kind::Companion, Kind::Authorization, Kind::Address];
+
+    /// What a waypoint asks for.
+    pub const WAYPOINT: &'static [Kind] = &Self::ALL;
 
     /// The kind's type URL.
     pub const fn url(self) -> &'static str {
         match self {
             Kind::Companion => "type.googleapis.com/warren.v1.Companion",
             Kind::Authorization => "type.googleapis.com/istio.security.Authorization",
+            Kind::Destination => "type.googleapis.com/warren.v1.Destination",
+            Kind::Routes => "type.googleapis.com/warren.v1.Routes",
             Kind::Address => "type.googleapis.com/istio.workload.Address",
         }
     }
@@ -41,6 +59,30 @@ impl Kind {
     pub fn from_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|k| k.url() == url)
     }
+
+    /// The kind's number where resources are kept, which never changes.
+    pub const fn number(self) -> u8 {
+        match self {
+            Kind::Companion => 0,
+            Kind::Authorization => 1,
+            Kind::Address => 2,
+            Kind::Destination => 3,
+            Kind::Routes => 4,
+        }
+    }
+
+    /// The kind with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.number() == number)
+    }
+
+    /// Whether its messages are our own, which only our own proxies understand.
+    pub const fn is_ours(self) -> bool {
+        match self {
+            Kind::Companion | Kind::Destination | Kind::Routes => true,
+            Kind::Authorization | Kind::Address => false,
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -48,6 +90,8 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Companion => "Companion",
             Kind::Authorization => "Authorization",
+            Kind::Destination => "Destination",
+            Kind::Routes => "Routes",
             Kind::Address => "Address",
         })
     }
@@ -140,5 +184,28 @@ impl Update {
             Update::Set(r) => (r.kind, &r.name),
             Update::Remove(kind, name) => (*kind, name),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_keep_their_numbers() {
+        // What an earlier build left on disk is read by these.
+        let numbered: Vec<(u8, Kind)> = (0..8)
+            .filter_map(|n| Some((n, Kind::from_number(n)?)))
+            .collect();
+        let expect = [
+            (0, Kind::Companion),
+            (1, Kind::Authorization),
+            (2, Kind::Address),
+            (3, Kind::Destination),
+            (4, Kind::Routes),
+        ];
+        assert_eq!(numbered, expect);
+        assert_eq!(expect.len(), Kind::ALL.len());
+        assert!(Kind::NODE.is_sorted() && Kind::WAYPOINT.is_sorted());
     }
 }

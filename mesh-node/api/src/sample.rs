@@ -2,6 +2,8 @@
 //!
 //! Invariant: every value is one that the model allows, so that a round trip has to be exact.
 
+pub(crate) mod routes;
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
@@ -158,7 +160,7 @@ pub(crate) fn workload_extra(r: &mut Rng) -> WorkloadExtra {
         guarded: r.bool(),
         features: list(r, 2, |r| word(r).into()),
         pod_uid: opt(r, |r| word(r).into()),
-        groups: Box::default(),
+        groups: list(r, 3, |r| format!("app={}", word(r)).into()),
     }
 }
 
@@ -300,12 +302,14 @@ pub(crate) fn config(r: &mut Rng) -> MeshConfig {
 
 /// A random change that sets something.
 pub(crate) fn change(r: &mut Rng) -> Change {
-    match r.u8(0..6) {
+    match r.u8(0..8) {
         0 => Change::Workload(workload(r)),
         1 => Change::WorkloadExtra(uid(&word(r), &word(r)), workload_extra(r)),
         2 => Change::Service(service(r)),
         3 => Change::ServiceExtra(service_name(r), service_extra(r)),
         4 => Change::Policy(policy(r)),
+        5 => Change::Routes(routes::routes(r)),
+        6 => Change::Destination(routes::destination(r)),
         _ => Change::Config(config(r)),
     }
 }

@@ -92,6 +92,7 @@ fn row(name: &str, rule: Differ, count: usize) {
     let built = start.elapsed();
     let hit_rule = (count - 1) * RULES;
     let conn = |transport, port, source: String| Conn {
+        via: None,
         transport,
         source_ip: ip(&source),
         workload: mesh
@@ -163,6 +164,7 @@ fn cost(mesh: &Mesh, conn: &Conn) -> Duration {
         .map(|_| {
             let conns: Vec<Conn> = (0..BATCH)
                 .map(|_| Conn {
+                    via: None,
                     workload: Arc::clone(&conn.workload),
                     ..conn.clone()
                 })

@@ -124,6 +124,10 @@ reasons! {
     NameUnresolved = 33, Refused, 503, 503, "CONNECT", "name_unresolved", "the destination is known by its host name only, and the name could not be resolved";
     /// The pod carries traffic of others.
     ForwardsOthers = 34, Refused, 503, 503, "CONNECT", "forwards_others", "the pod forwards packets of others, whose connections the mesh does not see";
+    /// What is to become of a service's requests could not be understood by this build.
+    RouteInvalid = 35, Refused, 503, 500, "CONNECT", "route_invalid", "the routes or the destination rule of the service are invalid or need a feature that this build does not have";
+    /// A peer speaks for another client without being a waypoint of the destination.
+    NotWaypoint = 36, Refused, 401, 403, "DENY", "not_waypoint", "the peer speaks for another client and is no waypoint of the destination, as far as is known here";
 }
 
 #[cfg(test)]

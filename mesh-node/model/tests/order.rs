@@ -32,6 +32,7 @@ fn allowed(mesh: &Mesh) -> bool {
         return false;
     };
     let conn = Conn {
+        via: None,
         transport: Transport::Mtls(identity("shop", "stranger")),
         source_ip: "10.0.9.9".parse().expect("an address"),
         workload: web.clone(),

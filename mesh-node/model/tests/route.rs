@@ -392,6 +392,7 @@ fn a_waypoint_is_never_gone_around() {
     let enter = |transport| {
         let workload = closed.workload(&uid("shop", "w1")).expect("known").clone();
         let conn = Conn {
+            via: None,
             transport,
             source_ip: ip("10.0.1.1"),
             workload,

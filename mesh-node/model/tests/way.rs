@@ -68,6 +68,7 @@ fn enter(mesh: &Mesh, to: &str, transport: Transport) -> Result<(), Reason> {
         .expect("a known destination")
         .clone();
     let conn = Conn {
+        via: None,
         transport,
         source_ip: ip("10.0.1.1"),
         workload,
@@ -268,6 +269,7 @@ fn an_address_that_two_claim_is_nobodys() {
     assert_eq!(plan.candidates.len(), 1);
     let owner: Arc<_> = mesh.workload(&uid("shop", "web-1")).expect("known").clone();
     let conn = Conn {
+        via: None,
         transport: Transport::Plain,
         source_ip: ip("10.0.1.1"),
         workload: owner,

@@ -22,6 +22,8 @@ pub enum Kind {
     Plaintext,
     /// 15008: HBONE that is addressed to the pod.
     Hbone,
+    /// 15008 of a waypoint: HBONE that is addressed to what the waypoint serves.
+    Waypoint,
 }
 
 /// What a data thread is told about the pods it serves.

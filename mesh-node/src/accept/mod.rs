@@ -6,6 +6,7 @@
 mod accepted;
 pub mod authority;
 mod listeners;
+pub mod origin;
 mod pod;
 
 pub use accepted::{Accepted, canonical, next, reset};

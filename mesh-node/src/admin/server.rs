@@ -21,7 +21,7 @@ use tokio::{
 
 use super::dump;
 use crate::{
-    capture::Capture,
+    capture::{Capture, CaptureGone},
     cni::Cni,
     lifecycle::{Ending, Lifecycle},
     observe::{LogControl, Observer, ReadyCheck, reply},
@@ -41,8 +41,8 @@ pub type Section = Arc<dyn Fn() -> Value + Send + Sync>;
 pub struct AdminParts {
     /// The configuration from the controller.
     pub state: MeshState,
-    /// The pods.
-    pub capture: Capture,
+    /// The pods; absent where none are captured.
+    pub capture: Option<Capture>,
     /// The log; absent where the process did not set it up.
     pub log: Option<LogControl>,
     /// The access log.
@@ -157,7 +157,7 @@ impl AdminParts {
                 Err(why) => reply(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
             (&Method::GET, "/config_dump") => self.config_dump().await,
-            (&Method::GET, "/pods") => match self.capture.list().await {
+            (&Method::GET, "/pods") => match self.pods().await {
                 Ok(pods) => json_reply(&json!({"pods": pods})),
                 Err(gone) => reply(StatusCode::SERVICE_UNAVAILABLE, format!("{gone}\n")),
             },
@@ -184,13 +184,8 @@ impl AdminParts {
         dump.insert("certificates".into(), (self.certificates)());
         dump.insert("guards".into(), (self.guards)());
         dump.insert("cni".into(), json!(self.cni.as_ref().map(Cni::describe)));
-        dump.insert(
-            "pods".into(),
-            self.capture
-                .list()
-                .await
-                .map_or(Value::Null, |pods| json!(pods)),
-        );
+        let pods = self.pods().await.unwrap_or(Value::Null);
+        dump.insert("pods".into(), pods);
         dump.insert("config".into(), self.config.clone());
         dump.insert(
             "version".into(),
@@ -201,6 +196,13 @@ impl AdminParts {
             }),
         );
         json_reply(&Value::Object(dump))
+    }
+
+    async fn pods(&self) -> Result<Value, CaptureGone> {
+        match &self.capture {
+            Some(capture) => Ok(json!(capture.list().await?)),
+            None => Ok(json!([])),
+        }
     }
 
     async fn remove_cni(&self) -> Response<Full<Bytes>> {

@@ -60,7 +60,7 @@ fn world(name: &str) -> (World, AdminParts) {
     let seen = asked.clone();
     let parts = AdminParts {
         state,
-        capture,
+        capture: Some(capture),
         log: None,
         observer: Observer::silent(),
         lifecycle: lifecycle.clone(),

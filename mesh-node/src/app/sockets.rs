@@ -92,7 +92,7 @@ pub(super) fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> R
         ROOT,
         AdminParts {
             state,
-            capture: capture.clone(),
+            capture: Some(capture.clone()),
             log: Some(log),
             observer,
             lifecycle: tasks.lifecycle.clone(),
@@ -154,7 +154,7 @@ fn standing(
 }
 
 /// Listens as soon as nobody else does: an earlier process may hold the port until it has handed over.
-async fn serve_metrics(server: MetricsServer, address: SocketAddr) {
+pub(super) async fn serve_metrics(server: MetricsServer, address: SocketAddr) {
     let mut said = false;
     loop {
         match MetricsServer::bind(address).await {

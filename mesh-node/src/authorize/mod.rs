@@ -9,6 +9,7 @@ use mesh_model::{
     authn::Transport,
     authz::{self, Conn, Decision, Denial, Egress, Permit, Target},
     mesh::Workload,
+    name::Identity,
     reason::Reason,
 };
 
@@ -19,9 +20,12 @@ use crate::{
 
 /// How long a flow waits for configuration that has not come yet.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a flow waits for somebody at an unknown address among pods. The configuration is there within 30 ms; an
+/// address that is nobody's, as a bridge's own, must not be slow to reach for ever.
+const ARRIVAL: Duration = Duration::from_millis(500);
 
 /// A permitted flow, with the snapshot that permitted it and what is to be reported besides.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Permitted<T> {
     /// The permit.
     pub permit: Permit<T>,
@@ -37,6 +41,15 @@ pub async fn outbound(
     pod: &Pod,
     original: SocketAddr,
 ) -> Result<Permitted<Egress>, Denial> {
+    // A pod that has not been heard of yet would be dialed like somebody outside the mesh, in the clear.
+    let network = state
+        .load()
+        .mesh
+        .workload(&pod.workload)
+        .map(|w| w.network.clone());
+    if let Some(network) = network {
+        state.hear_of(&network, original.ip(), ARRIVAL).await;
+    }
     settled(state, |snapshot| {
         let source = own(snapshot, pod)?;
         let target = authz::target(&snapshot.mesh, &source, original);
@@ -58,17 +71,34 @@ pub async fn outbound(
     .await
 }
 
-/// Whether a connection that arrived for a pod may go on to its application.
+/// Whether a waypoint may carry a connection of `client` on to `original`.
+pub async fn through(
+    state: &MeshState,
+    waypoint: &Pod,
+    client: &Identity,
+    original: SocketAddr,
+) -> Result<Permitted<Egress>, Denial> {
+    settled(state, |snapshot| {
+        let own = own(snapshot, waypoint)?;
+        Ok(authz::through(&snapshot.mesh, own, client, original))
+    })
+    .await
+}
+
+/// Whether a connection that arrived for a pod may go on to its application. With `via` it is that peer, a waypoint,
+/// which says who the client is.
 pub async fn inbound(
     state: &MeshState,
     pod: &Pod,
     transport: &Transport,
+    via: Option<&Identity>,
     source: SocketAddr,
     destination: SocketAddr,
 ) -> Result<Permitted<Conn>, Denial> {
     settled(state, |snapshot| {
         let conn = Conn {
             transport: transport.clone(),
+            via: via.cloned(),
             source_ip: source.ip(),
             workload: own(snapshot, pod)?,
             destination,
@@ -117,7 +147,8 @@ async fn settled<T>(
             audited: !audited.is_empty(),
         })
     };
-    let not_yet = |outcome: &Result<Permitted<T>, Denial>| matches!(outcome, Err(denial) if denial.reason == Reason::NotReady);
+    // That a peer is a waypoint may just not be known here yet.
+    let not_yet = |outcome: &Result<Permitted<T>, Denial>| matches!(outcome, Err(denial) if matches!(denial.reason, Reason::NotReady | Reason::NotWaypoint));
     let first = settle(state.load());
     if !not_yet(&first) {
         return first;

@@ -60,6 +60,46 @@ pub enum VipSlot {
     Proxy,
 }
 
+/// No kernel programs: for a role that captures nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct NoDatapath;
+
+impl Datapath for NoDatapath {
+    fn take_original(&self, _: SocketAddr, _: SocketAddr) -> Option<SocketAddr> {
+        None
+    }
+
+    fn is_probe(&self, _: SocketAddr, _: SocketAddr) -> bool {
+        false
+    }
+
+    fn note_failed_dial(&self, _: FailedDial) {}
+
+    fn epoch(&self, _: IpAddr) -> u32 {
+        0
+    }
+
+    fn bump_epoch(&self, _: IpAddr) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn bump_all(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn install(&self, _: Verdict) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_slots(&self, _: SocketAddr, _: &[VipSlot]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn vips(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(Vec::new())
+    }
+}
+
 /// The kernel programs, through the few calls that the data path makes.
 pub trait Datapath: Send + Sync + fmt::Debug {
     /// The address that a captured connection was dialed to; asking takes the entry away. `local` and `peer`

@@ -31,7 +31,9 @@ pub async fn follow_leaving(kernel: Arc<dyn Kernel>, part: Part) {
                 tracing::warn!(
                     "this node's pods leave the mesh: from now on they talk in plaintext, and only flows under way go on here"
                 );
-                part.waits("a restart: the mesh was taken off this node, whose pods talk in plaintext");
+                part.waits(
+                    "a restart: the mesh was taken off this node, whose pods talk in plaintext",
+                );
             }
             (_, false) => part.ready(),
             (true, true) => {}

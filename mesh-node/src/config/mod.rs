@@ -17,7 +17,7 @@ pub use source::{Process, Source};
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 pub use mesh_loader::Tc;
-use mesh_model::name::{ClusterId, NodeName};
+use mesh_model::name::{ClusterId, Namespace, NodeName, ServiceAccount};
 
 use crate::dns::{Resolvers, TtlBounds};
 
@@ -30,6 +30,8 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// The name of this agent among those sharing the kernel.
     pub instance: String,
+    /// The pod that a waypoint is; a node proxy needs none.
+    pub pod: Option<OwnPod>,
     /// The cluster that the node belongs to.
     pub cluster_id: ClusterId,
     /// The controller's URL.
@@ -74,6 +76,19 @@ pub struct Config {
     pub resolvers: Resolvers,
     /// How long their answers are kept.
     pub name_ttl: TtlBounds,
+}
+
+/// The pod that this process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPod {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name.
+    pub name: String,
+    /// Its service account.
+    pub account: ServiceAccount,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The CNI plugin on this node.

@@ -6,10 +6,10 @@ use std::{collections::BTreeMap, fmt::Display, net::IpAddr, path::PathBuf, time:
 
 use clap::{Arg, ArgMatches, Command, error::ErrorKind};
 use mesh_loader::Leave;
-use mesh_model::name::{ClusterId, NodeName};
+use mesh_model::name::{ClusterId, Namespace, NodeName, ServiceAccount};
 
 use super::{
-    AfterHandover, Cni, Config, Control, Limits, LogFormat, Source, Takeover, Tc,
+    AfterHandover, Cni, Config, Control, Limits, LogFormat, OwnPod, Source, Takeover, Tc,
     settings::{SETTINGS, Setting},
 };
 use crate::{
@@ -253,13 +253,15 @@ impl Values<'_> {
         let state_dir: PathBuf = self
             .get("state-dir", ok)?
             .unwrap_or_else(|| "/var/lib/warren".into());
+        let node_ip = self.or(
+            "node-ip",
+            parsed::<IpAddr>,
+            || self.source.default_address().map(|ip| ip.to_string()),
+            "there is no default route; pass --node-ip",
+        )?;
         Ok(Config {
-            node_ip: self.or(
-                "node-ip",
-                parsed::<IpAddr>,
-                || self.source.default_address().map(|ip| ip.to_string()),
-                "there is no default route; pass --node-ip",
-            )?,
+            pod: self.pod(node_ip)?,
+            node_ip,
             node_name: NodeName::new(node_name),
             run_dir: run_dir.join(&instance),
             state_dir: state_dir.join(&instance),
@@ -328,6 +330,23 @@ impl Values<'_> {
             resolvers: self.get("resolvers", parsed)?.unwrap_or(Resolvers::System),
             name_ttl: self.name_ttl()?,
         })
+    }
+
+    fn pod(&self, node_ip: IpAddr) -> Result<Option<OwnPod>, ConfigError> {
+        let (addresses, account) = (
+            self.get("pod-ips", list_of_ips)?,
+            self.get("service-account", name)?,
+        );
+        let Some(namespace) = self.get("pod-namespace", name)? else {
+            return Ok(None);
+        };
+        let own = || self.source.host_name();
+        Ok(Some(OwnPod {
+            namespace: Namespace::from(namespace.as_str()),
+            name: self.or("pod-name", name, own, "pass --pod-name")?,
+            account: ServiceAccount::from(account.as_deref().unwrap_or("default")),
+            addresses: addresses.unwrap_or_else(|| vec![node_ip]),
+        }))
     }
 
     fn limits(&self) -> Result<Limits, ConfigError> {
@@ -438,6 +457,11 @@ fn ok<T: for<'a> From<&'a str>>(text: &str) -> Result<T, String> {
 
 fn parsed<T: std::str::FromStr<Err: Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|e: T::Err| e.to_string())
+}
+
+fn list_of_ips(text: &str) -> Result<Vec<IpAddr>, String> {
+    let ips = text.split(',').map(|ip| parsed::<IpAddr>(ip.trim()));
+    ips.map(|ip| ip.map(|ip| ip.to_canonical())).collect()
 }
 
 /// A name that becomes part of paths.

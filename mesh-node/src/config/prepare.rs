@@ -14,6 +14,15 @@ use nix::{
 use super::Config;
 
 impl Config {
+    /// Prepares the process, and what captured pods need besides.
+    pub fn prepare_node(&self) -> io::Result<()> {
+        self.prepare()?;
+        if let Err(error) = writable_settings() {
+            tracing::warn!(%error, "/proc/sys stays read-only; pods keep their own net.ipv4.tcp_tw_reuse and can open fewer connections");
+        }
+        Ok(())
+    }
+
     /// Makes the directories and raises the limit of descriptors as far as it goes.
     pub fn prepare(&self) -> io::Result<()> {
         private(&self.run_dir)?;
@@ -21,9 +30,6 @@ impl Config {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         if soft < hard {
             setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-        }
-        if let Err(error) = writable_settings() {
-            tracing::warn!(%error, "/proc/sys stays read-only; pods keep their own net.ipv4.tcp_tw_reuse and can open fewer connections");
         }
         Ok(())
     }

@@ -70,6 +70,30 @@ pub const SETTINGS: &[Setting] = &[
         "Name of this agent among those that share the kernel",
     ),
     row(
+        "pod-namespace",
+        "NAME",
+        "none",
+        "Namespace of the pod that a waypoint is",
+    ),
+    row(
+        "pod-name",
+        "NAME",
+        "the host's name, when there is --pod-namespace",
+        "Name of the pod that a waypoint is",
+    ),
+    row(
+        "pod-ips",
+        "IP,...",
+        "--node-ip",
+        "Addresses of the pod that a waypoint is",
+    ),
+    row(
+        "service-account",
+        "NAME",
+        "default",
+        "Service account of the pod that a waypoint is",
+    ),
+    row(
         "cluster-id",
         "NAME",
         "Kubernetes",

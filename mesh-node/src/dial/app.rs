@@ -18,7 +18,10 @@ pub async fn to_application(
     client: SocketAddr,
     within: Duration,
 ) -> Result<TcpStream, DialError> {
-    let connect = tcp::connect(pod, route::inbound(permit), Some(client));
+    let address = route::inbound(permit);
+    // A client behind a waypoint may be of the other family, which a socket could not show.
+    let shown = Some(client).filter(|c| c.is_ipv4() == address.is_ipv4());
+    let connect = tcp::connect(pod, address, shown);
     timeout(within, connect)
         .await
         .unwrap_or(Err(DialError::Timeout))

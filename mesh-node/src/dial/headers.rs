@@ -1,23 +1,51 @@
-//! The headers of a CONNECT: who the source says it is, for telemetry only.
+//! The headers of a CONNECT: who the source says it is, and on whose behalf a waypoint dials.
 //!
-//! Invariant: nothing here is ever used to decide; values are percent-encoded, so that a name cannot add a field.
+//! Invariants: nothing here but what a waypoint says of its client is ever used to decide, and that only where the
+//! waypoint is known as one; values are percent-encoded, so that a name cannot add a field.
 
 use std::{fmt::Write, net::SocketAddr};
 
-use mesh_model::{authz::Egress, mesh::Workload, name::ServiceName};
+use mesh_model::{
+    authz::Egress,
+    mesh::Workload,
+    name::{Identity, ServiceName},
+};
 
-use crate::wire::Headers;
+use crate::{
+    accept::origin::{FORWARDED, SOURCE_HEADER},
+    wire::Headers,
+};
+
+/// Whom a waypoint dials for.
+#[derive(Clone, Copy, Debug)]
+pub struct Behalf<'a> {
+    /// The client's identity.
+    pub identity: &'a Identity,
+    /// The client, where the mesh knows it.
+    pub workload: Option<&'a Workload>,
+}
 
 /// The headers of an outbound CONNECT.
-pub fn outbound(flow: &Egress, client: SocketAddr, service: Option<&ServiceName>) -> Headers {
+pub fn outbound(
+    flow: &Egress,
+    client: SocketAddr,
+    behalf: Option<Behalf<'_>>,
+    service: Option<&ServiceName>,
+) -> Headers {
     let mut forwarded = format!("for=\"{client}\"");
     if let Some(service) = service {
         // Writing to a string cannot fail.
         let _ = write!(forwarded, ";host=\"{}\"", service.hostname);
     }
-    Headers::new()
-        .with("baggage", baggage(&flow.source))
-        .with("forwarded", forwarded)
+    let headers = Headers::new().with(FORWARDED, forwarded);
+    let Some(Behalf { identity, workload }) = behalf else {
+        return headers.with("baggage", baggage(&flow.source));
+    };
+    let headers = headers.with(SOURCE_HEADER, identity.to_string());
+    match workload {
+        Some(workload) => headers.with("baggage", baggage(workload)),
+        None => headers,
+    }
 }
 
 /// What a workload says about itself.

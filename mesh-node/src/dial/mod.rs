@@ -13,7 +13,7 @@ mod tcp;
 pub use app::to_application;
 pub use error::DialError;
 pub use hbone::Tunnels;
-pub use headers::baggage;
+pub use headers::{Behalf, baggage};
 
 use std::{
     borrow::Cow,
@@ -53,8 +53,10 @@ pub struct Request<'a> {
     pub pod: &'a Arc<Pod>,
     /// Why it may.
     pub permit: &'a Permit<Egress>,
-    /// The client's address within the pod.
+    /// The client's address within the pod, or of the original client.
     pub client: SocketAddr,
+    /// The original client, when a waypoint dials.
+    pub behalf: Option<Behalf<'a>>,
     /// How long all attempts may take together.
     pub timeout: Duration,
     /// Where hosts are that are known by name only.
@@ -162,6 +164,7 @@ async fn one(
             let headers = headers::outbound(
                 request.permit.subject(),
                 request.client,
+                request.behalf,
                 plan.service.as_ref(),
             );
             tunnels

@@ -108,6 +108,8 @@ impl Door {
             Some(Kind::Outbound) => "outbound",
             Some(Kind::Plaintext) => "plaintext",
             Some(Kind::Hbone) => "hbone",
+            // Not handed over today: a waypoint is replaced by another pod.
+            Some(Kind::Waypoint) => "waypoint",
             None => "dns",
         };
         Self {
@@ -122,6 +124,7 @@ impl Door {
             "outbound" => Some(Kind::Outbound),
             "plaintext" => Some(Kind::Plaintext),
             "hbone" => Some(Kind::Hbone),
+            "waypoint" => Some(Kind::Waypoint),
             "dns" => None,
             other => {
                 return Err(HandoverError::Unexpected(format!(

@@ -13,7 +13,10 @@ use tracing_subscriber::fmt::{
     time::{FormatTime, SystemTime},
 };
 
-use super::flow::{FlowRecord, Party, Verdict, Wire};
+use super::{
+    RequestRecord,
+    flow::{FlowRecord, Party, Verdict, Wire},
+};
 
 /// How lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +59,7 @@ pub(super) fn line(format: AccessFormat, ended: &Ended<'_>) -> Vec<u8> {
     out.text("direction", Some(r.direction.as_str()));
     out.party("src", &r.source, None);
     out.party("dst", &r.destination, Some(r));
+    out.shown("via", r.via.as_ref());
     out.text("path", r.path.map(|p| p.as_str()));
     out.text(
         "mtls",
@@ -72,6 +76,43 @@ pub(super) fn line(format: AccessFormat, ended: &Ended<'_>) -> Vec<u8> {
         out.number("retransmits", wire.retransmits.into());
     }
     out.text("error", r.error.as_deref());
+    out.end()
+}
+
+/// The line of a request that has ended, with its newline.
+pub(super) fn request(
+    format: AccessFormat,
+    flow: &FlowRecord,
+    request: &RequestRecord,
+    took: Duration,
+) -> Vec<u8> {
+    let mut out = Keys {
+        out: String::with_capacity(768),
+        format,
+    };
+    out.begin("request complete");
+    let some = |text: &'static str| Some(text).filter(|t| !t.is_empty());
+    out.text("direction", Some(flow.direction.as_str()));
+    out.party("src", &flow.source, None);
+    out.party("dst", &flow.destination, Some(flow));
+    out.text("method", Some(&request.method));
+    out.text("path", Some(&request.path));
+    out.text("protocol", some(request.protocol));
+    out.number("response_code", request.status.into());
+    out.text("response_flags", Some(&request.shown_flags()));
+    out.text("response_code_details", some(request.details));
+    out.shown("grpc_status", request.grpc_status);
+    out.number("bytes_received", request.received);
+    out.number("bytes_sent", request.sent);
+    out.shown("duration", Some(Milliseconds(took)));
+    out.shown("upstream_service_time", request.upstream.map(Milliseconds));
+    out.text("x_forwarded_for", request.forwarded_for.as_deref());
+    out.text("user_agent", request.agent.as_deref());
+    out.text("request_id", request.id.as_deref());
+    out.text("authority", Some(&request.authority));
+    out.text("upstream_cluster", request.cluster.as_deref());
+    out.text("route_name", request.route.as_deref());
+    out.number("attempts", request.attempts.into());
     out.end()
 }
 

@@ -21,7 +21,7 @@ use mesh_model::{
 };
 
 use super::{
-    AccessFormat, LogSink, Metrics, access,
+    AccessFormat, LogSink, Metrics, RequestGuard, access,
     traffic::{FlowLabels, Reporter, TrafficCounters},
 };
 
@@ -34,6 +34,8 @@ pub enum Direction {
     Outbound,
     /// A connection between two pods of this node that the kernel decided.
     Direct,
+    /// A connection that a waypoint carries.
+    Through,
 }
 
 impl Direction {
@@ -43,6 +45,7 @@ impl Direction {
             Direction::Inbound => "inbound",
             Direction::Outbound => "outbound",
             Direction::Direct => "direct",
+            Direction::Through => "through",
         }
     }
 }
@@ -120,6 +123,8 @@ pub struct FlowRecord {
     pub source: Party,
     /// The server. `addr` is where the application's bytes end.
     pub destination: Party,
+    /// The waypoint that brought it and told who the source is.
+    pub via: Option<Identity>,
     /// Where the tunnel went (or what CONNECT asked for).
     pub hbone_addr: Option<SocketAddr>,
     /// The service that was addressed.
@@ -146,6 +151,7 @@ impl FlowRecord {
                 ..Party::default()
             },
             destination: Party::default(),
+            via: None,
             hbone_addr: None,
             service: None,
             path: None,
@@ -200,6 +206,23 @@ impl Observer {
     /// Turns the access log on or off, for every clone.
     pub fn set_access_log(&self, on: bool) {
         self.access.store(on, Relaxed);
+    }
+
+    /// Begins to observe a request that came in a flow.
+    pub fn request(&self, flow: FlowRecord) -> RequestGuard {
+        RequestGuard::new(self.clone(), flow)
+    }
+
+    pub(super) fn logs_access(&self) -> bool {
+        self.access.load(Relaxed)
+    }
+
+    pub(super) fn format(&self) -> AccessFormat {
+        self.format
+    }
+
+    pub(super) fn line(&self, line: Vec<u8>) {
+        self.sink.line(line);
     }
 
     /// Begins to observe a flow.
@@ -313,6 +336,13 @@ impl FlowGuard {
         self.wire = Some(wire);
     }
 
+    /// Reports nothing: somebody else does.
+    pub fn forget(mut self) {
+        self.counters = None;
+        self.mirror = None;
+        self.abandoned = true;
+    }
+
     /// Reports nothing: the flow goes on, and somebody else will see its end.
     pub fn abandon(mut self) {
         self.abandoned = true;
@@ -322,6 +352,7 @@ impl FlowGuard {
         match self.record.direction {
             Direction::Inbound => Reporter::Destination,
             Direction::Outbound | Direction::Direct => Reporter::Source,
+            Direction::Through => Reporter::Waypoint,
         }
     }
 

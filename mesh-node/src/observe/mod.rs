@@ -8,6 +8,8 @@ mod flow;
 mod http;
 mod log;
 mod node;
+mod request;
+mod requests;
 mod traffic;
 
 pub(crate) use http::reply;
@@ -20,4 +22,6 @@ pub use node::{
     DirectionLabel, DnsLabel, IdentityLabel, KernelCounters, Metrics, NodeMetrics, ProgramLabel,
     ReasonLabel, ResultLabel, StateLabel, TypeLabel,
 };
+pub use request::{RequestGuard, RequestRecord};
+pub use requests::Requests;
 pub use traffic::{Reporter, Traffic, TrafficCounters};

@@ -20,7 +20,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{LogSink, Traffic};
+use super::{LogSink, Requests, Traffic};
 
 /// Where the kernel's counters come from.
 pub trait KernelCounters: fmt::Debug + Send + Sync {
@@ -38,6 +38,7 @@ pub struct Metrics {
 #[derive(Debug)]
 struct Inner {
     traffic: Traffic,
+    requests: Requests,
     node: NodeMetrics,
     registry: std::sync::RwLock<Registry>,
 }
@@ -217,6 +218,8 @@ impl Metrics {
         let (traffic, node) = (Traffic::default(), NodeMetrics::default());
         node.register(&mut registry);
         registry.register_collector(Box::new(traffic.clone()));
+        let requests = Requests::default();
+        registry.register_collector(Box::new(requests.clone()));
         let shared = traffic.clone();
         registry.register_collector(Box::new(Number {
             name: "warren_metrics_overflowed",
@@ -229,10 +232,16 @@ impl Metrics {
         Self {
             inner: Arc::new(Inner {
                 traffic,
+                requests,
                 node,
                 registry: registry.into(),
             }),
         }
+    }
+
+    /// Istio's HTTP metrics.
+    pub fn requests(&self) -> &Requests {
+        &self.inner.requests
     }
 
     /// Istio's TCP metrics.

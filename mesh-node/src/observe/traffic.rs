@@ -40,6 +40,8 @@ pub enum Reporter {
     Source,
     /// The server's node.
     Destination,
+    /// The waypoint between them.
+    Waypoint,
 }
 
 /// The five counters of a label set. `sent` goes to the client and `received` comes from it, as Istio defines them.
@@ -189,7 +191,7 @@ impl Hash for CacheKey {
 
 /// The label values of one set; `None` is shown as `unknown`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Labels {
+pub(super) struct Labels {
     reporter: Reporter,
     source: End,
     service: Option<ServiceName>,
@@ -232,7 +234,7 @@ impl End {
 }
 
 impl Labels {
-    fn new(flow: FlowLabels<'_>) -> Self {
+    pub(super) fn new(flow: FlowLabels<'_>) -> Self {
         let r = flow.record;
         let short = r
             .service
@@ -250,7 +252,7 @@ impl Labels {
         }
     }
 
-    fn anonymous(self) -> Self {
+    pub(super) fn anonymous(self) -> Self {
         Self {
             source: End::default(),
             destination: End::default(),
@@ -261,7 +263,7 @@ impl Labels {
     }
 
     /// Names and values in Istio's order.
-    fn pairs(&self) -> [(&'static str, String); 23] {
+    pub(super) fn pairs(&self) -> [(&'static str, String); 23] {
         let text = |v: &Option<Arc<str>>| v.as_deref().unwrap_or("unknown").to_owned();
         let who = |v: &Option<Identity>| {
             v.as_ref()
@@ -273,6 +275,7 @@ impl Labels {
         let reporter = match self.reporter {
             Reporter::Source => "source",
             Reporter::Destination => "destination",
+            Reporter::Waypoint => "waypoint",
         };
         [
             ("reporter", reporter.to_owned()),

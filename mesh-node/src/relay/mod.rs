@@ -1,6 +1,6 @@
-//! Relaying: the step that moves a flow's bytes, between two sockets or between a socket and a tunnel's stream.
+//! Relaying: the step that moves a flow's bytes, between sockets and streams of tunnels.
 //!
 //! Invariants: half-close travels as half-close and a reset as a reset; every flow ends in exactly one [`End`].
 //! The work is done in `tunnel`, where data meets the records it travels in.
 
-pub use crate::tunnel::{CutSignal, Cutter, End, Meter, Side, copy, splice};
+pub use crate::tunnel::{CutSignal, Cutter, End, Meter, Side, copy, join, splice};

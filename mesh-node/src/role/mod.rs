@@ -44,7 +44,7 @@ impl Role {
     pub fn about(self) -> &'static str {
         match self {
             Role::Node => "Carry the L4 traffic of this node's enrolled pods (the default)",
-            Role::Waypoint => "Carry L7 traffic for services (not built yet)",
+            Role::Waypoint => "Carry L7 traffic for services, as an ordinary pod",
             Role::Gateway => "Carry traffic into and out of the mesh (not built yet)",
             Role::Ready => {
                 "Ask the node proxy of this container whether it is ready, for a readiness probe"
@@ -65,7 +65,12 @@ impl Role {
                 dns: true,
                 handover: true,
             }),
-            Role::Waypoint | Role::Gateway | Role::Ready => None,
+            Role::Waypoint => Some(Profile {
+                capture: false,
+                dns: false,
+                handover: false,
+            }),
+            Role::Gateway | Role::Ready => None,
         }
     }
 }

@@ -3,11 +3,13 @@
 //! Invariants: everything of a connection happens on the thread that accepted it; every flow holds one of a
 //! bounded number of places; a pod that goes takes its listeners and flows with it.
 
+mod http;
 mod parties;
 mod sessions;
 mod stopped;
 pub mod tcp;
 mod thread;
+mod waypoint;
 
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,14 @@
 //!
 //! Invariant: a workload is named only where its identity was proven or nobody claimed one.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
 
 use mesh_model::{
     authn::Transport,
+    authz::Egress,
     name::Identity,
     route::{Authority, Candidate, Named, Via},
 };
@@ -13,12 +17,17 @@ use mesh_model::{
 use super::Data;
 use crate::{
     accept::Pod,
-    observe::{FlowGuard, Path},
+    authorize::Permitted,
+    observe::{FlowGuard, FlowRecord, Path},
 };
 
 /// Says in the report where a flow went.
 pub(super) fn went_to(candidate: &Candidate, report: &mut FlowGuard) {
-    let record = report.record_mut();
+    chosen(candidate, report.record_mut());
+}
+
+/// Says in a record where its flow goes.
+pub(super) fn chosen(candidate: &Candidate, record: &mut FlowRecord) {
     record.destination.workload = candidate.workload.clone();
     let sole = |identities: &[Identity]| match identities {
         [only] => Some(only.clone()),
@@ -74,4 +83,16 @@ pub(super) fn identify(
     });
     report.record_mut().destination.workload = Some(own.clone());
     report.record_mut().source.workload = source.cloned();
+}
+
+/// Names the workload that a waypoint's client is, for the report only.
+pub(super) fn client(
+    permitted: &Permitted<Egress>,
+    ip: IpAddr,
+    identity: &Identity,
+    report: &mut FlowGuard,
+) {
+    let network = &permitted.permit.subject().source.network;
+    let found = permitted.snapshot.mesh.workload_at(network, ip);
+    report.record_mut().source.workload = found.filter(|w| w.identity == *identity).cloned();
 }

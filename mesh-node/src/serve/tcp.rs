@@ -17,9 +17,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::UnixTime;
 use tokio::time::{sleep, timeout};
 
-use super::{Data, Flow, Registered, parties, stopped::Stopped, thread::Place};
+use super::{Data, Flow, Registered, parties, stopped::Stopped, thread::Place, waypoint};
 use crate::{
-    accept::{Accepted, Pod, authority, reset},
+    accept::{Accepted, Kind, Pod, authority, origin, reset},
     authorize::{self, Permitted},
     capture::FailedDial,
     dial::{self, Upstream},
@@ -107,6 +107,7 @@ async fn connect(
         pod: &accepted.pod,
         permit: &permit,
         client: accepted.peer,
+        behalf: None,
         timeout: shared.limits.connect_timeout,
         names: &shared.names,
     };
@@ -131,6 +132,7 @@ async fn connect(
 /// A tunnel that a peer opened to a pod.
 pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
     let (pod, local, peer) = (accepted.pod.clone(), accepted.local, accepted.peer);
+    let kind = accepted.kind;
     let (mut tunnel, Proven { identity, until }) =
         match Box::pin(shake_hands(&data, accepted)).await {
             Ok(ready) => ready,
@@ -162,7 +164,14 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
             request = tunnel.next() => {
                 let Some(request) = request else { break };
                 let (data, arrived) = (data.clone(), arrived.clone());
-                drop(tokio::task::spawn_local(stream(data, arrived, request)));
+                match kind {
+                    Kind::Waypoint => {
+                        drop(tokio::task::spawn_local(waypoint::stream(data, arrived, request)));
+                    }
+                    Kind::Hbone | Kind::Outbound | Kind::Plaintext => {
+                        drop(tokio::task::spawn_local(stream(data, arrived, request)));
+                    }
+                }
             }
             _ = gone.changed() => break tunnel.abort(),
             () = data.draining(), if !draining => {
@@ -188,11 +197,11 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
 }
 
 /// A tunnel's ends.
-struct Arrived {
-    pod: Arc<Pod>,
-    identity: Identity,
-    local: SocketAddr,
-    peer: SocketAddr,
+pub(super) struct Arrived {
+    pub(super) pod: Arc<Pod>,
+    pub(super) identity: Identity,
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
 }
 
 /// Makes a tunnel of an accepted connection, within the bounds of handshakes.
@@ -265,10 +274,26 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
             &mut report,
         );
     };
+    // A waypoint says who is behind it; whether it may, the model decides.
+    let (via, client, peer) = match origin::origin(request.headers()) {
+        Ok(None) => (None, arrived.identity.clone(), arrived.peer),
+        Ok(Some(of)) => (Some(&arrived.identity), of.identity, of.address),
+        Err(origin::Unreadable) => {
+            let denial = Denial::new(Reason::BadAuthority);
+            return refuse(request, &Stopped::Denied(denial), &mut report);
+        }
+    };
+    if let Some(via) = via {
+        let record = report.record_mut();
+        record.via = Some(via.clone());
+        record.source.identity = Some(client.clone());
+        record.source.addr = Some(peer);
+    }
     let inbound = Inbound {
         pod: &arrived.pod,
-        transport: Transport::Mtls(arrived.identity.clone()),
-        peer: arrived.peer,
+        transport: Transport::Mtls(client),
+        via,
+        peer,
         destination,
     };
     let reached = tokio::select! {
@@ -295,7 +320,7 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
     }
 }
 
-fn refuse(request: Incoming, stopped: &Stopped, report: &mut FlowGuard) {
+pub(super) fn refuse(request: Incoming, stopped: &Stopped, report: &mut FlowGuard) {
     stopped.report(report);
     let shown = stopped.reason().shown();
     request.refuse(shown.hbone, Headers::new().with(REASON_HEADER, shown.key));
@@ -318,6 +343,7 @@ pub(super) async fn plaintext(data: Rc<Data>, accepted: Accepted, place: Place) 
     let inbound = Inbound {
         pod: &accepted.pod,
         transport,
+        via: None,
         peer: accepted.peer,
         destination: accepted.local,
     };
@@ -346,6 +372,8 @@ pub(super) async fn plaintext(data: Rc<Data>, accepted: Accepted, place: Place) 
 struct Inbound<'a> {
     pod: &'a Arc<Pod>,
     transport: Transport,
+    /// The waypoint that says who the client is.
+    via: Option<&'a Identity>,
     peer: SocketAddr,
     destination: SocketAddr,
 }
@@ -359,6 +387,7 @@ async fn reach(
     let Inbound {
         pod,
         transport,
+        via,
         peer,
         destination,
     } = inbound;
@@ -366,7 +395,7 @@ async fn reach(
     report.record_mut().destination.identity = Some(pod.identity.clone());
     parties::identify(data, pod, &transport, peer, report);
     let permitted =
-        authorize::inbound(&data.shared.state, pod, &transport, peer, destination).await?;
+        authorize::inbound(&data.shared.state, pod, &transport, via, peer, destination).await?;
     let record = report.record_mut();
     record.policy = Some(if permitted.audited {
         Verdict::Audit
@@ -385,15 +414,15 @@ async fn reach(
 }
 
 /// What is needed to keep an eye on a live flow.
-struct Live<'a> {
-    pod: &'a Arc<Pod>,
-    conn: Option<Conn>,
-    client_first: bool,
-    decided_in: u64,
+pub(super) struct Live<'a> {
+    pub(super) pod: &'a Arc<Pod>,
+    pub(super) conn: Option<Conn>,
+    pub(super) client_first: bool,
+    pub(super) decided_in: u64,
 }
 
 /// A flow that was let through and is about to be relayed, under review.
-struct Carried {
+pub(super) struct Carried {
     place: Place,
     report: Rc<RefCell<FlowGuard>>,
     registered: Registered,
@@ -403,7 +432,7 @@ struct Carried {
 }
 
 impl Carried {
-    fn new(data: &Rc<Data>, live: Live<'_>, report: FlowGuard, place: Place) -> Self {
+    pub(super) fn new(data: &Rc<Data>, live: Live<'_>, report: FlowGuard, place: Place) -> Self {
         let (cutter, cut) = Cutter::new();
         let meter = Meter::new();
         if data.gone(&live.pod.uid).is_none() {
@@ -436,7 +465,7 @@ impl Carried {
     }
 
     /// Begins the task that relays the flow to its end and reports it.
-    fn by<F>(self, relay: impl FnOnce(&Meter, CutSignal) -> F)
+    pub(super) fn by<F>(self, relay: impl FnOnce(&Meter, CutSignal) -> F)
     where
         F: Future<Output = End> + Unpin + 'static,
     {
@@ -469,8 +498,9 @@ impl Carried {
 /// Refuses a connection for which there is no place.
 pub(super) fn overloaded(data: &Rc<Data>, accepted: Accepted) {
     let direction = match accepted.kind {
-        crate::accept::Kind::Outbound => Direction::Outbound,
-        crate::accept::Kind::Plaintext | crate::accept::Kind::Hbone => Direction::Inbound,
+        Kind::Outbound => Direction::Outbound,
+        Kind::Plaintext | Kind::Hbone => Direction::Inbound,
+        Kind::Waypoint => Direction::Through,
     };
     let mut report = data.shared.observer.flow(direction, Some(accepted.peer));
     report.record_mut().destination.addr = Some(accepted.local);

@@ -31,6 +31,7 @@ use crate::{
     config::Limits,
     dial::Tunnels,
     dns::Names,
+    exchange::{Clusters, Connections},
     identify::{Certificates, Handshakes, Held},
     observe::Observer,
     state::MeshState,
@@ -63,6 +64,8 @@ pub struct Shared {
     pub names: Names,
     /// Flows under way.
     pub flows: AtomicUsize,
+    /// What requests are balanced over.
+    pub clusters: Clusters,
 }
 
 /// Whether the data threads take traffic.
@@ -89,6 +92,8 @@ pub struct Data {
     pub shared: Arc<Shared>,
     /// This thread's tunnels to peers.
     pub tunnels: Rc<Tunnels>,
+    /// This thread's connections that carry requests.
+    pub connections: Connections,
     /// This thread's live flows.
     pub sessions: Sessions,
     pods: RefCell<HashMap<PodUid, Served>>,
@@ -200,6 +205,7 @@ impl Data {
         Rc::new(Self {
             shared,
             tunnels,
+            connections: Connections::default(),
             sessions: Sessions::default(),
             pods: RefCell::default(),
             phase,
@@ -221,12 +227,16 @@ impl Data {
                     let cut = self.sessions.review(&diff, &self.shared.state.load());
                     self.shared.observer.metrics().node().sessions_cut.inc_by(cut as u64);
                 }
-                _ = progress.tick() => self.sessions.progress(),
+                _ = progress.tick() => {
+                    self.sessions.progress();
+                    self.connections.sweep();
+                }
                 changed = phase.changed() => {
                     if changed.is_err() || *phase.borrow_and_update() == Phase::Ended {
                         break;
                     }
                     self.pods.borrow_mut().values_mut().for_each(|served| served.listening.clear());
+                    self.connections.clear();
                     self.tunnels.retire_all();
                 }
             }
@@ -354,7 +364,9 @@ impl Data {
             Kind::Plaintext => drop(tokio::task::spawn_local(tcp::plaintext(
                 data, accepted, place,
             ))),
-            Kind::Hbone => drop(tokio::task::spawn_local(tcp::tunnel(data, accepted, place))),
+            Kind::Hbone | Kind::Waypoint => {
+                drop(tokio::task::spawn_local(tcp::tunnel(data, accepted, place)));
+            }
         }
     }
 

@@ -55,11 +55,7 @@ pub fn save(path: &Path, kept: &Kept) -> io::Result<Written> {
     let mut places = Vec::with_capacity(kept.len());
     for key in kept.keys() {
         let body = kept.body(key)?;
-        let kind = Kind::ALL
-            .iter()
-            .position(|k| *k == key.0)
-            .expect("ALL holds every kind");
-        out.put(&[u8::try_from(kind).expect("there are few kinds")])?;
+        out.put(&[key.0.number()])?;
         out.put_counted(key.1.as_bytes())?;
         places.push((key.clone(), out.at, Version::of(&body)));
         out.put_counted(&body)?;
@@ -127,7 +123,7 @@ impl Hashing {
 }
 
 fn take_resource(body: &mut Bytes) -> Option<Resource> {
-    let kind = *Kind::ALL.get(usize::from(body.split_to(1)[0]))?;
+    let kind = Kind::from_number(body.split_to(1)[0])?;
     let name = take(body)?;
     let name: Arc<str> = std::str::from_utf8(&name).ok()?.into();
     Some(Resource::new(kind, name, take(body)?))

@@ -9,6 +9,7 @@ mod disk;
 mod enrolled;
 mod kept;
 mod snapshot;
+mod strangers;
 mod xds;
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::{
     announce::{Announcements, Diffs},
     departed::Departed,
+    strangers::Strangers,
 };
 
 /// One view of the mesh.
@@ -39,6 +40,7 @@ struct Inner {
     current: ArcSwap<Snapshot>,
     writing: Mutex<()>,
     departed: Departed,
+    strangers: Strangers,
     announcements: Announcements,
     generation: watch::Sender<u64>,
 }
@@ -56,6 +58,7 @@ impl MeshState {
             current: ArcSwap::from_pointee(Snapshot::default()),
             writing: Mutex::new(()),
             departed: Departed::default(),
+            strangers: Strangers::default(),
             announcements: Announcements::default(),
             generation: watch::Sender::new(0),
         }))
@@ -75,6 +78,30 @@ impl MeshState {
     /// some, a moment ago.
     pub fn is_vacant(&self, network: &NetworkId, ip: IpAddr) -> bool {
         self.0.departed.lately(network, ip, Instant::now())
+    }
+
+    /// Waits until somebody at an address is known, when it lies among captured pods' addresses and nobody is: most
+    /// likely a pod that started a moment ago. Who does not turn up within `most` is not waited for again for a while.
+    /// Says whether it waited.
+    pub async fn hear_of(&self, network: &NetworkId, ip: IpAddr, most: Duration) -> bool {
+        let unheard = |s: &Snapshot| !s.mesh.is_known(network, ip);
+        let now = Instant::now();
+        if !unheard(&self.load())
+            || self.0.strangers.knows(network, ip, now)
+            || self.is_vacant(network, ip)
+        {
+            return false;
+        }
+        let neighbours = self.load().mesh.has_captured_neighbours(network, ip);
+        let heard = neighbours
+            && self
+                .wait_for(most, |s| (!unheard(s)).then_some(()))
+                .await
+                .is_some();
+        if !heard {
+            self.0.strangers.remember(network, ip, Instant::now());
+        }
+        neighbours
     }
 
     /// Applies changes, publishes the next snapshot, and announces what changed.

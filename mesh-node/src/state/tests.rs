@@ -1,8 +1,9 @@
-//! The copy on disk: round trip, damage, and other people's files.
+//! The copy on disk: round trip, damage, and other people's files. And who is waited for.
 
-use std::fs;
+use std::{fs, net::IpAddr, time::Duration};
 
 use mesh_api::resource::{Kind, Resource};
+use mesh_model::{mesh::Change, name::NetworkId, testing::cast};
 
 use super::*;
 
@@ -10,6 +11,8 @@ fn resources() -> Vec<Resource> {
     vec![
         Resource::new(Kind::Companion, "mesh", vec![1, 2, 3]),
         Resource::new(Kind::Authorization, "shop/deny", Vec::new()),
+        Resource::new(Kind::Destination, "shop/web.shop.svc", vec![4]),
+        Resource::new(Kind::Routes, "shop/web.shop.svc", vec![5]),
         Resource::new(Kind::Address, "Kubernetes//Pod/shop/web-1", vec![0; 5000]),
     ]
 }
@@ -63,4 +66,30 @@ fn a_damaged_file_is_refused_whole() {
     )
     .expect("writable");
     assert!(matches!(load(&path), Err(DiskError::Magic)));
+}
+
+#[tokio::test]
+async fn an_unknown_address_among_captured_pods_is_waited_for_once() {
+    let state = MeshState::new();
+    state.apply([Change::Workload(cast::pod("shop", "web", "n1", "10.1.0.7"))]);
+    let network = NetworkId::from("");
+    let waited = async |ip: &str, most| {
+        let ip: IpAddr = ip.parse().expect("an address");
+        state.hear_of(&network, ip, most).await
+    };
+    let short = Duration::from_millis(10);
+    assert!(!waited("10.1.0.7", short).await, "known");
+    assert!(!waited("10.1.1.7", short).await, "nobody lives there");
+    assert!(!waited("fd00::7", short).await, "nor there");
+    assert!(waited("10.1.0.9", short).await, "it could be a pod");
+    assert!(!waited("10.1.0.9", short).await, "it was none");
+    let other = state.clone();
+    let arrival = tokio::spawn(async move {
+        other.apply([Change::Workload(cast::pod("shop", "db", "n1", "10.1.0.8"))]);
+    });
+    // Without the arrival this would not end before the test's own limit.
+    let arrived = waited("10.1.0.8", Duration::from_secs(3600));
+    let arrived = tokio::time::timeout(Duration::from_secs(60), arrived).await;
+    assert!(arrived.expect("an end"), "it was waited for and came");
+    arrival.await.expect("no panic");
 }

@@ -71,6 +71,8 @@ pub struct XdsParts {
     pub node: NodeName,
     /// The cluster, for people.
     pub cluster: String,
+    /// What is subscribed to.
+    pub kinds: &'static [Kind],
     /// Where changes go.
     pub state: MeshState,
     /// The node's certificate; also told about roots.
@@ -167,7 +169,8 @@ impl From<tonic::Status> for StreamError {
 impl XdsClient {
     /// A client that has taken up what is on disk, and its status.
     pub fn new(parts: XdsParts) -> (watch::Receiver<XdsStatus>, Self) {
-        let client = delta::Client::new(parts.node.as_str(), &parts.cluster);
+        let client =
+            delta::Client::new(parts.node.as_str(), &parts.cluster).with_kinds(parts.kinds);
         let enrolled = EnrolledNamespaces::open(&parts.state_dir);
         let (status, watching) = watch::channel(XdsStatus::default());
         let mut this = Self {

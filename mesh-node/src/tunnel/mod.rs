@@ -1,4 +1,4 @@
-//! Tunnels over sockets, and the two ways a flow's bytes move: TCP to a tunnel's stream, TCP to TCP.
+//! Tunnels over sockets, and the ways a flow's bytes move: TCP to a tunnel's stream, TCP to TCP, stream to stream.
 //!
 //! Dialing opens tunnels, relaying moves bytes through them; both steps of the story rest on this folder.
 //!
@@ -11,6 +11,8 @@ mod driver;
 mod ends;
 pub mod error;
 pub mod flow;
+mod io;
+mod join;
 mod shared;
 mod spin;
 mod splice;
@@ -22,4 +24,6 @@ pub use ends::{
     connect,
 };
 pub use flow::{CutSignal, Cutter, End, Meter, Side};
+pub use io::{Io, Link};
+pub use join::join;
 pub use splice::splice;

@@ -24,9 +24,9 @@ use super::{
 use crate::wire::{conn::Fill, error::Code, out::CAPACITY};
 
 /// What one stream may send before others get their turn.
-const QUANTUM: usize = 128 << 10;
+pub(super) const QUANTUM: usize = 128 << 10;
 /// A stream whose last read was larger than this waits its turn.
-const GREEDY: usize = 8 << 10;
+pub(super) const GREEDY: usize = 8 << 10;
 /// Greedy streams fill the outgoing buffer only to here, so that there is always room for the others.
 const HIGH: usize = CAPACITY - (80 << 10);
 /// What no single read may fill, for the same reason.
@@ -319,7 +319,7 @@ impl Drop for Splice {
 }
 
 /// Whether the stream may send now; otherwise it waits for its turn.
-fn take_turn(inner: &mut Inner, id: u32) -> bool {
+pub(super) fn take_turn(inner: &mut Inner, id: u32) -> bool {
     let (used, others) = (inner.conn.out.used(), !inner.waiting.is_empty());
     let Some(slot) = inner.conn.get(id) else {
         return true;
@@ -335,7 +335,8 @@ fn take_turn(inner: &mut Inner, id: u32) -> bool {
     free
 }
 
-fn queue(inner: &mut Inner, id: u32) {
+/// Waits for the next turn.
+pub(super) fn queue(inner: &mut Inner, id: u32) {
     if let Some(slot) = inner.conn.get(id) {
         slot.turn = Turn::Waiting;
         inner.waiting.push_back(id);

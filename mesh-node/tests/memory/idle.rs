@@ -72,6 +72,7 @@ fn shared(kernel: &Arc<FakeDatapath>) -> Arc<Shared> {
         },
         names,
         flows: AtomicUsize::new(0),
+        clusters: Default::default(),
     })
 }
 

@@ -72,6 +72,7 @@ async fn a_known_pod_holds_little() {
     let parts = XdsParts {
         node: "node-1".into(),
         cluster: "Kubernetes".to_owned(),
+        kinds: mesh_api::resource::Kind::NODE,
         state: state.clone(),
         certificates: Certificates::new(SystemTime::now),
         controller: Controller {

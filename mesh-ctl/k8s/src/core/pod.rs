@@ -37,6 +37,15 @@ pub struct PodSpec {
     pub init_containers: Vec<Container>,
 }
 
+impl PodSpec {
+    /// The service account that it runs as.
+    pub fn account(&self) -> &str {
+        let named = [&self.service_account_name, &self.service_account];
+        let account = named.into_iter().find(|name| !name.is_empty());
+        account.map_or("default", String::as_str)
+    }
+}
+
 /// A container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]

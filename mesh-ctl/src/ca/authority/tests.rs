@@ -31,7 +31,7 @@ fn a_certificate_says_what_was_granted_and_not_what_was_asked() {
         .sign(
             &csr("spiffe://cluster.local/ns/kube-system/sa/admin"),
             &grant,
-            &"n1".into(),
+            &Member::Node("n1".into()),
             SystemTime::now(),
             TTL,
         )
@@ -59,7 +59,13 @@ fn requests_that_cannot_be_used_are_refused() {
     let grant = Grant::Node("cluster.local".into(), "n1".into());
     let check = |csr: &str| {
         matches!(
-            ca.sign(csr, &grant, &"n1".into(), SystemTime::now(), TTL),
+            ca.sign(
+                csr,
+                &grant,
+                &Member::Node("n1".into()),
+                SystemTime::now(),
+                TTL
+            ),
             Err(CaError::Request(_))
         )
     };
@@ -134,7 +140,7 @@ fn the_old_root_goes_only_when_nobody_uses_it() {
         ca.sign(
             &csr("spiffe://a/ns/b/sa/c"),
             &Grant::Node("cluster.local".into(), node.into()),
-            &node.into(),
+            &Member::Node(node.into()),
             now,
             TTL,
         )
@@ -222,7 +228,7 @@ fn no_certificate_outlives_its_signer() {
         ca.sign(
             &csr("spiffe://a/ns/b/sa/c"),
             &Grant::Node("cluster.local".into(), "n1".into()),
-            &"n1".into(),
+            &Member::Node("n1".into()),
             now,
             TTL,
         )

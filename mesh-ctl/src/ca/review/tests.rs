@@ -35,10 +35,10 @@ async fn check(change: impl Fn(&mut Value), expect: Result<&str, &str>) {
         (201, answer.clone())
     });
     let reviews = Reviews::new(client, ("warren-system", "warren-node"));
-    let got = reviews.node("a-token", SystemTime::now()).await;
+    let got = reviews.member("a-token", SystemTime::now()).await;
     match (got, expect) {
-        (Ok(node), Ok(expect)) => assert_eq!(node.as_str(), expect),
-        (Err(NodeTokenError::Refused(why)), Err(expect)) => {
+        (Ok(member), Ok(expect)) => assert_eq!(member.to_string(), expect),
+        (Err(MemberTokenError::Refused(why)), Err(expect)) => {
             assert!(why.contains(expect), "{why:?} does not say {expect:?}");
         }
         (got, expect) => panic!("{got:?}, expected {expect:?}"),
@@ -46,7 +46,7 @@ async fn check(change: impl Fn(&mut Value), expect: Result<&str, &str>) {
 }
 
 #[tokio::test]
-async fn only_a_node_agents_bound_token_proves_its_node() {
+async fn only_a_bound_token_of_our_audience_proves_a_member() {
     check(|_| {}, Ok("n1")).await;
     check(
         |s| s["authenticated"] = false.into(),
@@ -59,8 +59,23 @@ async fn only_a_node_agents_bound_token_proves_its_node() {
     )
     .await;
     check(|s| s["audiences"] = Value::Null, Err("not for audience")).await;
+    // Any other service account's pod can only be a waypoint: whether it is one is not asked here.
     let other = "system:serviceaccount:shop:web";
-    check(|s| s["user"]["username"] = other.into(), Err("nodes are")).await;
+    check(
+        |s| s["user"]["username"] = other.into(),
+        Ok("waypoint/shop/web/warren-node-x"),
+    )
+    .await;
+    check(
+        |s| s["user"]["username"] = "admin".into(),
+        Err("no service account"),
+    )
+    .await;
+    check(
+        |s| s["user"]["username"] = "system:serviceaccount:shop:a/b".into(),
+        Err("its names are none"),
+    )
+    .await;
     check(
         |s| s["user"]["extra"] = json!({}),
         Err("not bound to a pod"),
@@ -91,20 +106,23 @@ async fn an_accepted_token_is_reviewed_again_after_a_while_and_a_refused_one_eac
     server.answers(ASKED, |_| (201, review(|_| {})));
     for later in [0, 9] {
         let now = now + Duration::from_secs(later);
-        assert_eq!(reviews.node("good", now).await, Ok("n1".into()));
+        assert_eq!(
+            reviews.member("good", now).await,
+            Ok(Member::Node("n1".into()))
+        );
     }
     assert_eq!(asked(), 1);
     server.answers(ASKED, |_| {
         (201, review(|s| s["authenticated"] = false.into()))
     });
     let later = now + Duration::from_secs(11);
-    assert!(reviews.node("good", later).await.is_err());
-    assert!(reviews.node("good", later).await.is_err());
+    assert!(reviews.member("good", later).await.is_err());
+    assert!(reviews.member("good", later).await.is_err());
     assert_eq!(asked(), 3);
     server.answers(ASKED, |_| (500, status(500, "InternalError")));
-    let got = reviews.node("good", later).await;
+    let got = reviews.member("good", later).await;
     assert!(
-        matches!(got, Err(NodeTokenError::Unavailable(_))),
+        matches!(got, Err(MemberTokenError::Unavailable(_))),
         "{got:?}"
     );
 }

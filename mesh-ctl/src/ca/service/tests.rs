@@ -11,6 +11,10 @@ impl Hosted for OnN1 {
     fn hosts(&self, node: &NodeName, identity: &Identity) -> bool {
         node.as_str() == "n1" && identity.namespace.as_str() == "shop"
     }
+
+    fn is_waypoint(&self, waypoint: &Waypoint) -> bool {
+        &*waypoint.pod == "waypoint-1" && waypoint.account.as_str() == "waypoint"
+    }
 }
 
 fn service(dir: &std::path::Path, per_minute: u32) -> CertificateService {
@@ -22,7 +26,7 @@ fn service(dir: &std::path::Path, per_minute: u32) -> CertificateService {
     CertificateService::new(
         Arc::new(authority),
         Arc::new(OnN1),
-        NodeTokens::Join(JoinKey::open(dir).expect("a key")),
+        MemberTokens::Join(JoinKey::open(dir).expect("a key")),
         policy,
         Arc::default(),
     )
@@ -54,7 +58,7 @@ fn request(
         let name = if node.starts_with("spiffe:") {
             PeerName::Other(node.into())
         } else {
-            PeerName::Node(node.into())
+            PeerName::Member(member(node))
         };
         let address = "127.0.0.1:1".parse().expect("is one");
         request.extensions_mut().insert(Peer {
@@ -68,6 +72,11 @@ fn request(
         request.metadata_mut().insert("authorization", value);
     }
     request
+}
+
+/// A waypoint's name has slashes.
+fn member(name: &str) -> Member {
+    Waypoint::parse(name).map_or_else(|| Member::Node(name.into()), Member::Waypoint)
 }
 
 /// Join tokens are checked without waiting for anybody.
@@ -86,7 +95,7 @@ fn a_node_gets_itself_and_what_it_hosts() {
     let later = SystemTime::now() + Duration::from_secs(60);
     let token = JoinKey::open(dir.path())
         .expect("a key")
-        .issue(&"n1".into(), later);
+        .issue(&member("n1"), later);
     let check = |identity, node, token, expect: Result<&str, tonic::Code>| {
         let got = answer(&service, &request(identity, node, token));
         assert_eq!(
@@ -167,6 +176,46 @@ fn a_node_gets_itself_and_what_it_hosts() {
         Some("warren1.e30.AAAA"),
         Err(tonic::Code::Unauthenticated),
     );
+}
+
+#[test]
+fn a_waypoint_gets_itself_and_its_own_identity_while_its_pod_is_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let service = service(dir.path(), 600);
+    let later = SystemTime::now() + Duration::from_secs(60);
+    let key = JoinKey::open(dir.path()).expect("a key");
+    let check = |identity, name: &str, with_token, expect: Result<&str, tonic::Code>| {
+        let token = key.issue(&member(name), later);
+        let request = match with_token {
+            true => request(identity, None, Some(&token)),
+            false => request(identity, Some(name), None),
+        };
+        let got = answer(&service, &request);
+        assert_eq!(
+            got.as_ref().map(|(g, _)| g.uri()).map_err(Status::code),
+            expect.map(str::to_owned),
+            "{identity:?} {name:?}: {got:?}"
+        );
+    };
+    let refused = Err(tonic::Code::PermissionDenied);
+    let name = "shop/waypoint/waypoint-1";
+    let own = "spiffe://cluster.local/warren/waypoint/shop/waypoint/waypoint-1";
+    let identity = "spiffe://cluster.local/ns/shop/sa/waypoint";
+    check(None, name, true, Ok(own));
+    check(None, name, false, Ok(own));
+    check(Some(identity), name, false, Ok(identity));
+    check(Some(identity), name, true, refused);
+    for other in [
+        "spiffe://cluster.local/ns/shop/sa/web",
+        "spiffe://cluster.local/ns/bank/sa/waypoint",
+        "spiffe://evil/ns/shop/sa/waypoint",
+    ] {
+        check(Some(other), name, false, refused);
+    }
+    for nobody in ["shop/waypoint/web-1", "shop/web/waypoint-1"] {
+        check(None, nobody, true, refused);
+        check(Some(identity), nobody, false, refused);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use anyhow::Context;
 use hyper::Request;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::ListParams, client::Body};
+use kube::{Api, api::ListParams};
 use serde_json::Value;
 
 use super::Finding;

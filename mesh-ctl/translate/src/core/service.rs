@@ -116,16 +116,14 @@ fn draft<'a>(
         }
     }
     let (ports, plans) = ports(wire, &mut say);
-    for label in ["istio.io/use-waypoint", "istio.io/use-waypoint-canary"] {
-        if meta.label(label).is_some_and(|waypoint| waypoint != "none") {
-            let text =
-                "waypoints are not provided by this version; the service is served at layer 4";
-            say.say(
-                Severity::Warning,
-                format!("metadata.labels[{label}]"),
-                text.to_owned(),
-            );
-        }
+    let canary = "istio.io/use-waypoint-canary";
+    if meta
+        .label(canary)
+        .is_some_and(|waypoint| waypoint != "none")
+    {
+        let text = "a second waypoint is not honoured; everything goes through the first";
+        let field = format!("metadata.labels[{canary}]");
+        say.say(Severity::Warning, field, text.to_owned());
     }
     let list = meta
         .annotation(visibility::ANNOTATION)

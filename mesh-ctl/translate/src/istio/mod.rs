@@ -1,10 +1,17 @@
-//! Istio's kinds, as far as layer 4 knows them.
+//! Istio's kinds.
 
 pub(crate) mod authorization;
 pub(crate) mod automatic;
+pub(crate) mod delegate;
+pub(crate) mod destination_rule;
 pub(crate) mod entry_endpoints;
+mod http_filter;
+pub(crate) mod http_match;
+pub(crate) mod http_rule;
 pub(crate) mod matches;
 pub(crate) mod peer_authentication;
 pub(crate) mod presence;
 pub(crate) mod service_entry;
+mod traffic_policy;
+pub(crate) mod virtual_service;
 pub(crate) mod workload_entry;

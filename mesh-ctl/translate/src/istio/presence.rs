@@ -61,7 +61,8 @@ impl IstioPresence {
     }
 }
 
-fn is_part(pods: &ObjectMeta) -> bool {
+/// Whether pods of this kind are a part of Istio.
+pub(crate) fn is_part(pods: &ObjectMeta) -> bool {
     PARTS
         .iter()
         .any(|(key, value)| pods.label(key) == Some(value))

@@ -394,6 +394,30 @@ pub fn balancer(w: &mut World) {
     drop(link);
 }
 
+pub fn balancer_beside(w: &mut World) {
+    let vip: SocketAddr = "10.200.0.7:80".parse().unwrap();
+    let insns = foreign::balancer(Ipv4Addr::new(10, 200, 0, 7), Ipv4Addr::new(10, 99, 0, 1));
+    let prog = foreign::load(foreign::CGROUP_SOCK_ADDR, foreign::CONNECT4, &insns);
+    let pods = std::fs::File::open(&w.config.pods_cgroup).unwrap();
+    // It was there before us.
+    let dp = w.dp.take().unwrap();
+    std::fs::remove_file(dp.folder().join("links/connect4")).unwrap();
+    drop(dp);
+    let attach = || foreign::attach(&prog, pods.as_raw_fd() as u32, foreign::CONNECT4, 0);
+    let link = attach().unwrap();
+    w.dp = Some(mesh_loader::Datapath::open(&w.config).unwrap());
+    w.dp().heartbeat();
+    // A kernel that knows no order within a cgroup cannot do better than say so.
+    if foreign::before(&prog, &pods) {
+        captured(w, "connect", vip);
+    } else {
+        println!("kernel: no order within a cgroup here (before 6.17)");
+    }
+    drop(link);
+    // As after every start: nothing goes direct before the first look.
+    look(w);
+}
+
 pub fn stranger_port(w: &mut World) {
     settled(w);
     let node = format!("{}-n", w.name());

@@ -199,6 +199,11 @@ pub fn attach(prog: &OwnedFd, target: u32, kind: u32, flags: u32) -> io::Result<
     )
 }
 
+/// Whether the kernel knows an order among the programs of one cgroup.
+pub fn before(prog: &OwnedFd, cgroup: &std::fs::File) -> bool {
+    attach(prog, cgroup.as_raw_fd() as u32, CONNECT4, BEFORE).is_ok()
+}
+
 /// Pins a program, for programs that take it by path.
 pub fn pin(prog: &OwnedFd, path: &std::ffi::CStr) {
     #[repr(C)]

@@ -77,7 +77,10 @@ pub fn leave(w: &mut World) {
     let plain_in = |w: &mut World| {
         let c = w.stranger.app.must(&format!("connect {into}"));
         let s = w.b.app.must(&format!("accept {inside}"));
-        assert_eq!(s.words[0], c.words[0], "it was not the application that accepted");
+        assert_eq!(
+            s.words[0], c.words[0],
+            "it was not the application that accepted"
+        );
         w.stranger.app.must(&format!("close {}", c.id));
         w.b.app.must(&format!("close {}", s.id));
     };

@@ -16,6 +16,7 @@ mod flood;
 mod foreign;
 mod inbound;
 mod lifecycle;
+mod lines;
 mod measure;
 mod packets;
 mod pairs;
@@ -32,6 +33,10 @@ const CASES: &[Case] = &[
     (
         "captures IPv4 and gives the original destination",
         cases::capture_v4,
+    ),
+    (
+        "writes lines when it was compiled to write them",
+        lines::written,
     ),
     ("captures IPv6", cases::capture_v6),
     ("captures IPv4 from an IPv6 socket", cases::capture_mapped),
@@ -87,6 +92,10 @@ const CASES: &[Case] = &[
     (
         "sees a VIP before a load balancer above does",
         chain::balancer,
+    ),
+    (
+        "sees a VIP before a load balancer in the same cgroup does",
+        chain::balancer_beside,
     ),
     ("anchors a port that nobody told of", chain::stranger_port),
     (

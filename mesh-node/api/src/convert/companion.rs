@@ -85,6 +85,7 @@ pub(super) fn encode_workload(x: &WorkloadExtra) -> Content {
         guarded: x.guarded,
         features: strings(&x.features),
         pod_uid: x.pod_uid.as_deref().unwrap_or_default().to_owned(),
+        groups: strings(&x.groups),
     })
 }
 
@@ -128,7 +129,7 @@ fn workload(w: wire::Workload) -> Result<WorkloadExtra, Bad> {
         guarded: w.guarded,
         features: features.into(),
         pod_uid: (!w.pod_uid.is_empty()).then(|| w.pod_uid.into()),
-        groups: Box::default(),
+        groups: texts(w.groups),
     })
 }
 

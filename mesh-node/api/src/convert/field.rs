@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use mesh_model::{
     mesh::{GatewayAddress, GatewayDestination},
     name::{Hostname, Namespace, NetworkAddress, NetworkId, PolicyName, ServiceName},
+    resilience::Share,
 };
 
 use crate::workload as wire;
@@ -49,6 +50,9 @@ pub enum Problem {
     /// A name that disagrees with the resource's.
     #[error("{0:?} disagrees with the resource's name")]
     NameMismatch(String),
+    /// A number outside what it may be.
+    #[error("{0} is out of range")]
+    OutOfRange(u64),
     /// An extension that this build does not have.
     #[error("needs the extension {0:?}, which this build does not have")]
     Extension(String),
@@ -91,6 +95,68 @@ pub(super) fn all<A, B>(
         .enumerate()
         .map(|(i, item)| convert(item).map_err(|b| b.within(format_args!("{field}[{i}]"))))
         .collect()
+}
+
+/// Converts what is there; a problem is seen from within the field.
+pub(super) fn within<A, B>(
+    field: &str,
+    value: Option<A>,
+    convert: impl FnOnce(A) -> Result<B, Bad>,
+) -> Result<Option<B>, Bad> {
+    value
+        .map(|v| convert(v).map_err(|b| b.within(field)))
+        .transpose()
+}
+
+/// What has to be there.
+pub(super) fn need<T>(field: &str, value: Option<T>) -> Result<T, Bad> {
+    value.ok_or_else(|| Bad::new(field, Problem::Missing))
+}
+
+/// The feature, which no build has, of what was not understood: whoever has to act on it refuses, and says why.
+pub(super) fn not_understood(bad: &Bad) -> Arc<str> {
+    let colon = if bad.field.is_empty() { "" } else { ": " };
+    format!(
+        "warren.dev/not-understood: {}{colon}{}",
+        bad.field, bad.problem
+    )
+    .into()
+}
+
+/// Parts per million.
+pub(super) fn share(field: &str, parts: u32) -> Result<Share, Bad> {
+    let share = Share::per_million(parts);
+    if share.parts() == parts {
+        Ok(share)
+    } else {
+        Err(Bad::new(field, Problem::OutOfRange(parts.into())))
+    }
+}
+
+/// Lengths of time.
+pub(super) mod duration {
+    use std::time::Duration;
+
+    use super::{Bad, Problem, need};
+
+    pub fn wire(d: Duration) -> prost_types::Duration {
+        prost_types::Duration {
+            seconds: i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
+            nanos: d.subsec_nanos().cast_signed(),
+        }
+    }
+
+    pub fn read(d: prost_types::Duration) -> Result<Duration, Bad> {
+        Duration::try_from(d).map_err(|e| Bad::new("", Problem::Malformed(e.to_string())))
+    }
+
+    pub fn needed(field: &str, d: Option<prost_types::Duration>) -> Result<Duration, Bad> {
+        read(need(field, d)?).map_err(|b| b.within(field))
+    }
+}
+
+pub(super) fn opt_text(text: &Option<Arc<str>>) -> Option<String> {
+    text.as_deref().map(str::to_owned)
 }
 
 pub(super) fn ip(field: &str, bytes: &[u8]) -> Result<IpAddr, Bad> {

@@ -1,13 +1,16 @@
 //! Model changes to resources and back.
 //!
 //! Invariants: `decode(encode(x))` is `x`; an error names the resource and the field; a policy that cannot be
-//! understood is an invalid policy, never an absent one; nothing larger than `MAX_BODY` is looked at.
+//! understood is an invalid policy, never an absent one, and so are routes and destinations, which then refuse;
+//! nothing larger than `MAX_BODY` is looked at.
 
 mod address;
 mod companion;
+mod destination;
 mod field;
 pub mod foreign;
 mod policy;
+mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -62,7 +65,7 @@ pub struct Decoded {
     pub changes: Vec<Change>,
     /// The roots to trust, when it is the companion `roots`.
     pub roots: Option<Vec<String>>,
-    /// What was not understood. With a policy there is still a change: the policy that denies.
+    /// What was not understood. With a policy, routes or a destination there is still a change: one that denies.
     pub error: Option<ConvertError>,
 }
 
@@ -126,12 +129,21 @@ pub fn encode(change: &Change) -> Vec<Update> {
             companion::MESH.into(),
             companion::encode_mesh(config),
         )),
-        // Not on the wire yet.
-        Change::Routes(_)
-        | Change::RemoveRoutes(_)
-        | Change::Destination(_)
-        | Change::RemoveDestination(_)
-        | Change::Complete => return Vec::new(),
+        Change::Routes(r) => Update::Set(Resource::new(
+            Kind::Routes,
+            r.service.to_string(),
+            routes::encode(r).encode_to_vec(),
+        )),
+        Change::RemoveRoutes(name) => Update::Remove(Kind::Routes, name.to_string().into()),
+        Change::Destination(d) => Update::Set(Resource::new(
+            Kind::Destination,
+            d.service.to_string(),
+            destination::encode(d).encode_to_vec(),
+        )),
+        Change::RemoveDestination(name) => {
+            Update::Remove(Kind::Destination, name.to_string().into())
+        }
+        Change::Complete => return Vec::new(),
     }]
 }
 
@@ -164,12 +176,27 @@ fn decode_inner(type_url: &str, name: &str, body: Bytes) -> Result<Decoded, Bad>
         return Ok(Decoded::default());
     }
     let too_large = (body.len() > MAX_BODY).then(|| Bad::new("", Problem::TooLarge(body.len())));
-    if kind == Kind::Authorization {
-        let (policy, bad) = policy::decode(name, if too_large.is_some() { &[] } else { &body })?;
-        let error = too_large.or(bad).map(|b| b.of(type_url, name));
+    // What is too large is not looked at, and what decides is there all the same.
+    let looked_at = if too_large.is_some() { &[] } else { &body[..] };
+    let decided = match kind {
+        Kind::Authorization => {
+            let (policy, bad) = policy::decode(name, looked_at)?;
+            Some((Change::Policy(policy), bad))
+        }
+        Kind::Routes => {
+            let (routes, bad) = routes::decode(name, looked_at)?;
+            Some((Change::Routes(routes), bad))
+        }
+        Kind::Destination => {
+            let (destination, bad) = destination::decode(name, looked_at)?;
+            Some((Change::Destination(destination), bad))
+        }
+        Kind::Companion | Kind::Address => None,
+    };
+    if let Some((change, bad)) = decided {
         return Ok(Decoded {
-            changes: vec![Change::Policy(policy)],
-            error,
+            changes: vec![change],
+            error: too_large.or(bad).map(|b| b.of(type_url, name)),
             ..Decoded::default()
         });
     }
@@ -219,6 +246,10 @@ pub fn removed(kind: Kind, name: &str) -> Option<Change> {
         Kind::Address => field::service_name("", name)
             .ok()
             .map(Change::RemoveService),
+        Kind::Routes => field::service_name("", name).ok().map(Change::RemoveRoutes),
+        Kind::Destination => field::service_name("", name)
+            .ok()
+            .map(Change::RemoveDestination),
         Kind::Companion => match companion::owner(name).ok()? {
             Owner::Workload(uid) => Some(Change::RemoveWorkloadExtra(uid)),
             Owner::Service(service) => Some(Change::RemoveServiceExtra(service)),

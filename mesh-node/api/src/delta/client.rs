@@ -33,18 +33,18 @@ const DIGESTS_ABOVE: usize = 2048;
 /// The gRPC code of a NACK: invalid argument.
 const INVALID_ARGUMENT: i32 = 3;
 
-/// A subscriber to all kinds.
+/// A subscriber to the kinds of its role.
 #[derive(Debug)]
 pub struct Client {
     node: Node,
-    kinds: BTreeMap<Kind, Held>,
+    pub(super) kinds: BTreeMap<Kind, Held>,
     root: Option<Namespace>,
     announced: bool,
     digests_above: usize,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+pub(super) struct Held {
     versions: HashMap<Arc<str>, Version>,
     /// On this stream the server has sent everything once.
     complete: bool,
@@ -72,7 +72,7 @@ pub struct Received {
 }
 
 impl Client {
-    /// A subscriber to everything. `id` and `cluster` describe it to people; the server trusts its certificate only.
+    /// A subscriber to what a node proxy needs. `id` and `cluster` describe it to people; the server trusts its certificate only.
     pub fn new(id: &str, cluster: &str) -> Self {
         let mark = Value {
             kind: Some(ValueKind::StringValue(MARK.1.to_owned())),
@@ -85,17 +85,19 @@ impl Client {
             cluster: cluster.to_owned(),
             metadata: Some(metadata),
         };
-        let kinds = Kind::ALL
-            .into_iter()
-            .map(|k| (k, Held::default()))
-            .collect();
         Self {
             node,
-            kinds,
+            kinds: nothing_of(Kind::NODE),
             root: None,
             announced: false,
             digests_above: DIGESTS_ABOVE,
         }
+    }
+
+    /// Asks for these kinds instead. To be said before anything else.
+    pub fn with_kinds(mut self, kinds: &[Kind]) -> Self {
+        self.kinds = nothing_of(kinds);
+        self
     }
 
     /// Asks for addresses only when they are first needed (`subscribe`), instead of all of them.
@@ -111,7 +113,11 @@ impl Client {
     }
 
     /// Takes a resource from disk as held, and returns what it says.
+    /// One of a kind that is not asked for says nothing: nobody would ever correct it.
     pub fn seed(&mut self, resource: Resource) -> Result<Vec<Change>, ConvertError> {
+        if !self.kinds.contains_key(&resource.kind) {
+            return Ok(Vec::new());
+        }
         let decoded = convert::decode_resource(resource.kind.url(), &resource.name, resource.body);
         if decoded.error.is_none() {
             self.held(resource.kind)
@@ -189,6 +195,7 @@ impl Client {
     /// Takes a response: what it changes and the reply to it.
     pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Result<Received, Violation> {
         let kind = Kind::from_url(&response.type_url)
+            .filter(|k| self.kinds.contains_key(k))
             .ok_or_else(|| Violation::UnexpectedType(response.type_url.clone()))?;
         let mut out = Received::default();
         let mut marker = false;
@@ -328,6 +335,10 @@ impl Held {
             .filter(|n| replaced.contains(&shard_of(n)));
         self.gone.extend(names.cloned());
     }
+}
+
+fn nothing_of(kinds: &[Kind]) -> BTreeMap<Kind, Held> {
+    kinds.iter().map(|k| (*k, Held::default())).collect()
 }
 
 fn resource(kind: Kind, name: Arc<str>, version: Version, body: Bytes) -> Resource {

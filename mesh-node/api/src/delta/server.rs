@@ -36,8 +36,10 @@ const MAX_NAMES: usize = 200_000;
 pub struct Peer {
     /// The node it is.
     pub node: Option<Arc<str>>,
-    /// Whether it is one of ours: it gets companions and markers.
+    /// Whether it is one of ours: it gets our own kinds and markers.
     pub ours: bool,
+    /// Whether it also gets what single nodes need: clients and endpoints of a waypoint are anywhere.
+    pub everywhere: bool,
 }
 
 /// What a request told besides what was asked for.
@@ -226,7 +228,7 @@ impl Server {
     }
 
     fn served(&self, url: &str) -> Option<Kind> {
-        Kind::from_url(url).filter(|k| self.peer.ours || *k != Kind::Companion)
+        Kind::from_url(url).filter(|k| self.peer.ours || !k.is_ours())
     }
 
     fn answered(&mut self, kind: Kind, request: &DeltaDiscoveryRequest) -> Option<Event> {
@@ -477,5 +479,5 @@ impl Subscription {
 }
 
 fn visible(resource: &Resource, peer: &Peer) -> bool {
-    resource.node.is_none() || resource.node == peer.node
+    peer.everywhere || resource.node.is_none() || resource.node == peer.node
 }

@@ -18,6 +18,7 @@ use crate::{
 struct Pair {
     client: Client,
     server: Server,
+    peer: Peer,
     up: VecDeque<DeltaDiscoveryRequest>,
     down: VecDeque<DeltaDiscoveryResponse>,
     held: BTreeMap<(Kind, String), Bytes>,
@@ -30,9 +31,14 @@ const NODE: &str = "n1";
 
 impl Pair {
     fn new(client: Client) -> Self {
+        Self::of(client, peer())
+    }
+
+    fn of(client: Client, peer: Peer) -> Self {
         let mut pair = Self {
             client,
-            server: server(),
+            server: Server::new(Peer::default()),
+            peer,
             up: VecDeque::new(),
             down: VecDeque::new(),
             held: BTreeMap::new(),
@@ -48,7 +54,7 @@ impl Pair {
     fn reconnect(&mut self) {
         self.up.clear();
         self.down.clear();
-        self.server = server();
+        self.server = Server::new(self.peer.clone());
         self.up.extend(self.client.connect());
     }
 
@@ -110,9 +116,11 @@ impl Pair {
 
     #[track_caller]
     fn holds(&self, view: &View) {
+        let node = |r: &Resource| r.node.as_deref().is_none_or(|n| n == NODE);
+        let (everywhere, client) = (self.peer.everywhere, &self.client);
         let expect: BTreeMap<_, _> = view
             .iter()
-            .filter(|r| r.node.as_deref().is_none_or(|n| n == NODE))
+            .filter(|r| client.kinds.contains_key(&r.kind) && (everywhere || node(r)))
             .map(|r| ((r.kind, r.name.to_string()), r.body.clone()))
             .collect();
         assert_eq!(
@@ -123,11 +131,24 @@ impl Pair {
     }
 }
 
-fn server() -> Server {
-    Server::new(Peer {
+fn peer() -> Peer {
+    Peer {
         node: Some(NODE.into()),
         ours: true,
-    })
+        everywhere: false,
+    }
+}
+
+fn server() -> Server {
+    Server::new(peer())
+}
+
+fn waypoint() -> (Client, Peer) {
+    let peer = Peer {
+        everywhere: true,
+        ..peer()
+    };
+    (client().with_kinds(Kind::WAYPOINT), peer)
 }
 
 fn client() -> Client {
@@ -137,7 +158,20 @@ fn client() -> Client {
 /// Resources under few names, so that changes and removals hit.
 fn resource(rng: &mut Rng, names: usize) -> Resource {
     let n = rng.usize(0..names);
-    let change = match rng.u8(0..3) {
+    let host = |n: usize| format!("s{n}.shop.svc");
+    let change = match rng.u8(0..5) {
+        3 => {
+            let mut r = sample::routes::routes(rng);
+            r.service.hostname = host(n).as_str().into();
+            r.service.namespace = "shop".into();
+            Change::Routes(r)
+        }
+        4 => {
+            let mut d = sample::routes::destination(rng);
+            d.service.hostname = host(n).as_str().into();
+            d.service.namespace = "shop".into();
+            Change::Destination(d)
+        }
         0 => {
             let mut w = sample::workload(rng);
             w.uid = sample::uid("shop", &format!("w{n}"));
@@ -190,7 +224,11 @@ fn any_interleaving_ends_with_the_newest_view() {
         let mut rng = Rng::with_seed(seed);
         let mut view = filled(&mut rng, 40);
         let above = if rng.bool() { 0 } else { 10_000 };
-        let mut pair = Pair::new(client().digests_above(above));
+        let (client, peer) = match seed % 4 {
+            0 => waypoint(),
+            _ => (client(), peer()),
+        };
+        let mut pair = Pair::of(client.digests_above(above), peer);
         for _ in 0..rng.usize(0..400) {
             match rng.u8(0..20) {
                 0..=5 => pair.deliver_up(),
@@ -204,6 +242,52 @@ fn any_interleaving_ends_with_the_newest_view() {
         pair.holds(&view);
         assert_eq!(pair.completed, 1, "seed {seed}");
         assert!(pair.refused.is_empty(), "seed {seed}: {:?}", pair.refused);
+    }
+}
+
+#[test]
+fn each_role_gets_its_own_kinds_in_their_order() {
+    let mut rng = Rng::with_seed(8);
+    let view = filled(&mut rng, 200);
+    let kinds = |client, peer| {
+        let mut pair = Pair::of(client, peer);
+        pair.settle(&view);
+        pair.holds(&view);
+        let mut kinds: Vec<Kind> = pair.held.keys().map(|(kind, _)| *kind).collect();
+        kinds.dedup();
+        kinds
+    };
+    assert_eq!(kinds(client(), peer()), Kind::NODE);
+    let (as_waypoint, everywhere) = waypoint();
+    assert_eq!(kinds(as_waypoint, everywhere), Kind::WAYPOINT);
+    let of = |url: &str| DeltaDiscoveryResponse {
+        type_url: url.into(),
+        ..Default::default()
+    };
+    // What nobody asked for is no part of the stream, and from disk it says nothing.
+    assert!(client().receive(of(Kind::Routes.url())).is_err());
+    let routes = resource_of(&mut rng, Kind::Routes);
+    assert_eq!(client().seed(routes.clone()), Ok(Vec::new()));
+    let (mut as_waypoint, _) = waypoint();
+    assert_eq!(as_waypoint.seed(routes).map(|c| c.len()), Ok(1));
+    // Foreign peers have no use for what is ours.
+    let mut foreign = Server::new(Peer::default());
+    let unknown = foreign.receive(DeltaDiscoveryRequest {
+        type_url: Kind::Routes.url().into(),
+        ..Default::default()
+    });
+    assert_eq!(
+        unknown,
+        Ok(Some(Event::UnknownType(Kind::Routes.url().into())))
+    );
+}
+
+fn resource_of(rng: &mut Rng, kind: Kind) -> Resource {
+    loop {
+        let r = resource(rng, 10);
+        if r.kind == kind {
+            return r;
+        }
     }
 }
 
@@ -329,6 +413,7 @@ fn a_refusal_without_detail_names_all_of_its_message() {
     let mut foreign = Server::new(Peer {
         node: None,
         ours: false,
+        everywhere: false,
     });
     let ask = |url: &str| DeltaDiscoveryRequest {
         type_url: url.into(),

@@ -25,6 +25,8 @@ pub struct View {
 struct Inner {
     companions: Shards<Shard>,
     authorizations: Shards<Shard>,
+    destinations: Shards<Shard>,
+    routes: Shards<Shard>,
     addresses: Shards<Shard>,
     aliases: Shards<Aliases>,
 }
@@ -125,6 +127,8 @@ impl Inner {
         match kind {
             Kind::Companion => &self.companions,
             Kind::Authorization => &self.authorizations,
+            Kind::Destination => &self.destinations,
+            Kind::Routes => &self.routes,
             Kind::Address => &self.addresses,
         }
     }
@@ -133,6 +137,8 @@ impl Inner {
         let shards = match kind {
             Kind::Companion => &mut self.companions,
             Kind::Authorization => &mut self.authorizations,
+            Kind::Destination => &mut self.destinations,
+            Kind::Routes => &mut self.routes,
             Kind::Address => &mut self.addresses,
         };
         Arc::make_mut(&mut shards.0[shard_of(name)])

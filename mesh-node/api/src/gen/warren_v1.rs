@@ -46,6 +46,9 @@ pub struct Workload {
     /// The uid that kubelet knows the pod by; empty for what is no pod.
     #[prost(string, tag = "10")]
     pub pod_uid: ::prost::alloc::string::String,
+    /// Which of the selectors that routes and destinations use select it, ordered.
+    #[prost(string, repeated, tag = "11")]
+    pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PortMtls {
@@ -115,6 +118,621 @@ pub struct Rejection {
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
+}
+/// All rules for requests to one service; named `<namespace>/<hostname>` like it, and name and content must agree.
+/// Whoever does not understand all of it refuses the service's requests.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Routes {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub sets: ::prost::alloc::vec::Vec<RouteSet>,
+    /// What a proxy must be able to do; one that cannot refuses.
+    #[prost(string, repeated, tag = "3")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// The first set that speaks of the client and the port decides.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RouteSet {
+    /// The namespace whose clients it is for; everybody when absent.
+    #[prost(string, optional, tag = "1")]
+    pub clients: ::core::option::Option<::prost::alloc::string::String>,
+    /// All ports when empty.
+    #[prost(uint32, repeated, tag = "2")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, repeated, tag = "3")]
+    pub rules: ::prost::alloc::vec::Vec<RouteRule>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RouteRule {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Any of these; none means every request.
+    #[prost(message, repeated, tag = "2")]
+    pub matches: ::prost::alloc::vec::Vec<RouteMatch>,
+    #[prost(message, optional, tag = "3")]
+    pub filters: ::core::option::Option<Filters>,
+    #[prost(message, optional, tag = "8")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "9")]
+    pub retries: ::core::option::Option<Retries>,
+    #[prost(message, optional, tag = "10")]
+    pub fault: ::core::option::Option<Fault>,
+    #[prost(message, repeated, tag = "11")]
+    pub mirrors: ::prost::alloc::vec::Vec<Mirror>,
+    #[prost(message, optional, tag = "12")]
+    pub cors: ::core::option::Option<Cors>,
+    #[prost(oneof = "route_rule::Action", tags = "4, 5, 6, 7")]
+    pub action: ::core::option::Option<route_rule::Action>,
+}
+/// Nested message and enum types in `RouteRule`.
+pub mod route_rule {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Action {
+        #[prost(message, tag = "4")]
+        Forward(super::Forward),
+        #[prost(message, tag = "5")]
+        Redirect(super::Redirect),
+        #[prost(message, tag = "6")]
+        Respond(super::Respond),
+        #[prost(message, tag = "7")]
+        Invalid(super::Invalid),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RouteMatch {
+    #[prost(message, optional, tag = "1")]
+    pub path: ::core::option::Option<PathMatch>,
+    #[prost(bool, tag = "2")]
+    pub ignore_case: bool,
+    #[prost(message, optional, tag = "3")]
+    pub scheme: ::core::option::Option<TextMatch>,
+    #[prost(message, optional, tag = "4")]
+    pub method: ::core::option::Option<TextMatch>,
+    #[prost(message, optional, tag = "5")]
+    pub authority: ::core::option::Option<TextMatch>,
+    #[prost(message, repeated, tag = "6")]
+    pub headers: ::prost::alloc::vec::Vec<HeaderMatch>,
+    #[prost(message, repeated, tag = "7")]
+    pub query: ::prost::alloc::vec::Vec<QueryMatch>,
+    #[prost(uint32, optional, tag = "8")]
+    pub port: ::core::option::Option<u32>,
+    /// Labels as `key=value`, ordered by key and joined by commas.
+    #[prost(string, optional, tag = "9")]
+    pub source: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "10")]
+    pub source_namespace: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathMatch {
+    #[prost(oneof = "path_match::Kind", tags = "1, 2, 3, 4")]
+    pub kind: ::core::option::Option<path_match::Kind>,
+}
+/// Nested message and enum types in `PathMatch`.
+pub mod path_match {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Exact(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Segments(::prost::alloc::string::String),
+        #[prost(string, tag = "4")]
+        Regex(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TextMatch {
+    #[prost(oneof = "text_match::Kind", tags = "1, 2, 3, 4")]
+    pub kind: ::core::option::Option<text_match::Kind>,
+}
+/// Nested message and enum types in `TextMatch`.
+pub mod text_match {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Exact(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Regex(::prost::alloc::string::String),
+        #[prost(message, tag = "4")]
+        Present(()),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderMatch {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub value: ::core::option::Option<TextMatch>,
+    #[prost(bool, tag = "3")]
+    pub negated: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueryMatch {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub value: ::core::option::Option<TextMatch>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Filters {
+    #[prost(message, optional, tag = "1")]
+    pub rewrite: ::core::option::Option<Rewrite>,
+    #[prost(message, optional, tag = "2")]
+    pub request: ::core::option::Option<HeaderEdits>,
+    #[prost(message, optional, tag = "3")]
+    pub response: ::core::option::Option<HeaderEdits>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeaderEdits {
+    #[prost(string, repeated, tag = "1")]
+    pub remove: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub set: ::prost::alloc::vec::Vec<Header>,
+    #[prost(message, repeated, tag = "3")]
+    pub add: ::prost::alloc::vec::Vec<Header>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Header {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Rewrite {
+    #[prost(string, optional, tag = "1")]
+    pub authority: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "2")]
+    pub path: ::core::option::Option<PathRewrite>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathRewrite {
+    #[prost(oneof = "path_rewrite::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<path_rewrite::Kind>,
+}
+/// Nested message and enum types in `PathRewrite`.
+pub mod path_rewrite {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Full(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        #[prost(message, tag = "3")]
+        Regex(super::Substitution),
+    }
+}
+/// RE2's rewrite syntax.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Substitution {
+    #[prost(string, tag = "1")]
+    pub pattern: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub template: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Forward {
+    #[prost(message, repeated, tag = "1")]
+    pub backends: ::prost::alloc::vec::Vec<Backend>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Backend {
+    /// `<namespace>/<hostname>`.
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(uint32, optional, tag = "2")]
+    pub port: ::core::option::Option<u32>,
+    #[prost(string, optional, tag = "3")]
+    pub subset: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "4")]
+    pub weight: u32,
+    #[prost(message, optional, tag = "5")]
+    pub filters: ::core::option::Option<Filters>,
+    /// Why it cannot be used.
+    #[prost(string, optional, tag = "6")]
+    pub invalid: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Redirect {
+    #[prost(uint32, tag = "1")]
+    pub status: u32,
+    #[prost(string, optional, tag = "2")]
+    pub scheme: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "3")]
+    pub host: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "4")]
+    pub port: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "5")]
+    pub path: ::core::option::Option<PathRewrite>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Respond {
+    #[prost(uint32, tag = "1")]
+    pub status: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub body: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Retries {
+    #[prost(uint32, tag = "1")]
+    pub attempts: u32,
+    #[prost(message, optional, tag = "2")]
+    pub per_try_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "3")]
+    pub on: ::core::option::Option<RetryOn>,
+    #[prost(bool, tag = "4")]
+    pub avoid_previous: bool,
+    #[prost(bool, tag = "5")]
+    pub remote_localities: bool,
+    #[prost(message, optional, tag = "6")]
+    pub backoff: ::core::option::Option<::prost_types::Duration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetryOn {
+    #[prost(bool, tag = "1")]
+    pub server_error: bool,
+    #[prost(bool, tag = "2")]
+    pub gateway_error: bool,
+    #[prost(bool, tag = "3")]
+    pub reset: bool,
+    #[prost(bool, tag = "4")]
+    pub reset_before_request: bool,
+    #[prost(bool, tag = "5")]
+    pub connect_failure: bool,
+    #[prost(bool, tag = "6")]
+    pub retriable_4xx: bool,
+    #[prost(bool, tag = "7")]
+    pub refused_stream: bool,
+    #[prost(bool, tag = "8")]
+    pub rate_limited: bool,
+    #[prost(uint32, repeated, tag = "9")]
+    pub grpc: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "10")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(string, repeated, tag = "11")]
+    pub headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Fault {
+    #[prost(message, optional, tag = "1")]
+    pub delay: ::core::option::Option<Delay>,
+    #[prost(message, optional, tag = "2")]
+    pub abort: ::core::option::Option<Abort>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Delay {
+    /// Parts per million.
+    #[prost(uint32, tag = "1")]
+    pub share: u32,
+    #[prost(message, optional, tag = "2")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Abort {
+    /// Parts per million.
+    #[prost(uint32, tag = "1")]
+    pub share: u32,
+    #[prost(oneof = "abort::Status", tags = "2, 3")]
+    pub status: ::core::option::Option<abort::Status>,
+}
+/// Nested message and enum types in `Abort`.
+pub mod abort {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Status {
+        #[prost(uint32, tag = "2")]
+        Http(u32),
+        #[prost(uint32, tag = "3")]
+        Grpc(u32),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Mirror {
+    #[prost(message, optional, tag = "1")]
+    pub backend: ::core::option::Option<Backend>,
+    /// Parts per million.
+    #[prost(uint32, tag = "2")]
+    pub share: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Cors {
+    #[prost(message, repeated, tag = "1")]
+    pub origins: ::prost::alloc::vec::Vec<TextMatch>,
+    #[prost(string, repeated, tag = "2")]
+    pub methods: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub expose: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "5")]
+    pub max_age: ::core::option::Option<::prost_types::Duration>,
+    #[prost(bool, tag = "6")]
+    pub credentials: bool,
+    #[prost(bool, tag = "7")]
+    pub forward_unmatched: bool,
+}
+/// How the endpoints of one service are used; named `<namespace>/<hostname>` like it, and name and content must agree.
+/// Whoever does not understand all of it refuses the service's requests.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Destination {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    /// The object that says so, `<namespace>/<name>`.
+    #[prost(string, tag = "2")]
+    pub by: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub policy: ::core::option::Option<TrafficPolicy>,
+    #[prost(message, repeated, tag = "4")]
+    pub ports: ::prost::alloc::vec::Vec<PortPolicy>,
+    #[prost(message, repeated, tag = "5")]
+    pub subsets: ::prost::alloc::vec::Vec<Subset>,
+    /// What a proxy must be able to do; one that cannot refuses.
+    #[prost(string, repeated, tag = "6")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PortPolicy {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(message, optional, tag = "2")]
+    pub policy: ::core::option::Option<TrafficPolicy>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Subset {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Labels as `key=value`, ordered by key and joined by commas.
+    #[prost(string, tag = "2")]
+    pub selector: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub policy: ::core::option::Option<TrafficPolicy>,
+    #[prost(message, repeated, tag = "4")]
+    pub ports: ::prost::alloc::vec::Vec<PortPolicy>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrafficPolicy {
+    #[prost(message, optional, tag = "1")]
+    pub balancing: ::core::option::Option<Balancing>,
+    #[prost(message, optional, tag = "2")]
+    pub pool: ::core::option::Option<Pool>,
+    #[prost(message, optional, tag = "3")]
+    pub outlier: ::core::option::Option<Outlier>,
+    #[prost(message, optional, tag = "4")]
+    pub tls: ::core::option::Option<UpstreamTls>,
+    #[prost(enumeration = "ProxyProtocol", tag = "5")]
+    pub proxy_protocol: i32,
+    #[prost(message, optional, tag = "6")]
+    pub retry_budget: ::core::option::Option<RetryBudget>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Balancing {
+    #[prost(message, optional, tag = "6")]
+    pub warmup: ::core::option::Option<Warmup>,
+    #[prost(oneof = "balancing::Weighing", tags = "1, 2")]
+    pub weighing: ::core::option::Option<balancing::Weighing>,
+    #[prost(oneof = "balancing::Locality", tags = "3, 4, 5")]
+    pub locality: ::core::option::Option<balancing::Locality>,
+}
+/// Nested message and enum types in `Balancing`.
+pub mod balancing {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Weighing {
+        #[prost(enumeration = "super::SimpleBalancing", tag = "1")]
+        Simple(i32),
+        #[prost(message, tag = "2")]
+        Consistent(super::Affinity),
+    }
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Locality {
+        #[prost(message, tag = "3")]
+        Distribute(super::Distribute),
+        #[prost(message, tag = "4")]
+        Failover(super::Failover),
+        #[prost(message, tag = "5")]
+        Labels(super::FailoverLabels),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Affinity {
+    #[prost(oneof = "affinity::Key", tags = "1, 2, 3, 4")]
+    pub key: ::core::option::Option<affinity::Key>,
+    #[prost(oneof = "affinity::Table", tags = "5, 6")]
+    pub table: ::core::option::Option<affinity::Table>,
+}
+/// Nested message and enum types in `Affinity`.
+pub mod affinity {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Key {
+        #[prost(string, tag = "1")]
+        Header(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        Cookie(super::Cookie),
+        #[prost(message, tag = "3")]
+        Source(()),
+        #[prost(string, tag = "4")]
+        Query(::prost::alloc::string::String),
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Table {
+        /// At least so many places.
+        #[prost(uint64, tag = "5")]
+        Ring(u64),
+        /// So many places, a prime.
+        #[prost(uint64, tag = "6")]
+        Maglev(u64),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Cookie {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, repeated, tag = "4")]
+    pub attributes: ::prost::alloc::vec::Vec<CookieAttribute>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CookieAttribute {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Distribute {
+    #[prost(message, repeated, tag = "1")]
+    pub from: ::prost::alloc::vec::Vec<DistributeFrom>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DistributeFrom {
+    #[prost(string, tag = "1")]
+    pub place: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub to: ::prost::alloc::vec::Vec<DistributeTo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DistributeTo {
+    #[prost(string, tag = "1")]
+    pub place: ::prost::alloc::string::String,
+    /// Per cent.
+    #[prost(uint32, tag = "2")]
+    pub share: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Failover {
+    #[prost(message, repeated, tag = "1")]
+    pub pairs: ::prost::alloc::vec::Vec<FailoverPair>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FailoverPair {
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FailoverLabels {
+    #[prost(string, repeated, tag = "1")]
+    pub keys: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Warmup {
+    #[prost(message, optional, tag = "1")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// Parts per million.
+    #[prost(uint32, tag = "2")]
+    pub minimum: u32,
+    /// Thousandths.
+    #[prost(uint32, tag = "3")]
+    pub aggression: u32,
+}
+/// What is absent has no bound.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pool {
+    #[prost(uint32, optional, tag = "1")]
+    pub max_connections: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub connect_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "3")]
+    pub keepalive: ::core::option::Option<Keepalive>,
+    #[prost(message, optional, tag = "4")]
+    pub max_duration: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "5")]
+    pub tcp_idle: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, optional, tag = "6")]
+    pub max_pending: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "7")]
+    pub max_requests: ::core::option::Option<u32>,
+    #[prost(uint32, tag = "8")]
+    pub requests_per_connection: u32,
+    #[prost(uint32, optional, tag = "9")]
+    pub max_retries: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "10")]
+    pub http_idle: ::core::option::Option<::prost_types::Duration>,
+    #[prost(bool, tag = "11")]
+    pub upgrade: bool,
+    #[prost(bool, tag = "12")]
+    pub use_client_protocol: bool,
+    #[prost(uint32, optional, tag = "13")]
+    pub max_streams: ::core::option::Option<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Keepalive {
+    #[prost(uint32, optional, tag = "1")]
+    pub probes: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub idle: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "3")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Outlier {
+    #[prost(uint32, tag = "1")]
+    pub consecutive_5xx: u32,
+    #[prost(uint32, tag = "2")]
+    pub consecutive_gateway: u32,
+    #[prost(uint32, tag = "3")]
+    pub consecutive_local: u32,
+    #[prost(bool, tag = "4")]
+    pub split_local: bool,
+    #[prost(uint32, repeated, tag = "5")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, optional, tag = "6")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "7")]
+    pub base_ejection: ::core::option::Option<::prost_types::Duration>,
+    /// Per cent.
+    #[prost(uint32, tag = "8")]
+    pub max_ejected: u32,
+    /// Per cent.
+    #[prost(uint32, tag = "9")]
+    pub min_healthy: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpstreamTls {
+    #[prost(oneof = "upstream_tls::Mode", tags = "1, 2, 3")]
+    pub mode: ::core::option::Option<upstream_tls::Mode>,
+}
+/// Nested message and enum types in `UpstreamTls`.
+pub mod upstream_tls {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Mode {
+        #[prost(message, tag = "1")]
+        Disable(()),
+        #[prost(message, tag = "2")]
+        Mesh(()),
+        #[prost(message, tag = "3")]
+        Origin(super::OriginTls),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OriginTls {
+    #[prost(string, optional, tag = "1")]
+    pub sni: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// PEM; the system's when absent.
+    #[prost(string, optional, tag = "3")]
+    pub roots: ::core::option::Option<::prost::alloc::string::String>,
+    /// The name of a secret.
+    #[prost(string, optional, tag = "4")]
+    pub credential: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(bool, tag = "5")]
+    pub insecure: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetryBudget {
+    /// Parts per million of the active requests.
+    #[prost(uint32, tag = "1")]
+    pub share: u32,
+    /// So many always may.
+    #[prost(uint32, tag = "2")]
+    pub least: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -208,6 +826,71 @@ impl SameNode {
             "SAME_NODE_AUTO" => Some(Self::Auto),
             "SAME_NODE_TUNNEL" => Some(Self::Tunnel),
             "SAME_NODE_DIRECT" => Some(Self::Direct),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SimpleBalancing {
+    Unspecified = 0,
+    LeastRequest = 1,
+    RoundRobin = 2,
+    Random = 3,
+    Passthrough = 4,
+}
+impl SimpleBalancing {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SIMPLE_BALANCING_UNSPECIFIED",
+            Self::LeastRequest => "SIMPLE_BALANCING_LEAST_REQUEST",
+            Self::RoundRobin => "SIMPLE_BALANCING_ROUND_ROBIN",
+            Self::Random => "SIMPLE_BALANCING_RANDOM",
+            Self::Passthrough => "SIMPLE_BALANCING_PASSTHROUGH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SIMPLE_BALANCING_UNSPECIFIED" => Some(Self::Unspecified),
+            "SIMPLE_BALANCING_LEAST_REQUEST" => Some(Self::LeastRequest),
+            "SIMPLE_BALANCING_ROUND_ROBIN" => Some(Self::RoundRobin),
+            "SIMPLE_BALANCING_RANDOM" => Some(Self::Random),
+            "SIMPLE_BALANCING_PASSTHROUGH" => Some(Self::Passthrough),
+            _ => None,
+        }
+    }
+}
+/// Absent and zero mean that none is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ProxyProtocol {
+    Unspecified = 0,
+    V1 = 1,
+    V2 = 2,
+}
+impl ProxyProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PROXY_PROTOCOL_UNSPECIFIED",
+            Self::V1 => "PROXY_PROTOCOL_V1",
+            Self::V2 => "PROXY_PROTOCOL_V2",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROXY_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "PROXY_PROTOCOL_V1" => Some(Self::V1),
+            "PROXY_PROTOCOL_V2" => Some(Self::V2),
             _ => None,
         }
     }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     authn::{self, Transport},
     mesh::{Action, Mesh, Policy, PolicyScope, Validity, Workload, WorkloadExtra, knows_features},
-    name::PolicyName,
+    name::{Identity, PolicyName},
     reason::Reason,
     route,
 };
@@ -72,6 +72,10 @@ fn admitted(
     conn: &Conn,
 ) -> Result<Verdict, Reason> {
     let port = conn.destination.port();
+    let vouched = |peer| vouches(mesh, workload, peer);
+    if conn.via.as_ref().is_some_and(|peer| !vouched(peer)) {
+        return Err(Reason::NotWaypoint);
+    }
     authn::admit(extra, port, &conn.transport)?;
     // The kubelet's probes to declared ports are no traffic of the mesh: policies do not speak of them.
     if conn.transport == Transport::Probe && extra.probe_ports.contains(&port) {
@@ -81,17 +85,18 @@ fn admitted(
             dry_run: Vec::new(),
         });
     }
-    if extra.guarded && !came_through_waypoint(mesh, workload, &conn.transport) {
+    let peer = match (&conn.via, &conn.transport) {
+        (Some(peer), _) | (None, Transport::Mtls(peer)) => Some(peer),
+        (None, Transport::Kernel(_) | Transport::Plain | Transport::Probe) => None,
+    };
+    if extra.guarded && !peer.is_some_and(vouched) {
         return Err(Reason::WaypointRequired);
     }
     Ok(judge(mesh, workload, &Facts::of(conn)))
 }
 
-/// Whether the peer proved to be a waypoint that may speak for the workload's clients.
-fn came_through_waypoint(mesh: &Mesh, workload: &Workload, transport: &Transport) -> bool {
-    let Transport::Mtls(peer) = transport else {
-        return false;
-    };
+/// Whether a peer is a waypoint of the workload, or of a service of it, which may speak for the workload's clients.
+pub fn vouches(mesh: &Mesh, workload: &Workload, peer: &Identity) -> bool {
     let services = workload
         .services
         .iter()

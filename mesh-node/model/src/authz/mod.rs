@@ -8,23 +8,33 @@ pub(crate) mod matches;
 mod outbound;
 mod recheck;
 pub(crate) mod rules;
+mod through;
 
-pub use inbound::ingress;
+pub use inbound::{ingress, vouches};
 pub use outbound::{egress, target};
 pub use recheck::{governing, recheck};
+pub use through::through;
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use crate::{authn::Transport, mesh::Workload, name::PolicyName, reason::Reason};
+use crate::{
+    authn::Transport,
+    mesh::Workload,
+    name::{Identity, PolicyName},
+    reason::Reason,
+};
 
 /// A connection as seen where its destination decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conn {
     /// How it arrived and who proved to be behind it.
     pub transport: Transport,
+    /// The peer that brought it and says who is behind it, when that is not the peer itself. `transport` and
+    /// `source_ip` are then what it says of the original client; only a waypoint of the destination is believed.
+    pub via: Option<Identity>,
     /// The original client's address.
     pub source_ip: IpAddr,
     /// The destination workload.

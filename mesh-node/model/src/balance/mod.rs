@@ -3,6 +3,15 @@
 //! Invariants: pure and deterministic in its seed; a better locality always comes before a worse one;
 //! an endpoint without weight is never chosen.
 
+mod hash;
+mod locality;
+mod pick;
+
+pub use hash::{Maglev, Ring, hash_bytes as hash};
+pub use locality::KNOWN_LABELS;
+pub(crate) use locality::{failover_rank, labels_rank, place, shares};
+pub use pick::{RoundRobin, least_request, random};
+
 use std::net::IpAddr;
 
 use crate::{
@@ -77,9 +86,7 @@ pub fn order<T>(items: Vec<(usize, u32, &str, T)>, draw: Draw, count: usize) -> 
     let uniform = |at: usize, name: &str| {
         let bits = match draw {
             Draw::Random(seed) => mix(seed ^ mix(at as u64)),
-            Draw::Sticky(client) => {
-                mix(hash_ip(client.to_canonical()) ^ hash_bytes(name.as_bytes()))
-            }
+            Draw::Sticky(client) => mix(hash_ip(client.to_canonical()) ^ fnv(name.as_bytes())),
         };
         ((bits >> 11) as f64 + 1.0) / (1u64 << 53) as f64
     };
@@ -101,13 +108,13 @@ pub fn order<T>(items: Vec<(usize, u32, &str, T)>, draw: Draw, count: usize) -> 
 
 fn hash_ip(ip: IpAddr) -> u64 {
     match ip {
-        IpAddr::V4(ip) => hash_bytes(&ip.octets()),
-        IpAddr::V6(ip) => hash_bytes(&ip.octets()),
+        IpAddr::V4(ip) => fnv(&ip.octets()),
+        IpAddr::V6(ip) => fnv(&ip.octets()),
     }
 }
 
 /// FNV-1a: the same on every node and in every version, so that affinity survives an upgrade.
-fn hash_bytes(bytes: &[u8]) -> u64 {
+fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
         (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
     })

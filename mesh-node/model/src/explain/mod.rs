@@ -255,6 +255,7 @@ fn judge(
                 .find(|a| a.is_ipv6() == at.is_ipv6())
                 .or(source.addresses.first());
             let conn = Conn {
+                via: None,
                 transport,
                 source_ip: client.copied().unwrap_or(at.ip()),
                 workload: Arc::clone(workload),

@@ -15,6 +15,7 @@ use super::{
     known::{Directory, Known, Shared},
     service::Visibility,
     shard::Sharded,
+    workload::TunnelProtocol,
 };
 use crate::authz::rules::Rules;
 use crate::name::{Hostname, Namespace, NetworkId, NodeName, PolicyName, ServiceName, WorkloadUid};
@@ -198,6 +199,31 @@ impl Mesh {
         self.inner.networks.get(network).is_some_and(|n| {
             n.workload(ip).is_some() || !n.rivals(ip).is_empty() || !n.services(ip).is_empty()
         })
+    }
+
+    /// Whether captured pods live right beside an address: in the same 256 addresses, which a node hands out to its pods
+    /// one by one. Nobody known there may be a pod that has not been heard of yet. Costs up to 255 lookups.
+    pub fn has_captured_neighbours(&self, network: &NetworkId, ip: IpAddr) -> bool {
+        let Some(network) = self.inner.networks.get(network) else {
+            return false;
+        };
+        let captured = |ip: IpAddr| {
+            let shape = network.workload(ip).map(|k| k.shape());
+            shape.is_some_and(|s| s.protocol == TunnelProtocol::Hbone && !s.host_network)
+        };
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => {
+                let [a, b, c, _] = ip.octets();
+                (0..=u8::MAX).any(|d| captured([a, b, c, d].into()))
+            }
+            IpAddr::V6(ip) => {
+                let mut octets = ip.octets();
+                (0..=u8::MAX).any(|last| {
+                    octets[15] = last;
+                    captured(octets.into())
+                })
+            }
+        }
     }
 
     /// A service by its name.

@@ -108,6 +108,12 @@ pub enum Simple {
     Passthrough,
 }
 
+/// A cookie's attribute and its value, if it has one.
+pub type CookieAttribute = (Arc<str>, Option<Arc<str>>);
+
+/// Places and how much each gets, in per cent.
+pub type PlaceShares = Box<[(Arc<str>, u32)]>;
+
 /// Consistent hashing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Affinity {
@@ -131,7 +137,7 @@ pub enum AffinityKey {
         /// How long it lives.
         ttl: Option<Duration>,
         /// Further attributes, as written.
-        attributes: Box<[(Arc<str>, Option<Arc<str>>)]>,
+        attributes: Box<[CookieAttribute]>,
     },
     /// The client's address.
     Source,
@@ -152,7 +158,7 @@ pub enum HashTable {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalityPreference {
     /// From a place (`region/zone/subzone`, `*` at the end for any) so much to each place, in per cent.
-    Distribute(Box<[(Arc<str>, Box<[(Arc<str>, u32)]>)]>),
+    Distribute(Box<[(Arc<str>, PlaceShares)]>),
     /// The client's own place first; then, from a region to a region, these before any other.
     Failover(Box<[(Arc<str>, Arc<str>)]>),
     /// By how many leading labels of these client and endpoint share.

@@ -3,11 +3,16 @@
 //! Invariants: pure; time and dice are arguments. Defaults are those of Istio's documentation (DestinationRule,
 //! VirtualService), so that an empty policy behaves as users expect.
 
+mod affinity;
 mod destination;
+pub mod outlier;
+pub mod retry;
+mod warmup;
 
 pub use destination::{
-    Affinity, AffinityKey, Destination, HashTable, LoadBalancing, LocalityPreference, Outlier,
-    Pool, ProxyProtocol, Simple, Subset, TrafficPolicy, UpstreamTls, Warmup, Weighing,
+    Affinity, AffinityKey, CookieAttribute, Destination, HashTable, LoadBalancing,
+    LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset, TrafficPolicy,
+    UpstreamTls, Warmup, Weighing,
 };
 
 use std::{sync::Arc, time::Duration};

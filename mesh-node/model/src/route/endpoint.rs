@@ -72,6 +72,21 @@ impl Endpoint {
     }
 }
 
+/// A workload as an endpoint with this port of its own; `None` when nothing can be dialed there.
+pub(super) fn reach(
+    mesh: &Mesh,
+    workload: &Arc<Workload>,
+    port: u16,
+    v6: bool,
+) -> Option<Endpoint> {
+    Some(Endpoint {
+        workload: Arc::clone(workload),
+        host: host(mesh, workload, v6)?,
+        port,
+        v6,
+    })
+}
+
 /// Chooses endpoints for a port of a service, best first; never empty.
 pub(super) fn pick(
     mesh: &Mesh,
@@ -108,14 +123,7 @@ pub(super) fn pick(
     };
     // Whether an address can be used is looked up only for those that come first; all are, should none of them have one.
     for count in [2 * CANDIDATES, usize::MAX] {
-        let reachable = |(w, port): (&Arc<Workload>, u16)| {
-            Some(Endpoint {
-                workload: Arc::clone(w),
-                host: host(mesh, w, v6)?,
-                port,
-                v6,
-            })
-        };
+        let reachable = |(w, port): (&Arc<Workload>, u16)| reach(mesh, w, port, v6);
         let picked: Vec<Endpoint> = balance::order(usable.clone(), draw, count)
             .into_iter()
             .filter_map(reachable)

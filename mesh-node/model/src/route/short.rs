@@ -63,6 +63,7 @@ pub fn short(
         };
     };
     let conn = Conn {
+        via: None,
         transport: Transport::Kernel(source.identity.clone()),
         source_ip,
         workload: Arc::clone(destination),

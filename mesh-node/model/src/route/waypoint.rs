@@ -60,7 +60,7 @@ pub(crate) fn identities(
 }
 
 /// Whether a workload is one of the waypoint's own, which must not be sent to itself.
-pub(super) fn is_own(mesh: &Mesh, source: &Workload, address: &GatewayAddress) -> bool {
+pub(crate) fn is_own(mesh: &Mesh, source: &Workload, address: &GatewayAddress) -> bool {
     match resolve(mesh, address) {
         Ok(Gateway::Service(service)) => source.services.iter().any(|m| m.service == service.name),
         Ok(Gateway::Workload(workload, _)) => workload.uid == source.uid,

@@ -185,6 +185,7 @@ impl World {
             _ => Transport::Probe,
         };
         Conn {
+            via: None,
             transport,
             source_ip: cast::ip(pick(rng, &SOURCES)),
             workload,

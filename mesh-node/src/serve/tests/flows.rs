@@ -193,6 +193,24 @@ async fn an_address_that_lost_its_pod_is_not_dialed_in_the_clear() {
 }
 
 #[tokio::test]
+async fn a_pod_that_is_heard_of_while_it_is_dialed_is_reached_through_a_tunnel() {
+    let node = Node::start().await;
+    let web = node.pod("web", "127.7.15.1", MtlsMode::Strict).await;
+    let (db, news) = node
+        .pod_unheard("db", "127.7.15.2", MtlsMode::Strict, None)
+        .await;
+    // Dialed as somebody outside the mesh, it would answer.
+    let app = echo(db.ip).await;
+    let mut tcp = node.dial(&web, app).await;
+    node.state.apply(news);
+    assert_eq!(ask(&mut tcp, b"hello").await.expect("carried"), b"hello");
+    drop(tcp);
+    node.line(&["connection complete", "direction=outbound", "path=hbone"])
+        .await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_that_proves_another_identity_is_an_identity_error() {
     let node = Node::start().await;
     let web = node.pod("web", "127.7.12.1", MtlsMode::Strict).await;

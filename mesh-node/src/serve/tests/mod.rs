@@ -22,6 +22,8 @@ use tokio::{
 
 mod bounds;
 mod flows;
+mod requests;
+mod waypoint;
 
 use super::*;
 use crate::{
@@ -112,6 +114,7 @@ impl Node {
             limits: limits(),
             names,
             flows: AtomicUsize::new(0),
+            clusters: Default::default(),
         });
         let (listeners, receivers) = Listeners::new(2);
         let threads = DataThreads::start(shared.clone(), receivers).expect("threads");
@@ -140,12 +143,25 @@ impl Node {
         mtls: MtlsMode,
         barred: Option<Reason>,
     ) -> Home {
+        let (home, news) = self.pod_unheard(name, ip, mtls, barred).await;
+        self.state.apply(news);
+        home
+    }
+
+    /// A pod that is served here before anybody has heard of it, and the news of it.
+    async fn pod_unheard(
+        &self,
+        name: &str,
+        ip: &str,
+        mtls: MtlsMode,
+        barred: Option<Reason>,
+    ) -> (Home, [Change; 2]) {
         let workload = testing::pod("shop", name, "n1", ip);
         self.certificates.put(self.ca.issue(&workload.identity));
-        self.state.apply([
+        let news = [
             Change::Workload(workload.clone()),
             Change::WorkloadExtra(workload.uid.clone(), testing::extra(mtls)),
-        ]);
+        ];
         let ip: IpAddr = ip.parse().expect("an address");
         let pod = Arc::new(Pod {
             uid: PodUid::new(name),
@@ -176,14 +192,14 @@ impl Node {
             match kind {
                 Kind::Outbound => home.outbound = listener.local_addr().expect("bound"),
                 Kind::Plaintext => home.plaintext = listener.local_addr().expect("bound"),
-                Kind::Hbone => {}
+                Kind::Hbone | Kind::Waypoint => {}
             }
             self.listeners
                 .add(&pod, kind, &listener)
                 .await
                 .expect("threads run");
         }
-        home
+        (home, news)
     }
 
     /// Connects from a pod as if the kernel had captured a dial to `target`.
@@ -290,4 +306,44 @@ fn deny(name: &str, who: &str) -> Policy {
         Action::Deny,
         [matched],
     )
+}
+
+/// The waypoint of `n1`, which serves what names it, and what its own pod needs to be known.
+impl Node {
+    async fn waypoint(&self, name: &str, ip: &str) -> Arc<Pod> {
+        let workload = testing::pod("mesh", name, "n1", ip);
+        self.certificates.put(self.ca.issue(&workload.identity));
+        self.state.apply(testing::known(workload.clone()));
+        let ip: IpAddr = ip.parse().expect("an address");
+        let pod = Arc::new(Pod {
+            uid: PodUid::new(name),
+            workload: workload.uid.clone(),
+            namespace: "mesh".into(),
+            name: name.into(),
+            service_account: name.into(),
+            identity: workload.identity,
+            addresses: Box::new([ip]),
+            netns_cookie: 0,
+            barred: None,
+            sockets: Arc::new(Loopback(ip)),
+        });
+        let listener = std::net::TcpListener::bind((ip, 15008)).expect("a free port");
+        listener.set_nonblocking(true).expect("possible");
+        let added = self.listeners.add(&pod, Kind::Waypoint, &listener).await;
+        added.expect("threads run");
+        pod
+    }
+}
+
+/// As its waypoint, the workload at an address.
+fn through(ip: IpAddr) -> Option<mesh_model::mesh::GatewayAddress> {
+    Some(mesh_model::mesh::GatewayAddress {
+        destination: mesh_model::mesh::GatewayDestination::Address(
+            mesh_model::name::NetworkAddress {
+                network: "".into(),
+                ip,
+            },
+        ),
+        hbone_port: 15008,
+    })
 }

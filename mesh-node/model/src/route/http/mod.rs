@@ -4,14 +4,27 @@
 //! and the port decides, and in it the first rule that matches; a set without a matching rule answers 404; what could
 //! not be understood is a rule that refuses, at its place in the order, never a rule that is skipped.
 
+mod cors;
+mod edit;
+mod endpoints;
+mod explain;
+mod find;
+pub mod path;
 mod rule;
 
+pub use cors::Crossing;
+pub use endpoints::{Endpoint, endpoints};
+pub use explain::{Choice, Explanation, Tried, explain};
+pub use find::{Asked, Found, choose};
 pub use rule::{
     Action, Backend, Cors, Filters, HeaderEdits, Mirror, PathRewrite, Redirect, Respond, Rewrite,
     Rule,
 };
 
-use std::sync::Arc;
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use regex::Regex;
 
@@ -116,10 +129,18 @@ pub struct QueryMatch {
 }
 
 /// A regular expression of RE2's syntax, which has to match the whole text.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Pattern {
     source: Arc<str>,
     regex: Regex,
+    /// The expression without its anchors, which only substitutions need.
+    anywhere: OnceLock<Regex>,
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pattern({:?})", self.source)
+    }
 }
 
 /// The most memory that one compiled expression may take, in bytes.
@@ -128,17 +149,13 @@ const PATTERN_LIMIT: usize = 1 << 20;
 impl Pattern {
     /// Compiles an expression; an error says what is wrong with it in one line.
     pub fn new(source: &str) -> Result<Self, String> {
-        let compile = |text: &str| {
-            regex::RegexBuilder::new(text)
-                .size_limit(PATTERN_LIMIT)
-                .build()
-        };
         // The bare text first: `a)(b` is no expression, but would be one inside the anchors.
         let regex = compile(source).and_then(|_| compile(&format!("^(?:{source})$")));
         match regex {
             Ok(regex) => Ok(Self {
                 source: source.into(),
                 regex,
+                anywhere: OnceLock::new(),
             }),
             Err(error) => {
                 let text = error.to_string();
@@ -157,6 +174,18 @@ impl Pattern {
     pub fn matches(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }
+
+    /// The expression as it was written, which may match a part of a text.
+    fn anywhere(&self) -> &Regex {
+        self.anywhere
+            .get_or_init(|| compile(&self.source).expect("compiled once already"))
+    }
+}
+
+fn compile(text: &str) -> Result<Regex, regex::Error> {
+    regex::RegexBuilder::new(text)
+        .size_limit(PATTERN_LIMIT)
+        .build()
 }
 
 impl PartialEq for Pattern {

@@ -1,0 +1,4 @@
+//! Kinds of the Gateway API: waypoints.
+
+mod allowed;
+pub(crate) mod waypoint;

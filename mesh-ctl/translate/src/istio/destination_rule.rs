@@ -1,0 +1,370 @@
+//! DestinationRule to destinations.
+//!
+//! Invariants: the rules of a service's own namespace decide, else those of the mesh's root namespaces; among them the
+//! most specific pattern; several of one pattern are merged, the oldest first: its traffic policy, everybody's subsets.
+//! What cannot be understood and would have protected something makes the destination refuse.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use mesh_k8s::{ObjectRef, networking::DestinationRule};
+use mesh_model::{
+    resilience::{Destination, Subset, TrafficPolicy},
+    route::http::Selector,
+};
+
+use super::{http_match, traffic_policy::Parts, virtual_service::no_waypoint};
+use crate::{
+    settings::{Settings, age},
+    status::{InForce, Reports},
+    traffic::{
+        export::Export,
+        hosts::{Hosts, Pattern, suffixes},
+        reader::Reader,
+    },
+    view::{ClusterView, Entry},
+};
+
+/// Reads all rules; what they say of each service, by its index.
+pub(crate) fn collect(
+    view: &ClusterView,
+    settings: &Settings,
+    hosts: &Hosts<'_, '_>,
+    reports: &mut Reports,
+) -> HashMap<usize, Destination> {
+    let mut entries: Vec<_> = view.destination_rules.values().collect();
+    entries.sort_by_cached_key(|entry| age(&entry.object.metadata));
+    let mut read: Vec<Read<'_>> = entries
+        .into_iter()
+        .map(|entry| Read::of(settings, entry))
+        .collect();
+    let mut groups: Groups = HashMap::new();
+    for (index, one) in read
+        .iter()
+        .enumerate()
+        .filter(|(_, one)| one.refused.is_none())
+    {
+        if let Some(pattern) = &one.pattern {
+            let namespace = one.entry.object.metadata.namespace.clone();
+            groups
+                .entry((namespace, pattern.clone()))
+                .or_default()
+                .push(index);
+        }
+    }
+    let merged: HashMap<&GroupKey, Merged> = groups
+        .iter()
+        .map(|(key, indices)| (key, merge(&mut read, indices)))
+        .collect();
+    let mut uses = HashMap::new();
+    for service in hosts.all() {
+        if let Some(key) = pick(settings, hosts, &groups, service) {
+            let name = hosts.get(service).service.name.clone();
+            uses.insert(service, merged[key].of(name));
+        }
+    }
+    for index in 0..read.len() {
+        let in_force = in_force(settings, hosts, &groups, &mut read[index]);
+        let one = &mut read[index];
+        let object = ObjectRef::of::<DestinationRule>(&one.entry.object.metadata);
+        reports.say_all(
+            &object,
+            &one.entry.origin,
+            std::mem::take(&mut one.reader.messages),
+        );
+        reports.in_force(&object, &one.entry.origin, in_force);
+    }
+    uses
+}
+
+type GroupKey = (String, Pattern);
+/// Rules by namespace and pattern, as indices, the oldest first.
+type Groups = HashMap<GroupKey, Vec<usize>>;
+
+/// A rule that was read.
+struct Read<'v> {
+    entry: &'v Entry<DestinationRule>,
+    pattern: Option<Pattern>,
+    reader: Reader,
+    /// Why it holds for nobody.
+    refused: Option<InForce>,
+}
+
+impl<'v> Read<'v> {
+    fn of(settings: &Settings, entry: &'v Entry<DestinationRule>) -> Self {
+        let DestinationRule { metadata, spec } = &*entry.object;
+        let mut reader = Reader {
+            refused: Some("requests to the host"),
+            ..Reader::default()
+        };
+        let pattern = Pattern::read(settings, &metadata.namespace, &spec.host);
+        let pattern = pattern.map_err(|text| reader.error("spec.host", text)).ok();
+        let export = Export::read(&metadata.namespace, &spec.export_to, &mut reader);
+        let refused = if pattern.is_none() {
+            Some(InForce::Not("Invalid", "has no host".to_owned()))
+        } else if export == Export::Only(BTreeSet::new()) {
+            Some(InForce::Not(
+                "NotExported",
+                "exportTo names nobody".to_owned(),
+            ))
+        } else if spec.workload_selector.is_some() {
+            let text = "rules for some clients only are not honoured";
+            reader.warn("spec.workloadSelector", text);
+            Some(InForce::Not("Unsupported", text.to_owned()))
+        } else {
+            None
+        };
+        if refused.is_none() && export != Export::Everyone {
+            let text = "holds for every client that goes through the host's waypoint";
+            reader.info("spec.exportTo", text);
+        }
+        Self {
+            entry,
+            pattern,
+            reader,
+            refused,
+        }
+    }
+
+    fn name(&self) -> String {
+        let meta = &self.entry.object.metadata;
+        format!("{}/{}", meta.namespace, meta.name)
+    }
+}
+
+/// The rules that decide for a service.
+fn pick<'g>(
+    settings: &Settings,
+    hosts: &Hosts<'_, '_>,
+    groups: &'g Groups,
+    service: usize,
+) -> Option<&'g GroupKey> {
+    let name = &hosts.get(service).service.name;
+    let own = name.namespace.as_str();
+    let roots = settings.roots.iter().map(|root| root.as_str());
+    std::iter::once(own).chain(roots).find_map(|namespace| {
+        let host = name.hostname.as_str();
+        let exact = std::iter::once(Pattern::Exact(host.to_owned()));
+        let below = suffixes(host).map(|suffix| Pattern::Below(suffix.to_owned()));
+        exact.chain(below).find_map(|pattern| {
+            let found = groups.get_key_value(&(namespace.to_owned(), pattern));
+            found.map(|(key, _)| key)
+        })
+    })
+}
+
+/// What several rules of one pattern say together.
+struct Merged {
+    by: Arc<str>,
+    policy: Arc<TrafficPolicy>,
+    ports: Box<[(u16, Arc<TrafficPolicy>)]>,
+    subsets: Box<[Subset]>,
+    features: Box<[Arc<str>]>,
+}
+
+impl Merged {
+    fn of(&self, service: mesh_model::name::ServiceName) -> Destination {
+        Destination {
+            service,
+            by: Arc::clone(&self.by),
+            policy: Arc::clone(&self.policy),
+            ports: self.ports.clone(),
+            subsets: self.subsets.clone(),
+            features: self.features.clone(),
+        }
+    }
+}
+
+fn merge(read: &mut [Read<'_>], indices: &[usize]) -> Merged {
+    let deciding = indices
+        .iter()
+        .find(|i| read[**i].entry.object.spec.traffic_policy.is_some());
+    let deciding = *deciding.unwrap_or(&indices[0]);
+    let mut reason = None;
+    let mut refuse = |one: &mut Read<'_>| {
+        if let Some(text) = one.reader.invalid.take() {
+            reason.get_or_insert(format!("{}: {text}", one.name()));
+        }
+    };
+    let entry = read[deciding].entry;
+    let top = entry.object.spec.traffic_policy.as_ref();
+    if let Some(policy) = top
+        && policy.tunnel.is_some()
+    {
+        let text = "is not honoured; connections go to the endpoints themselves";
+        read[deciding]
+            .reader
+            .warn("spec.trafficPolicy.tunnel", text);
+    }
+    let base = |port: Option<u16>| match top {
+        Some(wire) => Parts::default().under("spec.trafficPolicy", wire, port),
+        None => Parts::default(),
+    };
+    let policy = Arc::new(base(None).read(&mut read[deciding].reader));
+    let numbers = ports(&mut read[deciding].reader, "spec.trafficPolicy", top);
+    let mut own = Vec::new();
+    for port in &numbers {
+        let policy = base(Some(*port)).read(&mut read[deciding].reader);
+        own.push((*port, Arc::new(policy)));
+    }
+    refuse(&mut read[deciding]);
+    let mut subsets: BTreeMap<String, (Subset, String)> = BTreeMap::new();
+    for index in indices {
+        let one = &mut read[*index];
+        let name = one.name();
+        if *index != deciding && one.entry.object.spec.traffic_policy.is_some() {
+            let text = "not in force: an older rule for this host decides; subsets count";
+            one.reader.warn("spec.trafficPolicy", text);
+        }
+        for (i, wire) in one.entry.object.spec.subsets.iter().enumerate() {
+            let path = format!("spec.subsets[{i}]");
+            if let Some((_, by)) = subsets.get(&wire.name) {
+                let text = format!("{:?} is already a subset, by {by}", wire.name);
+                one.reader.error(format!("{path}.name"), text);
+                continue;
+            }
+            let path = format!("{path}.trafficPolicy");
+            let mut numbers = numbers.clone();
+            numbers.extend(ports(&mut one.reader, &path, wire.traffic_policy.as_ref()));
+            numbers.sort_unstable();
+            numbers.dedup();
+            let parts = |port: Option<u16>| match &wire.traffic_policy {
+                Some(wire) => base(port).under(&path, wire, port),
+                None => base(port),
+            };
+            // What the top says was told where it stands.
+            let mut aside = Reader::default();
+            let reader = if wire.traffic_policy.is_some() && *index == deciding {
+                &mut one.reader
+            } else {
+                &mut aside
+            };
+            let policy = Arc::new(parts(None).read(reader));
+            let own = numbers
+                .iter()
+                .map(|port| (*port, Arc::new(parts(Some(*port)).read(reader))));
+            let subset = Subset {
+                name: wire.name.as_str().into(),
+                selector: Selector(http_match::group(&wire.labels)),
+                policy,
+                ports: own.collect(),
+            };
+            let hidden = aside.invalid.take();
+            one.reader.invalid = one.reader.invalid.take().or(hidden);
+            if *index != deciding {
+                let own = Parts::default();
+                if let Some(policy) = &wire.traffic_policy {
+                    own.under(&path, policy, None).read(&mut one.reader);
+                }
+            }
+            if !http_match::are_labels(&wire.labels) {
+                let text = "are not labels".to_owned();
+                one.reader.fail(&format!("spec.subsets[{i}].labels"), text);
+            }
+            subsets.insert(wire.name.clone(), (subset, name.clone()));
+        }
+        refuse(one);
+    }
+    let features = reason.map(|text| Arc::from(format!("invalid: {text}")));
+    Merged {
+        by: read[deciding].name().into(),
+        policy,
+        ports: own.into(),
+        subsets: subsets.into_values().map(|(subset, _)| subset).collect(),
+        features: features.into_iter().collect(),
+    }
+}
+
+/// The ports that have settings of their own.
+fn ports(
+    reader: &mut Reader,
+    path: &str,
+    wire: Option<&mesh_k8s::networking::destination_rule::TrafficPolicy>,
+) -> Vec<u16> {
+    let mut ports = Vec::new();
+    let settings = wire.into_iter().flat_map(|wire| &wire.port_level_settings);
+    for (i, own) in settings.enumerate() {
+        let number = own.port.map_or(0, |port| port.number);
+        match u16::try_from(number) {
+            Ok(port) if port != 0 && !ports.contains(&port) => ports.push(port),
+            _ => {
+                let text = format!("{number} is no port, or given twice; it is left out");
+                reader.error(format!("{path}.portLevelSettings[{i}].port"), text);
+            }
+        }
+    }
+    ports.sort_unstable();
+    ports
+}
+
+fn in_force(
+    settings: &Settings,
+    hosts: &Hosts<'_, '_>,
+    groups: &Groups,
+    one: &mut Read<'_>,
+) -> InForce {
+    if let Some(refused) = &one.refused {
+        return refused.clone();
+    }
+    let Some(pattern) = one.pattern.clone() else {
+        return InForce::Wholly;
+    };
+    let own = one.entry.object.metadata.namespace.clone();
+    let services = hosts.named(&pattern);
+    let not = |reason, text| InForce::Not(reason, text);
+    if services.is_empty() {
+        let text = format!("{} is no service", one.entry.object.spec.host);
+        return not("NoSuchHost", text);
+    }
+    let mine = |service: &usize| {
+        let owner = hosts.get(*service).service.name.namespace.as_str();
+        owner == own || settings.is_root(&own)
+    };
+    let Some(first) = services.iter().copied().find(|service| mine(service)) else {
+        let owner = &hosts.get(services[0]).service.name.namespace;
+        let text = format!(
+            "the host belongs to namespace {owner}: rules for it are honoured there and in the mesh's root namespace"
+        );
+        return not("NotOwner", text);
+    };
+    if let Pattern::Exact(_) = pattern {
+        let key = (own.clone(), pattern.clone());
+        let decides = |service: &usize| pick(settings, hosts, groups, *service) == Some(&key);
+        if !services.iter().any(decides) {
+            let text = "another rule decides for the host, in its own namespace";
+            return not("Conflicted", text.to_owned());
+        }
+    }
+    let with = |service: &usize| hosts.get(*service).service.waypoint.is_some();
+    if !services
+        .iter()
+        .any(|service| mine(service) && with(service))
+    {
+        let draft = hosts.get(first);
+        let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
+        return not("NoWaypoint", text);
+    }
+    match one.reader.is_clean() && one.entry.unknown.is_empty() {
+        true => InForce::Wholly,
+        false => InForce::Partly,
+    }
+}
+
+/// Labels of its subsets, each with the namespace whose workloads are meant where the host tells it.
+pub(crate) fn selectors<'w>(
+    settings: &Settings,
+    wire: &'w DestinationRule,
+) -> Vec<(Option<String>, &'w BTreeMap<String, String>)> {
+    let pattern = Pattern::read(settings, &wire.metadata.namespace, &wire.spec.host);
+    let Ok(pattern) = pattern else {
+        return Vec::new();
+    };
+    let namespace = pattern.namespace(settings);
+    let subsets = wire.spec.subsets.iter().map(|subset| &subset.labels);
+    subsets
+        .filter(|labels| !labels.is_empty() && http_match::are_labels(labels))
+        .map(|labels| (namespace.clone(), labels))
+        .collect()
+}

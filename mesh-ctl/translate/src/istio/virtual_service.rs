@@ -1,0 +1,539 @@
+//! VirtualService to sets of rules.
+//!
+//! Invariants: virtual services of one host and one scope are merged, the oldest first, rules that let everything in
+//! last. One outside its host's namespace holds for clients of its own namespace only. Among patterns the most specific
+//! decides alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use mesh_k8s::{
+    Kind, ObjectRef,
+    networking::{
+        VirtualService,
+        virtual_service::{HttpDirectResponse, HttpRoute},
+    },
+};
+use mesh_model::{
+    resilience::Destination,
+    route::http::{Match, PathMatch, Rule, Selector},
+};
+
+use super::{
+    delegate, http_match,
+    http_rule::{Around, refusing},
+};
+use crate::{
+    settings::{Settings, age},
+    status::{InForce, Reports},
+    traffic::{
+        export::Export,
+        hosts::{Hosts, Pattern},
+        reader::Reader,
+        routes::{Api, Set, Sets},
+    },
+    view::{ClusterView, Entry, Key},
+};
+
+/// The gateway that stands for every client in the mesh.
+const MESH: &str = "mesh";
+
+/// Whether clients in the mesh are meant.
+pub(crate) fn is_for_mesh(wire: &VirtualService) -> bool {
+    let gateways = &wire.spec.gateways;
+    gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH)
+}
+
+/// What virtual services are read beside.
+pub(crate) struct Beside<'b, 'a> {
+    pub(crate) view: &'b ClusterView,
+    pub(crate) settings: &'b Settings,
+    pub(crate) hosts: &'b Hosts<'b, 'a>,
+    /// How services' endpoints are used, by index.
+    pub(crate) uses: &'b HashMap<usize, Destination>,
+}
+
+/// Reads all of them, and adds what they say of services. Returns the labels by which rules select clients.
+pub(crate) fn collect(
+    beside: &Beside<'_, '_>,
+    sets: &mut Sets,
+    reports: &mut Reports,
+) -> BTreeSet<Labels> {
+    let mut entries: Vec<_> = beside.view.virtual_services.values().collect();
+    entries.sort_by_cached_key(|entry| age(&entry.object.metadata));
+    let delegates = delegates(beside.view);
+    let mut read: Vec<Read<'_>> = entries
+        .into_iter()
+        .map(|entry| beside.read(entry, &delegates))
+        .collect();
+    let claims = claims(&read);
+    note_merging(&mut read, &claims, beside.hosts);
+    for ((service, clients, producer), by_pattern) in &claims {
+        let Some((_, indices)) = by_pattern
+            .iter()
+            .max_by_key(|(pattern, _)| pattern.weight())
+        else {
+            continue;
+        };
+        let rules = merge(indices.iter().map(|i| read[*i].rules.as_slice()));
+        sets.entry(*service).or_default().push(Set {
+            clients: clients.clone(),
+            producer: *producer,
+            api: Api::Istio,
+            ports: Vec::new(),
+            rules,
+        });
+    }
+    let mut selectors = BTreeSet::new();
+    for one in read {
+        let matches = one.rules.iter().flat_map(|rule| &rule.matches);
+        selectors.extend(matches.filter_map(|one| one.source.as_ref()).map(labels_of));
+        let object = ObjectRef::of::<VirtualService>(&one.entry.object.metadata);
+        let origin = &one.entry.origin;
+        reports.say_all(&object, origin, one.reader.messages);
+        reports.in_force(&object, origin, one.in_force);
+    }
+    selectors
+}
+
+type Labels = BTreeMap<String, String>;
+
+/// The labels of a canonical form, whose names and values have neither `=` nor `,`.
+fn labels_of(selector: &Selector) -> Labels {
+    let pairs = selector
+        .0
+        .split(',')
+        .filter_map(|pair| pair.split_once('='));
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// A virtual service that was read.
+struct Read<'v> {
+    entry: &'v Entry<VirtualService>,
+    reader: Reader,
+    rules: Vec<Rule>,
+    /// The services that it speaks of: pattern, service, the clients, and whether the service is of its namespace.
+    claims: BTreeSet<(Pattern, usize, Option<String>, bool)>,
+    in_force: InForce,
+}
+
+/// A service and the clients of it that are meant.
+type Scope = (usize, Option<String>, bool);
+/// Virtual services by scope and pattern, as indices, the oldest first.
+type Claims = BTreeMap<Scope, BTreeMap<Pattern, Vec<usize>>>;
+
+fn claims(read: &[Read<'_>]) -> Claims {
+    let mut all = Claims::new();
+    for (index, one) in read
+        .iter()
+        .enumerate()
+        .filter(|(_, one)| !one.rules.is_empty())
+    {
+        for (pattern, service, clients, producer) in &one.claims {
+            let by_pattern = all
+                .entry((*service, clients.clone(), *producer))
+                .or_default();
+            by_pattern.entry(pattern.clone()).or_default().push(index);
+        }
+    }
+    all
+}
+
+/// Says to those that are merged behind others that they are.
+fn note_merging(read: &mut [Read<'_>], claims: &Claims, hosts: &Hosts<'_, '_>) {
+    for ((service, _, _), by_pattern) in claims {
+        for (pattern, indices) in by_pattern {
+            let (Pattern::Exact(_), [first, rest @ ..]) = (pattern, indices.as_slice()) else {
+                continue;
+            };
+            let host = &hosts.get(*service).service.name.hostname;
+            let of = |one: &Read<'_>| ObjectRef::of::<VirtualService>(&one.entry.object.metadata);
+            let older = of(&read[*first]);
+            let mut all = indices
+                .iter()
+                .filter(|i| read[**i].rules.iter().any(is_catch_all));
+            let catching = all.next().map(|i| (*i, of(&read[*i])));
+            for index in rest {
+                let text = format!(
+                    "{host} is also a host of {older}, which is older; its rules come first"
+                );
+                read[*index].reader.info("spec.hosts", text);
+                if let Some((catcher, name)) = &catching
+                    && catcher != index
+                    && read[*index].rules.iter().any(is_catch_all)
+                {
+                    let text = format!(
+                        "a rule that lets everything in is never reached for {host}: {name} has an older one"
+                    );
+                    read[*index].reader.warn("spec.http", text);
+                }
+            }
+        }
+    }
+}
+
+/// Rules of several, in order; those that let everything in come last.
+fn merge<'r>(all: impl ExactSizeIterator<Item = &'r [Rule]>) -> Vec<Rule> {
+    let alone = all.len() == 1;
+    let rules = all.flatten().cloned();
+    if alone {
+        return rules.collect();
+    }
+    let (last, mut first): (Vec<Rule>, Vec<Rule>) = rules.partition(is_catch_all);
+    first.extend(last);
+    first
+}
+
+/// Whether a rule lets every request in.
+fn is_catch_all(rule: &Rule) -> bool {
+    let everything = |one: &Match| {
+        let bare = Match {
+            path: None,
+            ignore_case: false,
+            ..one.clone()
+        };
+        let path = match &one.path {
+            None => true,
+            Some(PathMatch::Prefix(text)) => &**text == "/",
+            Some(PathMatch::Regex(pattern)) => pattern.as_str() == ".*",
+            Some(PathMatch::Exact(_) | PathMatch::Segments(_)) => false,
+        };
+        path && bare == Match::default()
+    };
+    rule.matches.is_empty() || rule.matches.iter().any(everything)
+}
+
+/// Who hands requests to which virtual service.
+fn delegates(view: &ClusterView) -> BTreeSet<Key> {
+    let roots = view.virtual_services.values().map(|entry| &entry.object);
+    let handed = roots.flat_map(|root| {
+        let own = root.metadata.namespace.as_str();
+        let all = root
+            .spec
+            .http
+            .iter()
+            .filter_map(|rule| rule.delegate.as_ref());
+        all.map(move |to| delegate::key(own, to))
+    });
+    handed.collect()
+}
+
+impl Beside<'_, '_> {
+    fn read<'v>(&self, entry: &'v Entry<VirtualService>, delegates: &BTreeSet<Key>) -> Read<'v> {
+        let VirtualService { metadata, spec } = &*entry.object;
+        let mut reader = Reader::default();
+        for (part, given) in [("tls", spec.tls.is_empty()), ("tcp", spec.tcp.is_empty())] {
+            if !given {
+                let text = "is not honoured yet; such connections go to the service itself";
+                reader.warn(format!("spec.{part}"), text);
+            }
+        }
+        let export = Export::read(&metadata.namespace, &spec.export_to, &mut reader);
+        let rules = self.rules(entry, &mut reader);
+        let mut one = Read {
+            entry,
+            reader,
+            rules,
+            claims: BTreeSet::new(),
+            in_force: InForce::Wholly,
+        };
+        if spec.hosts.is_empty() {
+            let key = Key::new(&metadata.namespace, &metadata.name);
+            one.in_force = match delegates.contains(&key) {
+                true => one.partly(),
+                false => {
+                    let text = "has no hosts, and no other virtual service delegates to it";
+                    InForce::Not("NotReferenced", text.to_owned())
+                }
+            };
+            return one;
+        }
+        let found = self.claim(&mut one, &export);
+        one.in_force = self.in_force(&one, &export, found);
+        one
+    }
+
+    fn in_force(&self, one: &Read<'_>, export: &Export, found: Found) -> InForce {
+        let VirtualService { metadata, spec } = &*one.entry.object;
+        let not = |reason, text: String| InForce::Not(reason, text);
+        if !is_for_mesh(&one.entry.object) {
+            let text = "is for gateways only, which this version does not provide";
+            return not("NoGateway", text.to_owned());
+        }
+        if *export == Export::Only(BTreeSet::new()) {
+            return not("NotExported", "exportTo names nobody".to_owned());
+        }
+        if spec.http.is_empty() {
+            return not("Unsupported", "has no rules for HTTP".to_owned());
+        }
+        if one.rules.is_empty() {
+            return not("NoGateway", "its rules are for gateways only".to_owned());
+        }
+        if found.services == 0 {
+            let namespace = &metadata.namespace;
+            let text = format!("none of its hosts is a service that namespace {namespace} sees");
+            return not("NoSuchHost", text);
+        }
+        match found.without {
+            Some(text) if found.served == 0 => not("NoWaypoint", text),
+            _ => one.partly(),
+        }
+    }
+
+    /// Finds the services that it speaks of, and for whose clients.
+    fn claim(&self, one: &mut Read<'_>, export: &Export) -> Found {
+        let VirtualService { metadata, spec } = &*one.entry.object;
+        let own = metadata.namespace.as_str();
+        let mut found = Found::default();
+        if !is_for_mesh(&one.entry.object) {
+            return found;
+        }
+        for (i, host) in spec.hosts.iter().enumerate() {
+            let field = format!("spec.hosts[{i}]");
+            let pattern = match Pattern::read(self.settings, own, host) {
+                Ok(pattern) => pattern,
+                Err(text) => {
+                    one.reader.error(field, text);
+                    continue;
+                }
+            };
+            let services = self.hosts.matching(own, &pattern);
+            if let (Pattern::Exact(host), []) = (&pattern, services.as_slice()) {
+                let text = format!("{host} is no service that namespace {own} sees");
+                one.reader.warn(field.clone(), text);
+            }
+            for service in services {
+                found.services += 1;
+                let exact = matches!(pattern, Pattern::Exact(_));
+                self.serve(one, export, &field, exact, service, &mut found);
+                let producer = self.is_own(own, service);
+                for clients in clients(own, producer, export) {
+                    let claim = (pattern.clone(), service, clients, producer);
+                    one.claims.insert(claim);
+                }
+            }
+        }
+        found
+    }
+
+    fn is_own(&self, namespace: &str, service: usize) -> bool {
+        self.hosts.get(service).service.name.namespace.as_str() == namespace
+    }
+
+    /// Says what keeps it from a service.
+    fn serve(
+        &self,
+        one: &mut Read<'_>,
+        export: &Export,
+        field: &str,
+        exact: bool,
+        service: usize,
+        found: &mut Found,
+    ) {
+        let own = one.entry.object.metadata.namespace.as_str();
+        let draft = self.hosts.get(service);
+        let name = &draft.service.name;
+        if draft.service.waypoint.is_some() {
+            found.served += 1;
+        } else {
+            let text = no_waypoint(&draft.object, name.hostname.as_str());
+            if exact {
+                one.reader.warn(field, text.clone());
+            }
+            found.without.get_or_insert(text);
+        }
+        if exact && !self.is_own(own, service) {
+            let wider = match export {
+                Export::Everyone => true,
+                Export::Only(only) => only.iter().any(|namespace| namespace != own),
+            };
+            let owner = &name.namespace;
+            let text = format!(
+                "{} belongs to namespace {owner}: only clients of namespace {own} are affected",
+                name.hostname
+            );
+            match wider {
+                true => one.reader.info(field, text),
+                false if !export.reaches(own) => one.reader.warn(field, "nobody is affected"),
+                false => {}
+            }
+        }
+    }
+
+    /// The rules, those of delegates in the place of what hands over to them.
+    fn rules(&self, entry: &Entry<VirtualService>, reader: &mut Reader) -> Vec<Rule> {
+        let VirtualService { metadata, spec } = &*entry.object;
+        let around = self.around(&metadata.namespace, &entry.unknown);
+        let mut rules = Vec::new();
+        for (i, wire) in spec.http.iter().enumerate() {
+            let path = format!("spec.http[{i}]");
+            let name = rule_name(&entry.object, wire, i);
+            if wire.delegate.is_some() {
+                rules.extend(self.delegated(&around, reader, &path, &name, entry, wire));
+            } else {
+                rules.extend(around.rule(reader, &path, name, wire));
+            }
+        }
+        let mut before = rules
+            .iter()
+            .enumerate()
+            .filter(|(_, rule)| is_catch_all(rule));
+        if let Some((at, rule)) = before.next()
+            && at + 1 < rules.len()
+        {
+            let text = format!(
+                "rules behind {} are never reached: it lets everything in",
+                rule.name
+            );
+            reader.warn("spec.http", text);
+        }
+        rules
+    }
+
+    fn around<'r>(&'r self, namespace: &'r str, unknown: &'r [String]) -> Around<'r, 'r> {
+        Around {
+            settings: self.settings,
+            hosts: self.hosts,
+            uses: self.uses,
+            namespace,
+            unknown,
+        }
+    }
+
+    fn delegated(
+        &self,
+        around: &Around<'_, '_>,
+        reader: &mut Reader,
+        path: &str,
+        name: &Arc<str>,
+        entry: &Entry<VirtualService>,
+        wire: &HttpRoute,
+    ) -> Vec<Rule> {
+        let VirtualService { metadata, spec } = &*entry.object;
+        let Some(to) = &wire.delegate else {
+            return Vec::new();
+        };
+        let field = format!("{path}.delegate");
+        // What it says besides is read for what is to be said of that, with an answer that stands for the delegate's.
+        let alone = HttpRoute {
+            delegate: None,
+            route: Vec::new(),
+            redirect: None,
+            direct_response: Some(HttpDirectResponse {
+                status: 200,
+                body: None,
+            }),
+            ..wire.clone()
+        };
+        let Some(own) = around.rule(reader, path, Arc::clone(name), &alone) else {
+            return Vec::new();
+        };
+        let beside =
+            !wire.route.is_empty() || wire.redirect.is_some() || wire.direct_response.is_some();
+        let found = match (spec.hosts.is_empty(), beside) {
+            (true, _) => Err("a delegate cannot delegate".to_owned()),
+            (_, true) => Err("cannot stand beside route, redirect or directResponse".to_owned()),
+            (false, false) => delegate::find(self.view, &metadata.namespace, to),
+        };
+        let leaf = match found {
+            Ok(leaf) => leaf,
+            Err(text) => {
+                reader.fail(&field, text);
+                let reason = reader.invalid.take().unwrap_or_default();
+                return vec![refusing(own.name, own.matches, reason)];
+            }
+        };
+        self.leaves(reader, &field, name, wire, leaf)
+    }
+
+    /// The rules of a delegate. What there is to say of them is said at the delegate.
+    fn leaves(
+        &self,
+        reader: &mut Reader,
+        field: &str,
+        name: &str,
+        root: &HttpRoute,
+        leaf: &Entry<VirtualService>,
+    ) -> Vec<Rule> {
+        let around = self.around(&leaf.object.metadata.namespace, &leaf.unknown);
+        let mut rules = Vec::new();
+        for (i, wire) in leaf.object.spec.http.iter().enumerate() {
+            let label = label(wire, i);
+            let path = format!("spec.http[{i}]");
+            let Some(merged) = delegate::merged(root, wire) else {
+                let text = format!(
+                    "rule {label} of the delegate never applies: its conditions are not within these"
+                );
+                reader.warn(field, text);
+                continue;
+            };
+            let name = format!("{name}-{label}").into();
+            rules.extend(around.rule(&mut Reader::default(), &path, name, &merged));
+        }
+        rules
+    }
+}
+
+/// What was found of a virtual service's hosts.
+#[derive(Default)]
+struct Found {
+    services: usize,
+    /// Of these, the ones that have a waypoint.
+    served: usize,
+    /// What the first is told that has none.
+    without: Option<String>,
+}
+
+impl Read<'_> {
+    fn partly(&self) -> InForce {
+        match self.reader.is_clean() && self.entry.unknown.is_empty() {
+            true => InForce::Wholly,
+            false => InForce::Partly,
+        }
+    }
+}
+
+/// The clients that are meant: everybody's, or those of each of these namespaces.
+fn clients(own: &str, producer: bool, export: &Export) -> Vec<Option<String>> {
+    match (producer, export) {
+        (true, Export::Everyone) => vec![None],
+        (true, Export::Only(only)) => only.iter().cloned().map(Some).collect(),
+        (false, export) if export.reaches(own) => vec![Some(own.to_owned())],
+        (false, _) => Vec::new(),
+    }
+}
+
+/// What the author of an object is told whose service has no waypoint.
+pub(crate) fn no_waypoint(service: &ObjectRef, host: &str) -> String {
+    format!(
+        "{host} has no waypoint, which requests need; label {service} or namespace {} with {}: <name of a Gateway of class {}>",
+        service.namespace,
+        crate::gateway::waypoint::USE,
+        crate::gateway::waypoint::CLASS,
+    )
+}
+
+fn label(wire: &HttpRoute, index: usize) -> String {
+    match wire.name.as_str() {
+        "" => index.to_string(),
+        name => name.to_owned(),
+    }
+}
+
+fn rule_name(wire: &VirtualService, rule: &HttpRoute, index: usize) -> Arc<str> {
+    let meta = &wire.metadata;
+    let (kind, label) = (VirtualService::KIND, label(rule, index));
+    format!("{kind}/{}/{}#{label}", meta.namespace, meta.name).into()
+}
+
+/// Labels by which its rules select clients.
+pub(crate) fn selectors(wire: &VirtualService) -> impl Iterator<Item = &BTreeMap<String, String>> {
+    let matches = wire.spec.http.iter().flat_map(|rule| &rule.matches);
+    matches
+        .map(|one| &one.source_labels)
+        .filter(|labels| http_match::selector(labels).is_some())
+}

@@ -1,0 +1,172 @@
+//! The relations of what becomes of requests: rules, destinations, gateways, and services as they see them.
+
+use std::collections::BTreeSet;
+
+use mesh_k8s::{
+    Kind, ObjectMeta, ObjectRef,
+    apps::{DaemonSet, Deployment},
+    core::Pod,
+    gateway::{Gateway, GatewayClass},
+    networking::{DestinationRule, VirtualService},
+};
+
+use super::{Notes, Subject, whole};
+use crate::{
+    gateway::waypoint,
+    istio::{delegate, destination_rule, presence, virtual_service},
+    traffic::hosts::{Pattern, suffixes},
+    view::{ClusterView, Entry, Key},
+};
+
+impl Notes<'_> {
+    /// Objects of the kinds that this file knows.
+    pub(super) fn traffic(&mut self, view: &ClusterView, object: &ObjectRef, key: &Key) {
+        match &*object.kind {
+            VirtualService::KIND => {
+                let entry = view.virtual_services.get(key);
+                entry.into_iter().for_each(|e| self.virtual_service(e));
+            }
+            DestinationRule::KIND => {
+                let entry = view.destination_rules.get(key);
+                entry.into_iter().for_each(|e| self.destination_rule(e));
+            }
+            Gateway::KIND => {
+                let entry = view.gateways.get(key);
+                entry.into_iter().for_each(|e| self.gateway(e));
+            }
+            GatewayClass::KIND => {
+                let entry = view.gateway_classes.get(key);
+                entry
+                    .into_iter()
+                    .for_each(|e| self.tell(Subject::Class(&key.name), whole(e)));
+            }
+            Deployment::KIND => {
+                let entry = view.deployments.get(key);
+                let part = entry.filter(|e| presence::is_part(&e.object.spec.template.metadata));
+                part.into_iter()
+                    .for_each(|e| self.tell(Subject::Istio, whole(e)));
+            }
+            DaemonSet::KIND => {
+                let entry = view.daemon_sets.get(key);
+                let part = entry.filter(|e| presence::is_part(&e.object.spec.template.metadata));
+                part.into_iter()
+                    .for_each(|e| self.tell(Subject::Istio, whole(e)));
+            }
+            _ => {}
+        }
+    }
+
+    /// A service by its host name: rules and destinations are for it.
+    pub(super) fn host<K>(&mut self, host: &str, entry: &Entry<K>) {
+        self.tell(Subject::Hostname(host), whole(entry));
+        self.ask(Subject::Routes(host));
+        self.ask(Subject::Uses(host));
+        for suffix in suffixes(host) {
+            self.tell(Subject::HostsBelow(suffix), whole(entry));
+            self.ask(Subject::RoutesBelow(suffix));
+            self.ask(Subject::UsesBelow(suffix));
+        }
+    }
+
+    /// The waypoint that labels name.
+    pub(super) fn goes_through(&mut self, meta: &ObjectMeta, own: &str) {
+        let choice = waypoint::choice(meta, own);
+        if let Some(Key { namespace, name }) = choice.and_then(|choice| choice.gateway) {
+            self.ask_deeply(Subject::Waypoint(&namespace, &name));
+        }
+    }
+
+    pub(super) fn pod_of_gateway(&mut self, entry: &Entry<Pod>) {
+        let meta = &entry.object.metadata;
+        self.goes_through(meta, &meta.namespace);
+        if let Some(name) = meta.label(waypoint::GATEWAY_NAME) {
+            self.tell(Subject::Waypoint(&meta.namespace, name), whole(entry));
+            self.ask(Subject::Waypoint(&meta.namespace, name));
+        }
+    }
+
+    fn gateway(&mut self, entry: &Entry<Gateway>) {
+        let Gateway { metadata, spec, .. } = &*entry.object;
+        let subject = Subject::Waypoint(&metadata.namespace, &metadata.name);
+        self.tell(subject, whole(entry));
+        if waypoint::may_be_ours(&entry.object) {
+            self.ask(Subject::Waypoint(&metadata.namespace, &metadata.name));
+            self.ask_deeply(Subject::Class(&spec.gateway_class_name));
+        }
+        if waypoint::is_istios(&entry.object) {
+            self.ask_deeply(Subject::Istio);
+        }
+    }
+
+    fn virtual_service(&mut self, entry: &Entry<VirtualService>) {
+        let VirtualService { metadata, spec } = &*entry.object;
+        let own = metadata.namespace.as_str();
+        self.tell(Subject::Delegate(own, &metadata.name), whole(entry));
+        self.ask(Subject::Delegating(own, &metadata.name));
+        let patterns = spec.hosts.iter();
+        for pattern in patterns.filter_map(|host| Pattern::read(self.settings, own, host).ok()) {
+            match &pattern {
+                Pattern::Exact(host) => {
+                    self.tell(Subject::Routes(host), whole(entry));
+                    self.ask(Subject::Routes(host));
+                    self.ask(Subject::Hostname(host));
+                }
+                Pattern::Below(suffix) => {
+                    self.tell(Subject::RoutesBelow(suffix), whole(entry));
+                    self.ask(Subject::HostsBelow(suffix));
+                }
+            }
+        }
+        for labels in virtual_service::selectors(&entry.object) {
+            self.selector(None, labels, whole(entry));
+        }
+        let mut backends = BTreeSet::new();
+        for rule in &spec.http {
+            if let Some(to) = &rule.delegate {
+                let Key { namespace, name } = delegate::key(own, to);
+                self.tell(Subject::Delegating(&namespace, &name), ());
+                self.ask_deeply(Subject::Delegate(&namespace, &name));
+            }
+            let routes = rule.route.iter().map(|to| &to.destination);
+            let mirrors = rule.mirrors.iter().map(|to| &to.destination);
+            let all = routes.chain(mirrors).chain(&rule.mirror);
+            backends.extend(all.map(|to| to.host.as_str()));
+        }
+        for host in backends {
+            // Whether the service and the subset are there is told to the author; where it is decides where requests go.
+            if let Ok(Pattern::Exact(host)) = Pattern::read(self.settings, own, host) {
+                self.ask_deeply(Subject::Hostname(&host));
+                self.uses(&host);
+            }
+        }
+    }
+
+    fn destination_rule(&mut self, entry: &Entry<DestinationRule>) {
+        let DestinationRule { metadata, spec } = &*entry.object;
+        let pattern = Pattern::read(self.settings, &metadata.namespace, &spec.host);
+        match &pattern {
+            Ok(Pattern::Exact(host)) => {
+                self.tell(Subject::Uses(host), whole(entry));
+                self.ask(Subject::Hostname(host));
+                self.uses(host);
+            }
+            Ok(Pattern::Below(suffix)) => {
+                self.tell(Subject::UsesBelow(suffix), whole(entry));
+                self.ask(Subject::UsesBelow(suffix));
+                self.ask(Subject::HostsBelow(suffix));
+            }
+            Err(_) => {}
+        }
+        for (namespace, labels) in destination_rule::selectors(self.settings, &entry.object) {
+            self.selector(namespace.as_deref(), labels, whole(entry));
+        }
+    }
+
+    /// Asks how a host's endpoints are used.
+    fn uses(&mut self, host: &str) {
+        self.ask(Subject::Uses(host));
+        for suffix in suffixes(host) {
+            self.ask(Subject::UsesBelow(suffix));
+        }
+    }
+}

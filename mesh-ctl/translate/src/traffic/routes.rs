@@ -1,0 +1,70 @@
+//! Sets of rules, from whichever kind they come, to the routes of a service.
+//!
+//! Invariant: what a client's own namespace says comes before what the service's namespace says; of both, the Gateway
+//! API's routes before virtual services; a port's own before that of every port.
+
+use std::collections::BTreeMap;
+
+use mesh_model::route::http::{RouteSet, Routes, Rule};
+
+use crate::core::service::ServiceDraft;
+
+/// Which kinds a set comes from. The order is that of looking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Api {
+    /// The Gateway API's routes.
+    #[expect(dead_code, reason = "the routes of the Gateway API are not read yet")]
+    Gateway,
+    /// Virtual services.
+    Istio,
+}
+
+/// Rules for some clients and ports of a service.
+#[derive(Clone, Debug)]
+pub(crate) struct Set {
+    /// The namespace whose clients it is for; everybody's when absent.
+    pub(crate) clients: Option<String>,
+    /// Whether the service's own namespace says so.
+    pub(crate) producer: bool,
+    pub(crate) api: Api,
+    /// The service's ports; all when empty.
+    pub(crate) ports: Vec<u16>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// Sets by service, as an index.
+pub(crate) type Sets = BTreeMap<usize, Vec<Set>>;
+
+/// The routes of each service that has any.
+pub(crate) fn assemble(services: &[ServiceDraft<'_>], sets: Sets) -> BTreeMap<usize, Routes> {
+    let routes = sets.into_iter().map(|(index, mut sets)| {
+        sets.sort_by(|a, b| order(a).cmp(&order(b)));
+        let sets = sets.into_iter().map(|set| RouteSet {
+            clients: set.clients.map(|namespace| namespace.as_str().into()),
+            ports: set.ports.into(),
+            rules: set.rules.into(),
+        });
+        let routes = Routes {
+            service: services[index].service.name.clone(),
+            sets: sets.collect(),
+            features: [].into(),
+        };
+        (index, routes)
+    });
+    routes.collect()
+}
+
+type Order<'s> = (bool, Option<&'s str>, bool, Api, bool, &'s [u16]);
+
+fn order(set: &Set) -> Order<'_> {
+    let clients = set.clients.as_deref();
+    let any_port = set.ports.is_empty();
+    (
+        clients.is_none(),
+        clients,
+        set.producer,
+        set.api,
+        any_port,
+        &set.ports,
+    )
+}

@@ -1,0 +1,382 @@
+//! The endpoints of a service's port, or of a subset of them, as this process uses them: which is next, who is left
+//! out, how much is under way.
+//!
+//! Invariants: all threads see one state, so that a bound is a bound of the process; what is counted is given back by
+//! a guard; the list is that of one snapshot, made anew when the snapshot changes; locks are held for look-ups only.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use mesh_model::{
+    balance::{self, Maglev, Ring, RoundRobin, Viewpoint},
+    mesh::Mesh,
+    name::{ServiceName, WorkloadUid},
+    reason::Reason,
+    resilience::{
+        Affinity, HashTable, Outlier, Simple, TrafficPolicy, Weighing,
+        outlier::{Ejections, Failure},
+    },
+    route::http::{Endpoint, endpoints},
+};
+use tokio::sync::Notify;
+
+/// What requests are balanced over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterKey {
+    /// The service.
+    pub service: ServiceName,
+    /// Its port.
+    pub port: u16,
+    /// The subset.
+    pub subset: Option<Arc<str>>,
+}
+
+impl std::fmt::Display for ClusterKey {
+    /// As Istio names clusters.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let subset = self.subset.as_deref().unwrap_or_default();
+        let host = &self.service.hostname;
+        write!(f, "outbound|{}|{subset}|{host}", self.port)
+    }
+}
+
+/// All clusters of the process.
+#[derive(Debug, Default)]
+pub struct Clusters(Mutex<HashMap<ClusterKey, Arc<Cluster>>>);
+
+/// One of them.
+#[derive(Debug)]
+pub struct Cluster {
+    /// What it is.
+    pub key: ClusterKey,
+    /// Connections that are open.
+    pub connections: Arc<Count>,
+    /// Requests that wait for a connection.
+    pub pending: Arc<Count>,
+    /// Requests under way.
+    pub requests: Arc<Count>,
+    /// Retries under way.
+    pub retries: Arc<Count>,
+    /// Told when a connection may have become free.
+    pub freed: Notify,
+    /// Told when somebody waits for one, so that idle ones are let go.
+    pub wanted: Notify,
+    state: Mutex<State>,
+}
+
+/// A number of things under way.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU32);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub struct Counted(Arc<Count>);
+
+impl Count {
+    /// One more, unless there are `most` already.
+    pub fn take(self: &Arc<Self>, most: Option<u32>) -> Option<Counted> {
+        let most = most.unwrap_or(u32::MAX);
+        let more = |now| (now < most).then(|| now + 1);
+        self.0.fetch_update(Relaxed, Relaxed, more).ok()?;
+        Some(Counted(self.clone()))
+    }
+
+    /// How many there are.
+    pub fn get(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Relaxed);
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The snapshot that the list is of.
+    generation: Option<u64>,
+    listed: Option<Listed>,
+    ejections: Option<(Outlier, Ejections<WorkloadUid>)>,
+    active: HashMap<WorkloadUid, Arc<Count>>,
+    turns: RoundRobin,
+}
+
+#[derive(Debug)]
+struct Listed {
+    endpoints: Result<Vec<Member>, Reason>,
+    policy: Arc<TrafficPolicy>,
+    table: Option<Table>,
+}
+
+#[derive(Debug)]
+struct Member {
+    rank: usize,
+    weight: u32,
+    endpoint: Endpoint,
+    active: Arc<Count>,
+}
+
+#[derive(Debug)]
+enum Table {
+    Ring(Ring),
+    Maglev(Maglev),
+}
+
+/// An endpoint that was picked, and busy until `taken` is dropped.
+#[derive(Debug)]
+pub struct Picked {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// That it is busy.
+    pub taken: Taken,
+}
+
+/// That an endpoint is busy with a request.
+#[derive(Debug)]
+pub struct Taken {
+    _endpoint: Counted,
+    /// The request among those of the cluster.
+    pub request: Option<Counted>,
+}
+
+impl Clusters {
+    /// The cluster of this name.
+    pub fn get(&self, key: &ClusterKey) -> Arc<Cluster> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = all.get(key) {
+            return found.clone();
+        }
+        let made = Arc::new(Cluster {
+            key: key.clone(),
+            connections: Arc::default(),
+            pending: Arc::default(),
+            requests: Arc::default(),
+            retries: Arc::default(),
+            freed: Notify::new(),
+            wanted: Notify::new(),
+            state: Mutex::default(),
+        });
+        all.insert(key.clone(), made.clone());
+        made
+    }
+
+    /// How each is doing, for dumps.
+    pub fn describe(&self) -> serde_json::Value {
+        let all: Vec<Arc<Cluster>> = {
+            let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.values().cloned().collect()
+        };
+        all.iter().map(|c| c.describe()).collect()
+    }
+}
+
+impl Cluster {
+    /// What holds for it in a snapshot.
+    pub fn policy(&self, mesh: &Mesh, generation: u64, from: Viewpoint<'_>) -> Arc<TrafficPolicy> {
+        self.listed(mesh, generation, from).1
+    }
+
+    /// The endpoint for a request. `affinity` gives the request's hash, `tried` are not taken while there are others.
+    pub fn pick(
+        &self,
+        (mesh, generation, from): (&Mesh, u64, Viewpoint<'_>),
+        affinity: impl Fn(&Affinity) -> Option<u64>,
+        tried: &[WorkloadUid],
+        now: Instant,
+    ) -> Result<Picked, Reason> {
+        let mut state = self.listed(mesh, generation, from).0;
+        let State {
+            listed,
+            ejections,
+            turns,
+            ..
+        } = &mut *state;
+        let listed = listed.as_ref().expect("it was just made");
+        let members = listed.endpoints.as_ref().map_err(|reason| *reason)?;
+        let out = |m: &Member| {
+            ejections
+                .as_ref()
+                .is_some_and(|(_, e)| e.is_ejected(&m.endpoint.workload.uid, now))
+        };
+        let fresh = |m: &Member| !tried.contains(&m.endpoint.workload.uid);
+        let usable = |m: &&Member| !out(m);
+        let any_fresh = members.iter().filter(usable).any(fresh);
+        let fits = |m: &Member| !out(m) && (!any_fresh || fresh(m));
+        let best = members.iter().filter(|m| fits(m)).map(|m| m.rank).max();
+        let best = best.ok_or(Reason::NoEndpoints)?;
+        let fits = |m: &Member| m.rank == best && fits(m);
+        let weight = |m: &Member| if fits(m) { m.weight } else { 0 };
+        let weights: Vec<u32> = members.iter().map(weight).collect();
+        let draw = || fastrand::u64(..);
+        let active = |at: usize| members[at].active.get() as usize;
+        let at = match &listed.policy.balancing.weighing {
+            Weighing::Simple(Simple::LeastRequest) => {
+                balance::least_request(&weights, active, [draw(), draw()])
+            }
+            Weighing::Simple(Simple::RoundRobin) => turns.next(&weights),
+            Weighing::Simple(Simple::Random | Simple::Passthrough) => {
+                balance::random(&weights, draw())
+            }
+            Weighing::Consistent(wanted) => match (affinity(wanted), &listed.table) {
+                (Some(hash), Some(Table::Ring(ring))) => ring.pick(hash, |at| weights[at] > 0),
+                (Some(hash), Some(Table::Maglev(table))) => table.pick(hash, |at| weights[at] > 0),
+                (None, _) | (_, None) => balance::random(&weights, draw()),
+            },
+        };
+        let member = &members[at.ok_or(Reason::NoEndpoints)?];
+        let busy = member.active.take(None).ok_or(Reason::Overloaded)?;
+        Ok(Picked {
+            endpoint: member.endpoint.clone(),
+            taken: Taken {
+                _endpoint: busy,
+                request: None,
+            },
+        })
+    }
+
+    /// An endpoint answered with this status; true when it is left out for it.
+    pub fn answered(&self, who: &WorkloadUid, status: u16, now: Instant) -> bool {
+        let mut state = self.state();
+        let ejections = state.ejections.as_mut();
+        ejections.is_some_and(|(_, e)| e.answered(who, status, now))
+    }
+
+    /// An endpoint did not answer; true when it is left out for it.
+    pub fn failed(&self, who: &WorkloadUid, now: Instant) -> bool {
+        let mut state = self.state();
+        let ejections = state.ejections.as_mut();
+        ejections.is_some_and(|(_, e)| e.failed(who, Failure::Local, now))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state with the list of this snapshot.
+    fn listed(
+        &self,
+        mesh: &Mesh,
+        generation: u64,
+        from: Viewpoint<'_>,
+    ) -> (MutexGuard<'_, State>, Arc<TrafficPolicy>) {
+        let mut state = self.state();
+        // Another thread may be ahead: the newest list serves both.
+        if state.generation.is_none_or(|held| held < generation) {
+            state.generation = Some(generation);
+            self.list(&mut state, mesh, from);
+        }
+        let policy = state.listed.as_ref().map(|l| l.policy.clone());
+        (state, policy.unwrap_or_default())
+    }
+
+    fn list(&self, state: &mut State, mesh: &Mesh, from: Viewpoint<'_>) {
+        let ClusterKey {
+            service,
+            port,
+            subset,
+        } = &self.key;
+        let subset = subset.as_deref();
+        let policy = mesh
+            .destination(service)
+            .and_then(|d| d.policy(subset, *port));
+        let policy = policy.cloned().unwrap_or_default();
+        let found = match mesh.service(service) {
+            Some(service) => endpoints(mesh, service, *port, subset, from),
+            None => Err(Reason::NoEndpoints),
+        };
+        let endpoints = found.map(|found| {
+            let member = |(rank, weight, endpoint): (usize, u32, Endpoint)| {
+                let active = state.active.entry(endpoint.workload.uid.clone());
+                Member {
+                    rank,
+                    weight,
+                    active: active.or_default().clone(),
+                    endpoint,
+                }
+            };
+            found.into_iter().map(member).collect::<Vec<_>>()
+        });
+        let members = endpoints.as_deref().unwrap_or_default();
+        let uids: Vec<&WorkloadUid> = members.iter().map(|m| &m.endpoint.workload.uid).collect();
+        state.active.retain(|uid, _| uids.contains(&uid));
+        eject(&mut state.ejections, policy.outlier.as_ref(), &uids);
+        let table = match &policy.balancing.weighing {
+            Weighing::Simple(_) => None,
+            Weighing::Consistent(affinity) => {
+                let named: Vec<(&str, u32)> = members
+                    .iter()
+                    .map(|m| (m.endpoint.workload.uid.as_str(), m.weight))
+                    .collect();
+                Some(match affinity.table {
+                    HashTable::Ring(size) => Table::Ring(Ring::new(&named, size)),
+                    HashTable::Maglev(size) => Table::Maglev(Maglev::new(&named, size)),
+                })
+            }
+        };
+        state.listed = Some(Listed {
+            endpoints,
+            policy,
+            table,
+        });
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let state = self.state();
+        let now = Instant::now();
+        let members = state.listed.as_ref().map(|l| l.endpoints.as_deref());
+        let endpoints: Vec<serde_json::Value> = match members {
+            Some(Ok(members)) => members
+                .iter()
+                .map(|m| {
+                    let uid = &m.endpoint.workload.uid;
+                    let out = state.ejections.as_ref();
+                    serde_json::json!({
+                        "workload": uid.as_str(),
+                        "weight": m.weight,
+                        "rank": m.rank,
+                        "active": m.active.get(),
+                        "ejected": out.is_some_and(|(_, e)| e.is_ejected(uid, now)),
+                    })
+                })
+                .collect(),
+            Some(Err(_)) | None => Vec::new(),
+        };
+        serde_json::json!({
+            "name": self.key.to_string(),
+            "connections": self.connections.get(),
+            "pending": self.pending.get(),
+            "requests": self.requests.get(),
+            "retries": self.retries.get(),
+            "endpoints": endpoints,
+        })
+    }
+}
+
+/// Keeps what is known of failures when only the endpoints or the rules change.
+fn eject(
+    held: &mut Option<(Outlier, Ejections<WorkloadUid>)>,
+    rules: Option<&Outlier>,
+    members: &[&WorkloadUid],
+) {
+    let Some(rules) = rules else {
+        *held = None;
+        return;
+    };
+    let (known, ejections) = held.get_or_insert_with(|| {
+        let ejections = Ejections::new(rules.clone(), Instant::now());
+        (rules.clone(), ejections)
+    });
+    if known != rules {
+        ejections.set_rules(rules.clone());
+        *known = rules.clone();
+    }
+    ejections.set_members(members.iter().copied());
+}

@@ -1,0 +1,340 @@
+//! The story of an HTTP request at a waypoint: permit -> route -> faults -> an endpoint, perhaps again -> its answer.
+//!
+//! Invariants: each request is permitted, and decided with one snapshot, before anything of it is changed; what cannot
+//! be understood is refused; each request is reported exactly once, however it ends; nothing is read of a body faster
+//! than it is taken.
+
+mod forward;
+mod head;
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_model::{
+    authz::Target,
+    mesh::Workload,
+    resilience::{Abort, Fault},
+    route::http::{Action, Asked, Found, Rule},
+};
+use tokio::sync::oneshot;
+
+use self::{forward::Forward, head::Head};
+use super::{
+    Data,
+    thread::Place,
+    waypoint::{Carry, joined},
+};
+use crate::{
+    authorize,
+    exchange::{Crossing, Kept, Local, OnThread, Reply, crossing, is_grpc, local},
+    observe::{Direction, RequestGuard},
+    tunnel::{Io, Link},
+};
+
+/// Streams of one HTTP/2 connection at once.
+const STREAMS: u32 = 1024;
+/// Windows of HTTP/2 towards clients: a stream's, a connection's.
+const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
+/// The largest header list, in bytes.
+const HEADERS: u32 = 64 << 10;
+/// How long the head of a request may take once its connection is idle (Envoy's `idle_timeout`).
+const IDLE: Duration = Duration::from_secs(3600);
+/// What is kept of a request's body for another try, in bytes (Envoy's `per_connection_buffer_limit_bytes` is larger).
+const KEPT: usize = 256 << 10;
+
+/// A client's connection on which requests come.
+pub(super) struct Session {
+    data: Rc<Data>,
+    carry: Carry,
+    h2: bool,
+    /// The endpoint's side, after a request was upgraded to something else.
+    upgraded: RefCell<Option<oneshot::Receiver<(Link, Bytes)>>>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Reply>, Infallible>>>>;
+
+/// Serves a connection to its end.
+pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place: Place) {
+    let session = Rc::new(Session {
+        data: data.clone(),
+        carry,
+        h2,
+        upgraded: RefCell::default(),
+    });
+    let asked = session.clone();
+    let service = service_fn(move |request| {
+        let session = asked.clone();
+        Box::pin(async move { Ok(answer(session, request).await) }) as Answer
+    });
+    let io = TokioIo::new(io);
+    if h2 {
+        let mut builder = http2::Builder::new(OnThread);
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(HEADERS)
+            .initial_stream_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1);
+        let mut connection = pin!(builder.serve_connection(io, service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = data.draining() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a client's HTTP/2 connection failed");
+        }
+        return;
+    }
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .half_close(true)
+        .auto_date_header(false);
+    let mut connection = builder.serve_connection(io, service);
+    let mut draining = pin!(data.draining());
+    let mut drained = false;
+    let ended = poll_fn(|cx| {
+        if !drained && draining.as_mut().poll(cx).is_ready() {
+            drained = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%error, "a client's HTTP connection failed");
+        return;
+    }
+    let parts = connection.into_parts();
+    finish(&session, parts.io.into_inner(), parts.read_buf, place).await;
+}
+
+/// Ends a client's connection in order, or goes on with what it was upgraded to.
+async fn finish(session: &Rc<Session>, mut near: Io, read: Bytes, place: Place) {
+    let upgraded = session.upgraded.borrow_mut().take();
+    let Some(upgraded) = upgraded else {
+        // A peer that is gone needs no orderly end.
+        let _ = tokio::io::AsyncWriteExt::shutdown(&mut near).await;
+        return;
+    };
+    let Ok((far, first)) = upgraded.await else {
+        return;
+    };
+    near.unread(read);
+    let data = &session.data;
+    let mut report = session.report_flow();
+    report.record_mut().service = match &session.carry.permitted.permit.subject().target {
+        Target::Service(service, _) => Some(service.name.clone()),
+        Target::Workload(..) | Target::External => None,
+    };
+    joined(data, &session.carry, near, far.after(first), report, place);
+}
+
+/// Answers a request.
+async fn answer(session: Rc<Session>, request: Request<Incoming>) -> Response<Reply> {
+    let grpc = is_grpc(request.method(), request.headers());
+    let (parts, body) = request.into_parts();
+    let mut guard = session.begin(&parts, grpc);
+    let kept = Kept::new(body, KEPT);
+    let mut response = match decide(&session, &parts, &kept, &mut guard).await {
+        Ok(response) => response,
+        Err(answer) => {
+            guard.flag(answer.flag);
+            guard.record.details = answer.details;
+            local(answer, grpc)
+        }
+    };
+    guard.record.status = response.status().as_u16();
+    guard.grpc(response.headers());
+    response.body_mut().report(guard, Some(kept));
+    response
+}
+
+/// What becomes of a request.
+async fn decide(
+    session: &Rc<Session>,
+    parts: &Parts,
+    kept: &Kept,
+    guard: &mut RequestGuard,
+) -> Result<Response<Reply>, Local> {
+    if parts.method == Method::CONNECT {
+        return Err(Local::UNSUPPORTED);
+    }
+    let (shared, carry) = (&session.data.shared, &session.carry);
+    let (pod, identity) = (&carry.arrived.pod, &carry.arrived.identity);
+    let original = carry.permitted.permit.subject().original;
+    let permitted = authorize::through(&shared.state, pod, identity, original).await;
+    let permitted = permitted.map_err(|_| Local::UNSERVED)?;
+    let Target::Service(service, port) = permitted.permit.subject().target.clone() else {
+        return Err(Local::UNSERVED);
+    };
+    guard.flow.service = Some(service.name.clone());
+    let head = Head::read(parts)?;
+    let mesh = permitted.snapshot.mesh.clone();
+    let client = session.client(&mesh, &permitted.permit.subject().source);
+    let extra = client.as_ref().and_then(|w| mesh.extra(&w.uid));
+    let asked = Asked {
+        namespace: Some(&identity.namespace),
+        groups: extra.map_or(&[], |e| &*e.groups),
+        port,
+        method: parts.method.as_str(),
+        scheme: "http",
+        authority: &head.authority,
+        path: &head.path,
+        query: head.query.as_deref(),
+        headers: &parts.headers,
+    };
+    let found = mesh.routes(&service.name);
+    let (rule, covered) = match found.map_or(Found::Unrouted, |routes| routes.find(&asked)) {
+        Found::Rule { rule, covered } => (Some(rule), covered),
+        Found::Unrouted => (None, head.path.len()),
+        Found::NoRule => return Err(Local::NO_ROUTE),
+        Found::Refused(reason) => {
+            tracing::debug!(%service.name, reason = reason.shown().key, "the routes of a service are refused");
+            return Err(Local::NO_CLUSTER);
+        }
+    };
+    guard.record.route = Some(rule.map_or_else(|| "default".to_owned(), |r| r.name.to_string()));
+    let crossed = rule
+        .and_then(|r| r.cors.as_ref())
+        .map_or(Crossing::None, |cors| {
+            crossing(cors, &parts.method, &parts.headers)
+        });
+    if let Crossing::Preflight(response) = crossed {
+        return Ok(*response);
+    }
+    if let Some(fault) = rule.and_then(|r| r.fault.as_ref())
+        && let Some(aborted) = inject(fault, guard).await
+    {
+        return aborted;
+    }
+    let mut response = match rule.map(|r| &r.action) {
+        Some(Action::Invalid(why)) => {
+            tracing::debug!(rule = ?guard.record.route, %why, "a rule that could not be understood refused a request");
+            return Err(Local::NO_CLUSTER);
+        }
+        Some(Action::Redirect(redirect)) => {
+            sent_elsewhere(redirect.status, &redirect.location(&asked, covered))?
+        }
+        Some(Action::Respond(respond)) => {
+            let mut response = Response::new(Reply::of(respond.body.clone()));
+            *response.status_mut() = status(respond.status)?;
+            response
+        }
+        Some(Action::Forward(_)) | None => {
+            let way = Forward::new(session, permitted, client, (&service, port), rule);
+            way.go(parts, &head, covered, kept, guard).await?
+        }
+    };
+    if let Some(Rule { filters, .. }) = rule {
+        filters.response.apply(response.headers_mut());
+    }
+    if let Crossing::Actual(headers) = crossed {
+        response.headers_mut().extend(headers);
+    }
+    Ok(response)
+}
+
+/// Delays, then perhaps aborts, as a rule says. Both are drawn independently.
+async fn inject(fault: &Fault, guard: &mut RequestGuard) -> Option<Result<Response<Reply>, Local>> {
+    if let Some((share, delay)) = &fault.delay
+        && share.covers(fastrand::u64(..))
+    {
+        guard.flag("DI");
+        tokio::time::sleep(*delay).await;
+    }
+    let (share, abort) = fault.abort.as_ref()?;
+    if !share.covers(fastrand::u64(..)) {
+        return None;
+    }
+    Some(match abort {
+        Abort::Http(status) => Err(Local::abort(*status)),
+        Abort::Grpc(code) => {
+            let answer = Local::abort(200);
+            guard.flag(answer.flag);
+            guard.record.details = answer.details;
+            Ok(crate::exchange::grpc_status(*code, answer.text))
+        }
+    })
+}
+
+fn status(code: u16) -> Result<StatusCode, Local> {
+    StatusCode::from_u16(code).map_err(|_| Local::NO_CLUSTER)
+}
+
+fn sent_elsewhere(code: u16, location: &str) -> Result<Response<Reply>, Local> {
+    let mut response = Response::new(Reply::of(Bytes::new()));
+    *response.status_mut() = status(code)?;
+    let location = HeaderValue::try_from(location).map_err(|_| Local::MALFORMED)?;
+    response.headers_mut().insert(header::LOCATION, location);
+    Ok(response)
+}
+
+impl Session {
+    /// The client, where the mesh knows it.
+    fn client(&self, mesh: &mesh_model::mesh::Mesh, own: &Workload) -> Option<Arc<Workload>> {
+        let found = mesh.workload_at(&own.network, self.carry.client.ip());
+        found
+            .filter(|w| w.identity == self.carry.arrived.identity)
+            .cloned()
+    }
+
+    /// Begins to report a flow of this connection.
+    fn report_flow(&self) -> crate::observe::FlowGuard {
+        let observer = &self.data.shared.observer;
+        let mut report = observer.flow(Direction::Through, Some(self.carry.client));
+        let record = report.record_mut();
+        record.path = Some(crate::observe::Path::Hbone);
+        record.hbone_addr = Some(self.carry.arrived.local);
+        record.source.identity = Some(self.carry.arrived.identity.clone());
+        let subject = self.carry.permitted.permit.subject();
+        record.destination.addr = Some(subject.original);
+        record.source.workload = self.client(&self.carry.permitted.snapshot.mesh, &subject.source);
+        report
+    }
+
+    /// Begins to report a request.
+    fn begin(&self, parts: &Parts, grpc: bool) -> RequestGuard {
+        let flow = self.report_flow();
+        let mut guard = self.data.shared.observer.request(flow.record().clone());
+        flow.forget();
+        let text = |name: &str| {
+            let value = parts.headers.get(name)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        let record = &mut guard.record;
+        record.method = parts.method.to_string();
+        record.path = parts
+            .uri
+            .path_and_query()
+            .map_or_else(String::new, ToString::to_string);
+        record.authority = head::authority(parts).unwrap_or_default().to_owned();
+        record.protocol = match parts.version {
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2",
+            _ => "HTTP/1.1",
+        };
+        record.grpc = grpc;
+        record.id = text("x-request-id");
+        record.agent = text("user-agent");
+        guard
+    }
+}

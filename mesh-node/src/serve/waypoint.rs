@@ -1,0 +1,252 @@
+//! The story of a CONNECT at a waypoint: who asks, for what; whether this waypoint serves it; then its bytes or its
+//! requests to an endpoint, with the waypoint's own certificate and the client's name in-band.
+//!
+//! Invariants: a waypoint carries only what names it as its waypoint; who the client is decides where the connection
+//! ends; the client's address is the one that its tunnel came from, of what it says only the port is taken.
+
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+
+use bytes::BytesMut;
+use mesh_model::{
+    authz::{Denial, Egress, Target},
+    mesh::AppProtocol,
+    reason::Reason,
+};
+use tokio::{io::AsyncReadExt, time::sleep};
+
+use super::{
+    Data, http, parties,
+    stopped::Stopped,
+    tcp::{Arrived, Carried, Live, refuse},
+    thread::Place,
+};
+use crate::{
+    accept::{authority, origin},
+    authorize::{self, Permitted},
+    dial::{self, Behalf, Upstream},
+    exchange::{Spoken, spoken},
+    observe::{Direction, FlowGuard, Path},
+    relay, route,
+    tunnel::{Incoming, Io, Link},
+    wire::Headers,
+};
+
+/// How long a client on a port of unknown protocol may be silent before its server is listened to as well.
+const SILENCE: Duration = Duration::from_millis(50);
+
+/// A client's connection to something that the waypoint serves.
+pub(super) struct Carry {
+    /// Where it arrived.
+    pub arrived: Rc<Arrived>,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// What it is for, and that it may go on.
+    pub permitted: Permitted<Egress>,
+}
+
+/// One CONNECT of a tunnel to a waypoint.
+pub(super) async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, request: Incoming) {
+    let client = client(request.headers(), arrived.peer);
+    let observer = &data.shared.observer;
+    let mut report = observer.flow(Direction::Through, Some(client));
+    let record = report.record_mut();
+    record.path = Some(Path::Hbone);
+    record.hbone_addr = Some(arrived.local);
+    record.source.identity = Some(arrived.identity.clone());
+    let denied = |reason| Stopped::Denied(Denial::new(reason));
+    let Some(place) = data.shared.place() else {
+        return refuse(request, &denied(Reason::Overloaded), &mut report);
+    };
+    let Some(original) = authority::parse(request.authority()) else {
+        tracing::debug!(authority = %request.authority().escape_debug(), "a CONNECT for something that is no address was refused");
+        return refuse(request, &denied(Reason::BadAuthority), &mut report);
+    };
+    report.record_mut().destination.addr = Some(original);
+    let (state, pod) = (&data.shared.state, &arrived.pod);
+    let permitted = match authorize::through(state, pod, &arrived.identity, original).await {
+        Ok(permitted) => permitted,
+        Err(denial) => return refuse(request, &Stopped::Denied(denial), &mut report),
+    };
+    parties::client(&permitted, client.ip(), &arrived.identity, &mut report);
+    let carry = Carry {
+        arrived,
+        client,
+        permitted,
+    };
+    match declared(&carry.permitted) {
+        AppProtocol::Tcp | AppProtocol::Tls => bytes(&data, carry, request, report, place).await,
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
+            let mut near = Io::new(request.accept(Headers::new()));
+            let mut first = BytesMut::new();
+            match hear(&mut near, &mut first).await {
+                Ok(spoken) => requests(data, carry, near, first, spoken, report, place).await,
+                Err(error) => report.fail(Reason::PeerReset, error.to_string()),
+            }
+        }
+        AppProtocol::Unknown => {
+            let near = Io::new(request.accept(Headers::new()));
+            either(data, carry, near, report, place).await;
+        }
+    }
+}
+
+/// What was declared about the port that was addressed; a workload's own address declares nothing, so that nobody
+/// looks into what is said to it.
+fn declared(permitted: &Permitted<Egress>) -> AppProtocol {
+    match &permitted.permit.subject().target {
+        Target::Service(service, port) => {
+            let declared = service.ports.iter().find(|p| p.port == *port);
+            declared.map_or(AppProtocol::Tcp, |p| p.protocol)
+        }
+        Target::Workload(..) | Target::External => AppProtocol::Tcp,
+    }
+}
+
+/// Serves requests.
+async fn requests(
+    data: Rc<Data>,
+    carry: Carry,
+    mut near: Io,
+    first: BytesMut,
+    spoken: Spoken,
+    report: FlowGuard,
+    place: Place,
+) {
+    // Each request is reported by itself.
+    report.forget();
+    near.unread(first.freeze());
+    http::serve(data, carry, near, spoken == Spoken::Http2, place).await;
+}
+
+/// Reads until it is known what a client speaks; one that ends first speaks bytes.
+async fn hear(near: &mut Io, first: &mut BytesMut) -> io::Result<Spoken> {
+    loop {
+        if let Some(spoken) = spoken(first) {
+            return Ok(spoken);
+        }
+        if near.read_buf(first).await? == 0 {
+            return Ok(Spoken::Bytes);
+        }
+    }
+}
+
+/// Carries requests or bytes, as whoever speaks first decides: a client that is silent for a moment may wait for its
+/// server to speak, which is then connected to and listened to as well.
+async fn either(data: Rc<Data>, carry: Carry, mut near: Io, mut report: FlowGuard, place: Place) {
+    let (mut first, mut said) = (BytesMut::new(), BytesMut::new());
+    let server = async {
+        sleep(SILENCE).await;
+        let Ok(mut far) = reach(&data, &carry, &mut report).await else {
+            // Perhaps requests can be answered all the same.
+            return std::future::pending().await;
+        };
+        // When nothing can be read, the relay finds out by itself.
+        let _ = far.read_buf(&mut said).await;
+        far
+    };
+    let heard = tokio::select! {
+        biased;
+        spoken = hear(&mut near, &mut first) => Ok(spoken),
+        far = server => Err(far),
+    };
+    match heard {
+        Ok(Ok(spoken @ (Spoken::Http1 | Spoken::Http2))) => {
+            requests(data, carry, near, first, spoken, report, place).await;
+        }
+        Ok(Ok(Spoken::Bytes)) => {
+            near.unread(first.freeze());
+            match reach(&data, &carry, &mut report).await {
+                Ok(far) => joined(&data, &carry, near, far, report, place),
+                // Dropped before its end, the client's stream is reset.
+                Err(stopped) => stopped.report(&mut report),
+            }
+        }
+        Ok(Err(error)) => report.fail(Reason::PeerReset, error.to_string()),
+        Err(far) => {
+            near.unread(first.freeze());
+            joined(&data, &carry, near, far.after(said.freeze()), report, place);
+        }
+    }
+}
+
+/// The client's address: where its tunnel came from, with the port that it names, if any.
+fn client(headers: &Headers, peer: SocketAddr) -> SocketAddr {
+    origin::client(headers)
+        .filter(|named| named.ip() == peer.ip())
+        .unwrap_or(peer)
+}
+
+/// Carries bytes that nobody looks at.
+async fn bytes(
+    data: &Rc<Data>,
+    carry: Carry,
+    mut request: Incoming,
+    mut report: FlowGuard,
+    place: Place,
+) {
+    let dialed = tokio::select! {
+        dialed = reach(data, &carry, &mut report) => dialed,
+        () = request.cancelled() => Err(Stopped::Abandoned),
+    };
+    let far = match dialed {
+        Ok(far) => far,
+        Err(stopped) => return refuse(request, &stopped, &mut report),
+    };
+    let near = Io::new(request.accept(Headers::new()));
+    joined(data, &carry, near, far, report, place);
+}
+
+/// Begins the task that relays between both.
+pub(super) fn joined(
+    data: &Rc<Data>,
+    carry: &Carry,
+    near: Io,
+    far: Link,
+    mut report: FlowGuard,
+    place: Place,
+) {
+    report.opened();
+    let live = Live {
+        pod: &carry.arrived.pod,
+        // Where the connection ends it is decided again when policies change.
+        conn: None,
+        client_first: true,
+        decided_in: carry.permitted.snapshot.generation,
+    };
+    let carried = Carried::new(data, live, report, place);
+    carried.by(|meter, cut| relay::join(near, far, meter, cut));
+}
+
+/// Connects to an endpoint of what was addressed.
+pub(super) async fn reach(
+    data: &Rc<Data>,
+    carry: &Carry,
+    report: &mut FlowGuard,
+) -> Result<Link, Stopped> {
+    let shared = &data.shared;
+    let plan = route::outbound(&shared.node, &carry.permitted, carry.client.ip())?;
+    report.record_mut().service = plan.service.clone();
+    let workload = report.record().source.workload.clone();
+    let request = dial::Request {
+        pod: &carry.arrived.pod,
+        permit: &carry.permitted.permit,
+        client: carry.client,
+        behalf: Some(Behalf {
+            identity: &carry.arrived.identity,
+            workload: workload.as_deref(),
+        }),
+        timeout: shared.limits.connect_timeout,
+        names: &shared.names,
+    };
+    let dialed = dial::outbound(&data.tunnels, &request, &plan).await;
+    let candidate = dialed
+        .as_ref()
+        .map_or(plan.candidates.first(), |(_, c)| Some(&**c));
+    if let Some(candidate) = candidate {
+        parties::went_to(candidate, report);
+    }
+    Ok(match dialed?.0 {
+        Upstream::Tunnel(stream) => Link::Tunnel(Io::new(stream)),
+        Upstream::Plain(tcp) => Link::Plain(tcp, Default::default()),
+    })
+}
