@@ -57,6 +57,11 @@ struct Parent {
     port: Option<u16>,
 }
 
+/// A service, and the namespace whose clients are meant.
+type Scope = (usize, Option<String>);
+/// A route, as an index, and the port it is attached to.
+type Attached = (usize, Option<u16>);
+
 /// Whether a reference means a service.
 pub(crate) fn is_service(parent: &ParentReference) -> bool {
     matches!(parent.group.as_deref(), Some("" | "core"))
@@ -82,7 +87,7 @@ pub(crate) fn collect(
     let mut read = read(view, settings, hosts);
     read.retain(|one| one.concerned);
     read.sort_by(|a, b| (a.class, &a.age).cmp(&(b.class, &b.age)));
-    let mut scopes: BTreeMap<(usize, Option<String>), Vec<(usize, Option<u16>)>> = BTreeMap::new();
+    let mut scopes: BTreeMap<Scope, Vec<Attached>> = BTreeMap::new();
     for (index, one) in read.iter().enumerate() {
         for parent in &one.parents {
             let own = hosts.get(parent.service).service.name.namespace.as_str();
@@ -96,7 +101,7 @@ pub(crate) fn collect(
     for ((service, clients), attached) in &scopes {
         let ports: BTreeSet<Option<u16>> = attached.iter().map(|(_, port)| *port).collect();
         for port in ports {
-            let here = |(_, own): &&(usize, Option<u16>)| own.is_none() || *own == port;
+            let here = |(_, own): &&Attached| own.is_none() || *own == port;
             let here: BTreeSet<usize> = attached.iter().filter(here).map(|(i, _)| *i).collect();
             let Some(class) = here.iter().map(|index| read[*index].class).min() else {
                 continue;

@@ -155,7 +155,7 @@ impl Selector {
     /// Whether it is among the selectors that select a workload. One without labels selects every workload, and none
     /// lists it.
     pub fn selects(&self, groups: &[Arc<str>]) -> bool {
-        self.0.is_empty() || groups.iter().any(|g| *g == self.0)
+        self.0.is_empty() || groups.contains(&self.0)
     }
 }
 
