@@ -2,12 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use mesh_k8s::{
-    Kind, ObjectRef,
-    gateway::{GrpcRoute, HttpRoute},
-    security::AuthorizationPolicy,
-    warren::MeshConfig,
-};
+use mesh_k8s::{Kind, ObjectRef, security::AuthorizationPolicy, warren::MeshConfig};
 use mesh_model::{
     mesh::{Change, Enrolment},
     name::{Identity, NodeName, PolicyName},
@@ -22,7 +17,7 @@ use crate::{
         network_policy, pod,
         service::{self, Claims, ServiceDraft},
     },
-    gateway::waypoint,
+    gateway::{self, waypoint},
     istio::{
         authorization::{self, Governing, Selects},
         destination_rule, entry_endpoints, peer_authentication, service_entry,
@@ -180,6 +175,7 @@ fn traffic(
         uses: &uses,
     };
     let mut sets = Sets::new();
+    gateway::routes::collect(view, settings, &hosts, &mut sets, reports);
     let clients = virtual_service::collect(&beside, &mut sets, reports);
     let mut selectors: BTreeSet<groups::Selecting> =
         clients.into_iter().map(|labels| (None, labels)).collect();
@@ -212,20 +208,6 @@ fn notices(view: &ClusterView, reports: &mut Reports) {
                 "is not known to this version and not honoured",
             );
         }
-    }
-    let routes = view
-        .http_routes
-        .iter()
-        .map(|(key, e)| (HttpRoute::KIND, key, &e.origin));
-    let calls = view
-        .grpc_routes
-        .iter()
-        .map(|(key, e)| (GrpcRoute::KIND, key, &e.origin));
-    for (kind, key, origin) in routes.chain(calls) {
-        let object = ObjectRef::new(kind, &key.namespace, &key.name);
-        let text = format!("{kind} is not honoured by this version");
-        reports.say(&object, origin, Severity::Warning, "kind", text.clone());
-        reports.in_force(&object, origin, InForce::Not("Unsupported", text));
     }
     for (object, entry) in view
         .others

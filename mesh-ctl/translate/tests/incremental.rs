@@ -72,7 +72,7 @@ impl Dice {
     }
 
     fn object(&mut self) -> Value {
-        match self.below(31) {
+        match self.below(34) {
             0..=4 => self.pod(),
             5..=6 => self.service(),
             7..=9 => self.slice(),
@@ -94,6 +94,7 @@ impl Dice {
             20..=23 => self.virtual_service(),
             24..=26 => self.destination_rule(),
             27..=28 => self.gateway(),
+            30..=32 => self.route(),
             29 if self.one_in(2) => {
                 json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
                     "metadata": {"name": self.of(&["warren-waypoint", "istio-waypoint"]), "labels": {"istio.io/waypoint-for": self.of(&["all", "none", "odd"])}}})
@@ -203,6 +204,22 @@ impl Dice {
             rule["mirror"] = json!({"host": self.target(), "subset": self.of(&["", "x"])});
         }
         rule
+    }
+
+    /// An HTTP route or a gRPC route.
+    fn route(&mut self) -> Value {
+        let to: Vec<Value> = (0..self.below(3))
+            .map(|_| json!({"name": self.of(&["a", "b", "gone"]), "namespace": self.of(&["", "shop"]), "port": self.of(&["80", "81"]).parse::<u16>().expect("a port")}))
+            .collect();
+        let mut parent = json!({"group": self.of(&["", "gateway.networking.k8s.io"]), "kind": self.of(&["Service", "Service", "Gateway"]),
+            "name": self.of(&["a", "b"]), "namespace": self.of(&["", "shop"])});
+        if self.one_in(3) {
+            parent["port"] = json!(80 + self.below(2));
+        }
+        let kind = self.of(&["HTTPRoute", "HTTPRoute", "GRPCRoute"]);
+        let rules = json!([{"backendRefs": to, "filters": [{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": self.of(&["a", "b"]), "port": 80}}}]}]);
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "metadata": self.meta(&["r1", "r2"]),
+            "spec": {"parentRefs": [parent], "rules": rules}})
     }
 
     fn destination_rule(&mut self) -> Value {

@@ -127,7 +127,9 @@ fn no_entry_can_hold_up_a_cluster() {
         for rule in entry["rules"].as_array().expect("rules") {
             let group = rule["apiGroups"][0].as_str().expect("a group");
             assert!(
-                group == "warren.dev" || group.ends_with(".istio.io"),
+                group == "warren.dev"
+                    || group == "gateway.networking.k8s.io"
+                    || group.ends_with(".istio.io"),
                 "{group}"
             );
             let resources = rule["resources"].as_array().expect("resources");

@@ -135,7 +135,12 @@ fn kinds_of_istio_are_allowed_and_what_is_not_honoured_is_said() {
     let routes = json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "v", "namespace": "shop"}, "spec": {}});
     allowed(
         &create(routes),
-        &["kind: VirtualService is not honoured by this version"],
+        &["not in force: has no hosts, and no other virtual service delegates to it"],
+    );
+    let sidecar = json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"name": "s", "namespace": "shop"}, "spec": {}});
+    allowed(
+        &create(sidecar),
+        &["kind: Sidecar is not honoured by this version"],
     );
 }
 

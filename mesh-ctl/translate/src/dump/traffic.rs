@@ -301,15 +301,11 @@ fn policy(policy: &TrafficPolicy) -> Map<String, Value> {
         .as_ref()
         .map(|preference| match preference {
             LocalityPreference::Distribute(from) => {
-                let line =
-                    |(from, to): &(std::sync::Arc<str>, Box<[(std::sync::Arc<str>, u32)]>)| {
-                        let to: Vec<_> = to
-                            .iter()
-                            .map(|(to, share)| format!("{to} {share}%"))
-                            .collect();
-                        format!("{from} to {}", to.join(", "))
-                    };
-                from.iter().map(line).collect::<Vec<_>>()
+                let from = from.iter().map(|(from, to)| {
+                    let to = to.iter().map(|(to, share)| format!("{to} {share}%"));
+                    format!("{from} to {}", to.collect::<Vec<_>>().join(", "))
+                });
+                from.collect::<Vec<_>>()
             }
             LocalityPreference::Failover(next) => next
                 .iter()

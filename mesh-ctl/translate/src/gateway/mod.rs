@@ -1,4 +1,7 @@
-//! Kinds of the Gateway API: waypoints.
+//! Kinds of the Gateway API: waypoints, and routes for services.
 
 mod allowed;
+mod filters;
+pub(crate) mod routes;
+pub(crate) mod rules;
 pub(crate) mod waypoint;

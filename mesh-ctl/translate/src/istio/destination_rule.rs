@@ -65,9 +65,8 @@ pub(crate) fn collect(
             uses.insert(service, merged[key].of(name));
         }
     }
-    for index in 0..read.len() {
-        let in_force = in_force(settings, hosts, &groups, &mut read[index]);
-        let one = &mut read[index];
+    for one in &mut read {
+        let in_force = in_force(settings, hosts, &groups, one);
         let object = ObjectRef::of::<DestinationRule>(&one.entry.object.metadata);
         reports.say_all(
             &object,

@@ -6,13 +6,15 @@ use mesh_k8s::{
     Kind, ObjectMeta, ObjectRef,
     apps::{DaemonSet, Deployment},
     core::Pod,
-    gateway::{Gateway, GatewayClass},
+    gateway::{
+        BackendRef, Gateway, GatewayClass, GrpcRoute, HttpRoute, ParentReference, RouteFilter,
+    },
     networking::{DestinationRule, VirtualService},
 };
 
 use super::{Notes, Subject, whole};
 use crate::{
-    gateway::waypoint,
+    gateway::{routes, rules, waypoint},
     istio::{delegate, destination_rule, presence, virtual_service},
     traffic::hosts::{Pattern, suffixes},
     view::{ClusterView, Entry, Key},
@@ -29,6 +31,24 @@ impl Notes<'_> {
             DestinationRule::KIND => {
                 let entry = view.destination_rules.get(key);
                 entry.into_iter().for_each(|e| self.destination_rule(e));
+            }
+            HttpRoute::KIND => {
+                let entry = view.http_routes.get(key);
+                entry.into_iter().for_each(|e| {
+                    let HttpRoute { metadata, spec } = &*e.object;
+                    let rules = spec.rules.iter().flatten();
+                    let parts = rules.map(|rule| (&rule.backend_refs, &rule.filters));
+                    self.route(e, &metadata.namespace, &spec.parent_refs, parts);
+                });
+            }
+            GrpcRoute::KIND => {
+                let entry = view.grpc_routes.get(key);
+                entry.into_iter().for_each(|e| {
+                    let GrpcRoute { metadata, spec } = &*e.object;
+                    let rules = spec.rules.iter().flatten();
+                    let parts = rules.map(|rule| (&rule.backend_refs, &rule.filters));
+                    self.route(e, &metadata.namespace, &spec.parent_refs, parts);
+                });
             }
             Gateway::KIND => {
                 let entry = view.gateways.get(key);
@@ -95,6 +115,34 @@ impl Notes<'_> {
         }
         if waypoint::is_istios(&entry.object) {
             self.ask_deeply(Subject::Istio);
+        }
+    }
+
+    /// A route of the Gateway API: backends and filters of its rules.
+    fn route<'w, K>(
+        &mut self,
+        entry: &Entry<K>,
+        own: &str,
+        parents: &[ParentReference],
+        parts: impl Iterator<Item = (&'w Vec<BackendRef>, &'w Vec<RouteFilter>)>,
+    ) {
+        for parent in parents.iter().filter(|parent| routes::is_service(parent)) {
+            let namespace = routes::parent_namespace(parent, own);
+            let host = self.settings.hostname(namespace, &parent.name);
+            self.tell(Subject::Routes(host.as_str()), whole(entry));
+            self.ask(Subject::Routes(host.as_str()));
+            self.ask(Subject::Hostname(host.as_str()));
+        }
+        let backends = parts.flat_map(|(backends, filters)| {
+            let mirrors = filters
+                .iter()
+                .filter_map(|filter| filter.request_mirror.as_ref());
+            backends
+                .iter()
+                .chain(mirrors.map(|mirror| &mirror.backend_ref))
+        });
+        for host in rules::backend_hosts(self.settings, own, backends) {
+            self.ask_deeply(Subject::Hostname(&host));
         }
     }
 

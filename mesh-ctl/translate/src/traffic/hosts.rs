@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use mesh_k8s::{Kind, core::Service};
 use mesh_model::{mesh::service::Visibility, name::ServiceName};
 
 use crate::{core::service::ServiceDraft, settings::Settings};
@@ -123,6 +124,16 @@ impl<'s, 'a> Hosts<'s, 'a> {
                 self.all().filter(|i| pattern.covers(name(*i))).collect()
             }
         }
+    }
+
+    /// The service of Kubernetes with a name, in a namespace.
+    pub(crate) fn service(&self, namespace: &str, host: &str) -> Option<usize> {
+        let found = self.by_name.get(host)?.iter().copied();
+        let mut own = found.filter(|i| {
+            let object = &self.services[*i].object;
+            *object.kind == *Service::KIND && *object.namespace == *namespace
+        });
+        own.next()
     }
 
     /// The service that a name means to a namespace.

@@ -13,7 +13,6 @@ use crate::core::service::ServiceDraft;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Api {
     /// The Gateway API's routes.
-    #[expect(dead_code, reason = "the routes of the Gateway API are not read yet")]
     Gateway,
     /// Virtual services.
     Istio,

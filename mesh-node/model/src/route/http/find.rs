@@ -152,9 +152,10 @@ pub(super) enum Condition<'a> {
 }
 
 impl Selector {
-    /// Whether it is among the selectors that select a workload.
+    /// Whether it is among the selectors that select a workload. One without labels selects every workload, and none
+    /// lists it.
     pub fn selects(&self, groups: &[Arc<str>]) -> bool {
-        groups.contains(&self.0)
+        self.0.is_empty() || groups.contains(&self.0)
     }
 }
 
