@@ -78,12 +78,7 @@ impl CaptureTask {
             Wanted::Disagree(why) if live || entry.was_captured => self.keep(uid, mesh, &why).await,
             Wanted::Disagree(why) if late => self.leave(uid, PodState::Refused, Some(why)).await,
             Wanted::Unknown if live || entry.was_captured => self.keep(uid, mesh, UNKNOWN).await,
-            Wanted::Unknown
-                if self
-                    .parts
-                    .namespaces
-                    .contains(&entry.report.pod.namespace.as_str().into()) =>
-            {
+            Wanted::Unknown if self.is_enrolled(mesh, &entry.report.pod.namespace) => {
                 self.enrol(uid, mesh, Terms::default(), Some(UNKNOWN)).await;
             }
             Wanted::Unknown if late && entry.report.state == PodState::Waiting => {
@@ -101,6 +96,13 @@ impl CaptureTask {
             }
             Wanted::Unknown | Wanted::Disagree(_) => self.answer_late(uid),
         }
+    }
+
+    /// Whether a namespace has enrolled pods by now, or had when the list on disk was written, which is so only now and then.
+    fn is_enrolled(&self, mesh: &Mesh, namespace: &str) -> bool {
+        let namespace = namespace.into();
+        self.parts.namespaces.contains(&namespace)
+            || mesh.enrolled_namespaces().contains(&namespace)
     }
 
     /// A pod that was registered without its service account gets the configuration's as soon as all else agrees;

@@ -160,10 +160,11 @@ async fn what_is_not_known_is_captured_first() {
     if !root() {
         return;
     }
-    let (early, listed, plain) = (
+    let (early, listed, plain, late) = (
         TestPod::new("early", "10.77.2.5"),
         TestPod::new("listed", "10.77.2.6"),
         TestPod::new("plain", "10.77.2.7"),
+        TestPod::new("late", "10.77.2.8"),
     );
     let dir = std::env::temp_dir().join(format!("w-edges-unknown-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
@@ -191,6 +192,8 @@ async fn what_is_not_known_is_captured_first() {
     // Until its labels flip.
     world.configure("plain", &[plain.address], Enrolment::Enrolled, false);
     world.until("plain", PodState::Captured).await;
+    // From then on the namespace is an enrolled one, whatever the list on disk says.
+    assert_eq!(state(&world.add(&late, 20).await), PodState::Captured);
     world.die().await;
 
     std::fs::write(dir.join("enrolled"), "shop\n").unwrap();
