@@ -178,7 +178,7 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Self::Kept(replay) if replay.at == 0 => replay.kept.0.borrow().hint.clone(),
+            Self::Kept(replay) if replay.at == 0 => replay.kept.0.borrow().hint,
             Self::Kept(_) => SizeHint::default(),
         }
     }
