@@ -31,7 +31,7 @@ use super::{
 };
 
 /// The controller's port for nodes.
-const CONTROLLER_PORT: u16 = 15012;
+pub const CONTROLLER_PORT: u16 = 15012;
 
 /// Makes directories, cgroups and namespaces.
 pub fn prepare(place: &Place, spec: &Spec) -> Result<()> {
@@ -103,7 +103,12 @@ pub async fn components(
     let ca = wait_for_controller(place, &controller).await?;
     all.insert("controller".into(), controller);
     for node in (1..=spec.nodes).map(NodeIndex) {
-        let token = make_token(place, programs, &node.name())?;
+        let token = make_token(
+            place,
+            programs,
+            ("--node", &node.name()),
+            &place.node_state(&node.name()),
+        )?;
         let component = Component::launch(agent(place, spec, programs, node, &ca, &token));
         let mut condition = component.condition.clone();
         let starts = starts.clone();
@@ -305,19 +310,27 @@ async fn wait_for_controller(place: &Arc<Place>, controller: &Component) -> Resu
     }
 }
 
-fn make_token(place: &Place, programs: &Programs, node: &str) -> Result<PathBuf> {
+/// Makes a join token for `who`, a flag with its value, and writes it to a file in `dir`.
+pub(super) fn make_token(
+    place: &Place,
+    programs: &Programs,
+    who: (&str, &str),
+    dir: &Path,
+) -> Result<PathBuf> {
     let done = Command::new(beside(programs, "mesh-ctl"))
-        .args(["token", "create", "--node", node, "--ttl", "24h", "--state"])
+        .args(["token", "create", who.0, who.1, "--ttl", "24h", "--state"])
         .arg(controller_state(place))
         .output()
         .context("running mesh-ctl token create")?;
     if !done.status.success() {
         bail!(
-            "mesh-ctl token create --node {node}: {}",
+            "mesh-ctl token create {} {}: {}",
+            who.0,
+            who.1,
             String::from_utf8_lossy(&done.stderr).trim()
         );
     }
-    let path = place.node_state(node).join("token");
+    let path = dir.join("token");
     fs::write(&path, &done.stdout).with_context(|| format!("writing {}", path.display()))?;
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(path)

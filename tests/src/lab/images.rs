@@ -77,7 +77,7 @@ impl Images {
 }
 
 /// An image's name, without what every container tool adds by itself, and its tag or digest.
-fn split(image: &str) -> (&str, &str) {
+pub(super) fn split(image: &str) -> (&str, &str) {
     let image = image.strip_prefix("docker.io/").unwrap_or(image);
     let image = image.strip_prefix("library/").unwrap_or(image);
     if let Some((name, digest)) = image.split_once('@') {

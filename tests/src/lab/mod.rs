@@ -31,6 +31,7 @@ pub mod show;
 pub mod suite;
 pub mod supervisor;
 mod view;
+pub mod waypoint;
 
 use std::{
     fs::{self, File},

@@ -13,7 +13,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 use super::{Lab, PATIENCE, component::Order, enter::in_netns, net::NodeIndex};
 
 /// The port of a node proxy's metrics.
-const METRICS_PORT: u16 = 15020;
+pub(super) const METRICS_PORT: u16 = 15020;
 /// How long a flow that has ended may take to be in the log.
 const LOGGED: Duration = Duration::from_secs(20);
 
@@ -124,7 +124,7 @@ pub fn sum_metric(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     lines.sum::<f64>() + 0.0
 }
 
-fn http_get(to: SocketAddr, path: &str) -> Result<String> {
+pub(super) fn http_get(to: SocketAddr, path: &str) -> Result<String> {
     let limit = Duration::from_secs(5);
     let mut stream =
         TcpStream::connect_timeout(&to, limit).with_context(|| format!("connecting to {to}"))?;

@@ -32,6 +32,7 @@ use super::{
     place::Place,
     podspec::{self, Container, Facts},
     register::{self, Registration},
+    waypoint,
 };
 
 /// How often something that is about to happen is looked for.
@@ -251,7 +252,17 @@ impl Life {
                 self.register(ifindex).await;
             }
         }
-        let (first, main) = podspec::containers(&self.pod.value, &self.pod.facts(&self.programs));
+        let (first, mut main) =
+            podspec::containers(&self.pod.value, &self.pod.facts(&self.programs));
+        let (place, pod, programs) = (self.place.clone(), self.pod.clone(), self.programs.clone());
+        if main.iter().any(|c| c.waypoint) {
+            let told = spawn_blocking(move || waypoint::prepare(&place, &programs, &pod))
+                .await
+                .context("preparing the waypoint")??;
+            let waypoints = main.iter_mut().filter(|c| c.waypoint);
+            // What the manifest says goes before it.
+            waypoints.for_each(|c| c.env = [told.clone(), std::mem::take(&mut c.env)].concat());
+        }
         for container in &first {
             self.run_to_end(container).await?;
         }

@@ -10,7 +10,10 @@ use std::{
 
 use serde_json::Value;
 
-use super::images::Images;
+use super::{
+    images::Images,
+    waypoint::{self, is_waypoint},
+};
 use crate::apps::program_for_image;
 
 /// What a container runs.
@@ -22,6 +25,8 @@ pub struct Container {
     pub program: Option<Vec<String>>,
     /// Why it is idle, where the user may not expect it.
     pub note: Option<String>,
+    /// Whether it is a waypoint, which is told who it is.
+    pub waypoint: bool,
     /// Its environment.
     pub env: Vec<(String, String)>,
     /// Its working directory.
@@ -138,7 +143,8 @@ fn container(c: &Value, spec: &Value, facts: &Facts) -> Container {
         let words = program_for_image(image)?;
         Some([vec![facts.samples.display().to_string()], words].concat())
     };
-    let own = facts.images.program(image);
+    let waypoint = || is_waypoint(image).then(|| waypoint::program(&facts.samples));
+    let own = facts.images.program(image).or_else(waypoint);
     let is_sample = own.is_none() && command.is_empty() && sample().is_some();
     let stand_in = own.or_else(sample);
     let (program, note) = match (command.first(), stand_in) {
@@ -173,6 +179,7 @@ fn container(c: &Value, spec: &Value, facts: &Facts) -> Container {
         name: c["name"].as_str().unwrap_or("main").to_owned(),
         program,
         note,
+        waypoint: is_waypoint(image) && command.is_empty(),
         env,
         dir: c["workingDir"].as_str().map(PathBuf::from),
         user: (context("runAsUser"), context("runAsGroup")),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::Result;
-use mesh_tests::lab::{Lab, capture::Packet};
+use mesh_tests::lab::{Lab, boot::CONTROLLER_PORT, capture::Packet, net::FABRIC};
 
 /// The port that tunnels go to.
 const TUNNEL: u16 = 15008;
@@ -48,6 +48,12 @@ impl Segment {
         self.source.1 == TUNNEL || self.destination.1 == TUNNEL
     }
 
+    /// A waypoint's own stream from the controller, which is TLS.
+    fn is_control(&self) -> bool {
+        let controller = (IpAddr::V4(FABRIC), CONTROLLER_PORT);
+        self.source == controller || self.destination == controller
+    }
+
     fn touches(&self, whose: impl Fn(IpAddr) -> bool) -> bool {
         whose(self.source.0) || whose(self.destination.0)
     }
@@ -71,7 +77,9 @@ pub fn tunnelled(packets: &[Packet]) -> usize {
 pub fn in_the_clear(packets: &[Packet], others: &[IpAddr]) -> Vec<Segment> {
     let segments = packets.iter().filter_map(Segment::of);
     segments
-        .filter(|s| s.touches(|ip| is_pod(ip) && !others.contains(&ip)) && !s.is_tunnel())
+        .filter(|s| {
+            s.touches(|ip| is_pod(ip) && !others.contains(&ip)) && !s.is_tunnel() && !s.is_control()
+        })
         .collect()
 }
 

@@ -33,9 +33,11 @@ use mesh_model::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
 };
 
 use super::*;
+use crate::exchange::ClusterKey;
 
 const PORT: u16 = 8080;
 
@@ -43,6 +45,8 @@ const PORT: u16 = 8080;
 struct App {
     asked: Arc<AtomicU32>,
     address: SocketAddr,
+    /// Lets as many requests for `/hold` be answered.
+    gate: Arc<Semaphore>,
 }
 
 async fn app(ip: std::net::IpAddr, port: u16, name: &'static str) -> App {
@@ -50,12 +54,20 @@ async fn app(ip: std::net::IpAddr, port: u16, name: &'static str) -> App {
     let address = listener.local_addr().expect("bound");
     let asked = Arc::new(AtomicU32::new(0));
     let counted = asked.clone();
+    let gate = Arc::new(Semaphore::new(0));
+    let opens = gate.clone();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
-            let counted = counted.clone();
+            let (counted, opens) = (counted.clone(), opens.clone());
             let service = service_fn(move |request| {
                 let number = counted.fetch_add(1, SeqCst);
-                async move { Ok::<_, Infallible>(reply(name, number, request).await) }
+                let opens = opens.clone();
+                async move {
+                    if request.uri().path() == "/hold" {
+                        opens.acquire().await.expect("never closed").forget();
+                    }
+                    Ok::<_, Infallible>(reply(name, number, request).await)
+                }
             });
             tokio::spawn(async move {
                 let builder = auto::Builder::new(TokioExecutor::new());
@@ -64,7 +76,11 @@ async fn app(ip: std::net::IpAddr, port: u16, name: &'static str) -> App {
             });
         }
     });
-    App { asked, address }
+    App {
+        asked,
+        address,
+        gate,
+    }
 }
 
 async fn reply(
@@ -83,7 +99,6 @@ async fn reply(
     response = response.header("x-saw-target", request.uri().to_string());
     match path.as_str() {
         "/slow" => tokio::time::sleep(Duration::from_secs(5)).await,
-        "/nap" => tokio::time::sleep(Duration::from_millis(300)).await,
         "/broken" => response = response.status(503),
         "/once-broken" if number == 0 => response = response.status(503),
         "/upgrade" => {
@@ -216,6 +231,17 @@ impl World {
     async fn get(&self, path: &str) -> (StatusCode, HeaderMap, Bytes) {
         self.ask(get(path)).await
     }
+}
+
+/// Waits until something is so, as other tasks make it.
+async fn until(good: impl Fn() -> bool) {
+    let waiting = async {
+        while !good() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+    waited.expect("in time");
 }
 
 fn get(path: &str) -> Request<Full<Bytes>> {
@@ -451,14 +477,30 @@ async fn bounds_refuse_at_once_and_failing_endpoints_are_left_out() {
         },
         ..TrafficPolicy::default()
     });
-    w.routes(vec![rule("/nap", to("v1"))]);
-    let asked = futures_util::future::join_all((0..4).map(|_| w.get("/nap"))).await;
-    // As with Envoy a request waits while its connection is made: the second one finds a place only after that.
-    let good = asked.iter().filter(|(s, ..)| *s == 200).count();
-    let refused = asked.iter().filter(|(s, ..)| *s == 503).count();
-    assert!((1..=2).contains(&good) && good + refused == 4, "{asked:?}");
-    let overflow = asked.iter().find(|(s, ..)| *s == 503).expect("one");
-    assert_eq!(overflow.1["x-envoy-overloaded"], "true");
+    w.routes(vec![rule("/hold", to("v1"))]);
+    let cluster = w.node.shared.clusters.get(&ClusterKey {
+        service: testing::service_name("shop", "db"),
+        port: PORT,
+        subset: Some("v1".into()),
+    });
+    let script = async {
+        // The only connection is taken by the first request, the only place to wait by the second.
+        until(|| cluster.pending.get() == 1 && w.v1.asked.load(SeqCst) == 1).await;
+        for _ in 0..2 {
+            let (status, headers, _) = w.get("/hold").await;
+            assert_eq!(status, 503);
+            assert_eq!(headers["x-envoy-overloaded"], "true");
+        }
+        assert_eq!(cluster.connections.get(), 1);
+        w.v1.gate.add_permits(2);
+    };
+    let second = async {
+        until(|| w.v1.asked.load(SeqCst) == 1).await;
+        w.get("/hold").await
+    };
+    let (first, second, ()) = tokio::join!(w.get("/hold"), second, script);
+    assert_eq!((first.0.as_u16(), second.0.as_u16()), (200, 200));
+    assert_eq!(w.v1.asked.load(SeqCst), 2);
     w.node
         .line(&["response_code=503", "response_flags=UO"])
         .await;
