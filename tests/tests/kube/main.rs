@@ -39,7 +39,6 @@ fn main() -> ExitCode {
             services::external_names_lead_to_the_service_they_name,
             services::a_terminating_endpoint_loses_no_request,
             services::pods_that_share_an_account_share_what_it_may,
-            services::without_a_node_proxy_enrolled_pods_wait_and_others_start,
             life::a_rollout_of_every_node_proxy_loses_no_request,
             life::an_upgrade_under_load_loses_nothing,
             outage::without_a_controller_pods_go_on,

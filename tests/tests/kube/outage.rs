@@ -113,7 +113,15 @@ pub async fn without_an_api_server_pods_go_on() -> Result<()> {
         space
             .kubectl(&["delete", "authorizationpolicy", "nobody"])
             .await?;
-        space.is_answered("barred").await?;
+        let at = space.tally("barred")?;
+        space
+            .cluster
+            .until("an answer to barred", 120, async || {
+                let seen = space.tally("barred")?.since(&at);
+                ensure!(seen.ok > 0, "{seen}");
+                Ok(())
+            })
+            .await?;
         nothing_in_the_clear(space, &nodes[0]).await
     })
     .await
