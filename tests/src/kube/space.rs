@@ -136,6 +136,16 @@ impl Space {
         Ok(said.out)
     }
 
+    /// Waits for the first answer outside the mesh: a service's address is kube-proxy's there, which is told of its pods a
+    /// moment after they are ready.
+    pub async fn answers_outside(&self, pod: &str, url: &str) -> Result<()> {
+        self.cluster
+            .until("an answer past the mesh", 20, async || {
+                self.get(pod, url).await.map(drop)
+            })
+            .await
+    }
+
     /// An HTTP server with a service of the same name on port 80, on a node.
     pub fn server(name: &str, node: &str) -> String {
         format!(

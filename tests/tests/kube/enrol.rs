@@ -13,7 +13,7 @@ pub async fn running_pods_talk_mtls_once_their_namespace_is_labelled() -> Result
         space.apply(&Space::client("client", &nodes[1])).await?;
         space.rolled_out("deployment/web").await?;
         space.ready("client").await?;
-        space.get("client", URL).await?;
+        space.answers_outside("client", URL).await?;
         let before = identities(space).await?;
 
         space

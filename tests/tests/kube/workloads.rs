@@ -90,13 +90,8 @@ pub async fn pods_of_the_hosts_network_are_left_alone() -> Result<()> {
         let address = space
             .kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])
             .await?;
-        // Outside the mesh the service's address is kube-proxy's, which is told of it a moment later.
-        let url = format!("http://{address}/status/200");
         space
-            .cluster
-            .until("an answer past the mesh", 20, async || {
-                space.get("client", &url).await.map(drop)
-            })
+            .answers_outside("client", &format!("http://{address}/status/200"))
             .await?;
         let lines = space.cluster.log(&nodes[1], "warren-node")?;
         let captured = lines
