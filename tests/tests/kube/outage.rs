@@ -11,10 +11,6 @@ use mesh_tests::kube::{SYSTEM, Space};
 use super::workloads::ENROLLED;
 
 const URL: &str = "http://web/status/200";
-/// How long the API server is away: longer than kubelets, watches and leases take to notice, and twelve times as long as
-/// the first pauses of whoever tries again. What takes longer, such as the end of a token, is tested by injected time.
-const AWAY: Duration = Duration::from_secs(60);
-
 /// A server on the first node, and askers of it on both, named after where they are.
 async fn world(space: &Space) -> Result<[String; 2]> {
     let nodes = space.cluster.nodes()?;
@@ -84,44 +80,6 @@ pub async fn without_a_controller_pods_go_on() -> Result<()> {
         scale("--replicas=1").await?;
         space.is_answered("late").await?;
         policy_held(space).await?;
-        nothing_in_the_clear(space, &nodes[0]).await
-    })
-    .await
-}
-
-/// Without an API server the same; kubelets start containers again all the same.
-pub async fn without_an_api_server_pods_go_on() -> Result<()> {
-    Space::with("headless", ENROLLED, async |space| {
-        let nodes = world(space).await?;
-        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
-        let barred = space.container("barred").await?;
-        space.cluster.api_server(false).await?;
-        let outage = async {
-            space.cluster.kill_container(&barred.0, &barred.1).await?;
-            tokio::time::sleep(AWAY).await;
-            for (node, before) in nodes.iter().zip(&before) {
-                let seen = space.tally(node)?.since(before);
-                println!("without an API server, {node}: {seen}");
-                seen.flawless(100)?;
-            }
-            policy_held(space).await
-        };
-        let outcome = outage.await;
-        space.cluster.api_server(true).await?;
-        outcome?;
-        // A change that is made afterwards takes effect: the watches are there again.
-        space
-            .kubectl(&["delete", "authorizationpolicy", "nobody"])
-            .await?;
-        let at = space.tally("barred")?;
-        space
-            .cluster
-            .until("an answer to barred", 120, async || {
-                let seen = space.tally("barred")?.since(&at);
-                ensure!(seen.ok > 0, "{seen}");
-                Ok(())
-            })
-            .await?;
         nothing_in_the_clear(space, &nodes[0]).await
     })
     .await
