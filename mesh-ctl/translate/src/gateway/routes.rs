@@ -26,7 +26,7 @@ use crate::{
         reader::Reader,
         routes::{Api, Set, Sets},
     },
-    view::{ClusterView, Origin},
+    view::{ClusterView, Entry, Origin},
 };
 
 /// Which kind a route is of. The order is that of precedence.
@@ -179,17 +179,7 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
     let mut all = Vec::new();
     for entry in view.http_routes.values() {
         let HttpRoute { metadata, spec } = &*entry.object;
-        let mut one = Read {
-            class: Class::Http,
-            object: ObjectRef::of::<HttpRoute>(metadata),
-            origin: &entry.origin,
-            age: age(metadata),
-            complete: entry.unknown.is_empty(),
-            reader: Reader::default(),
-            rules: Vec::new(),
-            parents: Vec::new(),
-            concerned: spec.parent_refs.iter().any(is_service),
-        };
+        let mut one = Read::begin(Class::Http, entry, &spec.parent_refs);
         one.attach(settings, hosts, &spec.parent_refs, &spec.hostnames);
         let around = Around {
             settings,
@@ -208,17 +198,7 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
     }
     for entry in view.grpc_routes.values() {
         let GrpcRoute { metadata, spec } = &*entry.object;
-        let mut one = Read {
-            class: Class::Grpc,
-            object: ObjectRef::of::<GrpcRoute>(metadata),
-            origin: &entry.origin,
-            age: age(metadata),
-            complete: entry.unknown.is_empty(),
-            reader: Reader::default(),
-            rules: Vec::new(),
-            parents: Vec::new(),
-            concerned: spec.parent_refs.iter().any(is_service),
-        };
+        let mut one = Read::begin(Class::Grpc, entry, &spec.parent_refs);
         one.attach(settings, hosts, &spec.parent_refs, &spec.hostnames);
         let around = Around {
             settings,
@@ -238,7 +218,23 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
     all
 }
 
-impl Read<'_> {
+impl<'v> Read<'v> {
+    /// A route of which only the object has been looked at.
+    fn begin<K: Kind>(class: Class, entry: &'v Entry<K>, parents: &[ParentReference]) -> Self {
+        let metadata = entry.object.metadata();
+        Self {
+            class,
+            object: ObjectRef::of::<K>(metadata),
+            origin: &entry.origin,
+            age: age(metadata),
+            complete: entry.unknown.is_empty(),
+            reader: Reader::default(),
+            rules: Vec::new(),
+            parents: Vec::new(),
+            concerned: parents.iter().any(is_service),
+        }
+    }
+
     /// Where a rule stands, and what it is called.
     fn place(&self, index: usize, name: &str) -> (String, Arc<str>) {
         let ObjectRef {
