@@ -139,12 +139,6 @@ impl Cluster {
         self.done("node-up", &[node]).await
     }
 
-    /// Stops the API server, or starts it again as it ran.
-    pub async fn api_server(&self, on: bool) -> Result<()> {
-        self.done("apiserver", &[if on { "on" } else { "off" }])
-            .await
-    }
-
     /// Kills a container's processes; `id` as the API has it. It takes no API server.
     pub async fn kill_container(&self, node: &str, id: &str) -> Result<()> {
         let id = id.rsplit('/').next().unwrap_or(id);
