@@ -22,11 +22,20 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Requests through a waypoint, one by one: ours, Envoy, nginx.
+    L7 {
+        /// Handed to the benchmark: `--quick`, `-o table|json`, `--out FILE`; `--help` tells more.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// Builds, then runs the benchmark; its exit status says whether everything worked, not who won.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let What::L4 { words } = &args.what;
+    let (which, words) = match &args.what {
+        What::L4 { words } => ("l4", words),
+        What::L7 { words } => ("l7", words),
+    };
     step::timed("preparing", || {
         provision::require_lab()?;
         ebpf::run(&ebpf::Args::default())?;
@@ -52,5 +61,5 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .with_file_name("release")
         .join("warren-bench");
     let mut command = root::command(&program, "the benchmark runs in the lab")?;
-    step::hand_over(command.arg("l4").args(words))
+    step::hand_over(command.arg(which).args(words))
 }

@@ -29,6 +29,8 @@ pub enum Tier {
     Lab,
     /// In a real Kubernetes cluster.
     Kube,
+    /// The Gateway API's conformance suite, in a real Kubernetes cluster.
+    Conformance,
     /// All of them that are built.
     #[default]
     All,
@@ -69,6 +71,10 @@ pub fn run(args: &Args) -> Result<()> {
         Tier::Kube => {
             prepare_lab()?;
             kube(args)
+        }
+        Tier::Conformance => {
+            prepare_lab()?;
+            kube::conformance::run(args.filter.as_deref())
         }
         Tier::All if args.lenient && !root::is_root() && !root::on_path("sudo") => {
             println!(

@@ -110,6 +110,11 @@ fn cluster_rules() -> Vec<Value> {
             ],
             &["patch"],
         ),
+        rule(
+            "gateway.networking.k8s.io",
+            &["grpcroutes/status", "httproutes/status"],
+            &["patch"],
+        ),
         rule("warren.dev", &["meshconfigs/status"], &["patch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
         // Whether a node's token is good.

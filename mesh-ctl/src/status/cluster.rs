@@ -1,8 +1,8 @@
 //! Statuses on the objects of a cluster: conditions `Accepted` and `Programmed`, and Events, written by the leader.
 //!
 //! Invariants: one write at a time, and none where nothing differs; conditions of others stay; what could not be
-//! written is tried again later and holds nobody up. Only kinds of our own and of Istio have conditions of ours. Events
-//! wait for conditions.
+//! written is tried again later and holds nobody up. Kinds of our own and of Istio have conditions of ours, routes of
+//! the Gateway API what is said of each parent. Events wait for both.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 use super::{
     Statuses,
     events::{Events, note},
+    routes,
 };
 use crate::{FIELD_MANAGER, watch::find};
 
@@ -107,7 +108,7 @@ impl Resources {
 
 struct Writer {
     resources: Resources,
-    /// The conditions that each object has by us.
+    /// What each object has by us: conditions, or parents.
     written: BTreeMap<ObjectRef, Value>,
     events: Events,
 }
@@ -124,7 +125,21 @@ impl Writer {
     async fn write_all(&mut self, all: Vec<Status>, leads: &watch::Receiver<bool>) {
         let (mut wrote, mut failed) = (0, None);
         let there: HashSet<&ObjectRef> = all.iter().map(|status| &status.object).collect();
+        let left: Vec<ObjectRef> = self
+            .written
+            .keys()
+            .filter(|object| !there.contains(object) && routes::is_route(&object.kind))
+            .cloned()
+            .collect();
         self.written.retain(|object, _| there.contains(object));
+        // A route that has none of our parents any more keeps nothing of ours.
+        for object in left {
+            if let Some(kind) = ours(&object.kind)
+                && let Err(error) = self.write(kind, &object, &json!([])).await
+            {
+                debug!(%object, error, "a route's former status could not be removed");
+            }
+        }
         self.events.retain(|object| there.contains(object));
         for status in &all {
             let note = note(status);
@@ -132,7 +147,10 @@ impl Writer {
                 self.events.say(&status.object, note, Instant::now());
                 continue;
             };
-            let wanted = conditions(status);
+            let wanted = match routes::is_route(&status.object.kind) {
+                true => routes::parents(status),
+                false => conditions(status),
+            };
             if self.written.get(&status.object) == Some(&wanted) {
                 self.events.say(&status.object, note, Instant::now());
                 continue;
@@ -164,7 +182,7 @@ impl Writer {
         }
     }
 
-    /// Writes conditions where they differ from what is there; whether they did.
+    /// Writes conditions or parents where they differ from what is there; whether they did.
     async fn write(
         &mut self,
         kind: &'static KindInfo,
@@ -176,16 +194,22 @@ impl Writer {
         let Some(there) = api.get_opt(&object.name).await.map_err(failed)? else {
             return Ok(false);
         };
-        let before = &there.data["status"]["conditions"];
-        let after = merged(before, wanted, there.metadata.generation, Timestamp::now());
-        if *before == after {
+        let (generation, now) = (there.metadata.generation, Timestamp::now());
+        let (field, merge): (_, fn(&Value, &Value, Option<i64>, Timestamp) -> Value) =
+            match routes::is_route(kind.kind) {
+                true => ("parents", routes::merged),
+                false => ("conditions", merged),
+            };
+        let before = &there.data["status"][field];
+        let after = merge(before, wanted, generation, now);
+        if *before == after || (before.is_null() && after == json!([])) {
             return Ok(false);
         }
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        let patch = json!({"metadata": {"resourceVersion": there.metadata.resource_version}, "status": {"conditions": after}});
+        let patch = json!({"metadata": {"resourceVersion": there.metadata.resource_version}, "status": {field: after}});
         match api
             .patch_status(&object.name, &params, &Patch::Merge(patch))
             .await
@@ -199,12 +223,12 @@ impl Writer {
     }
 }
 
-/// The kind, when conditions of ours belong on its objects.
+/// The kind, when conditions of ours belong on its objects, or what we say of a route's parents.
 pub(super) fn ours(kind: &str) -> Option<&'static KindInfo> {
     let groups = ["security.istio.io", "networking.istio.io", "warren.dev"];
-    KINDS
-        .iter()
-        .find(|known| known.kind == kind && groups.contains(&known.group))
+    KINDS.iter().find(|known| {
+        known.kind == kind && (groups.contains(&known.group) || routes::is_route(kind))
+    })
 }
 
 /// What a status says by field, in one text.
@@ -229,24 +253,35 @@ pub(super) fn details(status: &Status) -> String {
 /// The conditions of a status, without times.
 fn conditions(status: &Status) -> Value {
     let details = details(status);
-    let one = |condition: &mesh_translate::Condition| {
-        let mut message = condition.message.clone();
-        if condition.kind == ConditionKind::Programmed && !details.is_empty() {
-            let sep = if message.is_empty() { "" } else { ": " };
-            message = format!("{message}{sep}{details}");
-        }
-        json!({
-            "type": format!("{:?}", condition.kind),
-            "status": if condition.status { "True" } else { "False" },
-            "reason": condition.reason,
-            "message": message,
-        })
-    };
-    status.conditions.iter().map(one).collect()
+    status
+        .conditions
+        .iter()
+        .map(|one| condition(one, &details))
+        .collect()
+}
+
+/// A condition without times; the details go where it is told whether the object is in force.
+pub(super) fn condition(condition: &mesh_translate::Condition, details: &str) -> Value {
+    let mut message = condition.message.clone();
+    if condition.kind == ConditionKind::Programmed && !details.is_empty() {
+        let sep = if message.is_empty() { "" } else { ": " };
+        message = format!("{message}{sep}{details}");
+    }
+    json!({
+        "type": format!("{:?}", condition.kind),
+        "status": if condition.status { "True" } else { "False" },
+        "reason": condition.reason,
+        "message": message,
+    })
 }
 
 /// What is there, with our conditions in place of their former selves. A transition's time changes only with the status.
-fn merged(before: &Value, wanted: &Value, generation: Option<i64>, now: Timestamp) -> Value {
+pub(super) fn merged(
+    before: &Value,
+    wanted: &Value,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Value {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let before = list(before);
     let mut after = before.clone();
@@ -300,6 +335,7 @@ mod tests {
                 field: "spec.rules[0].when".to_owned(),
                 text: "is not honoured".to_owned(),
             }],
+            parents: Vec::new(),
         }
     }
 

@@ -4,6 +4,7 @@
 
 pub mod cluster;
 mod events;
+mod routes;
 
 use std::{
     collections::BTreeMap,
@@ -139,6 +140,7 @@ fn fresh(object: ObjectRef) -> Status {
         origin: Origin::default(),
         conditions: vec![accepted],
         messages: Vec::new(),
+        parents: Vec::new(),
     }
 }
 

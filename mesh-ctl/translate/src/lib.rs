@@ -23,7 +23,7 @@ pub mod view;
 pub use foreign::{foreign_policies, foreign_policy_of};
 pub use istio::presence::IstioPresence;
 pub use settings::Settings;
-pub use status::{Condition, ConditionKind, Message, Severity, Status};
+pub use status::{Condition, ConditionKind, Message, ParentStatus, Severity, Status};
 pub use translate::{Output, translate, warnings};
 pub use translator::{Refreshed, Translator};
 pub use view::{Broken, ClusterView, Entry, Key, Origin};

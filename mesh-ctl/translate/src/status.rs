@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_k8s::ObjectRef;
+use mesh_k8s::{ObjectRef, gateway::ParentReference};
 use serde::Serialize;
 
 use crate::view::Origin;
@@ -19,6 +19,18 @@ pub struct Status {
     /// Details by field.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<Message>,
+    /// What is to be said of each parent, where the object is a route of the Gateway API.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<ParentStatus>,
+}
+
+/// What becomes of a route at one of its parents, as the Gateway API's RouteParentStatus has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ParentStatus {
+    /// The parent, as the route refers to it.
+    pub parent: ParentReference,
+    /// Whether it was attached, whether its backends were found, and whether it is in force.
+    pub conditions: Vec<Condition>,
 }
 
 impl Status {
@@ -33,6 +45,10 @@ impl Status {
 pub enum ConditionKind {
     /// The object was understood.
     Accepted,
+    /// Everything that a route refers to was found.
+    ResolvedRefs,
+    /// Some rules of a route could not be understood, and refuse.
+    PartiallyInvalid,
     /// What it asks for is in force.
     Programmed,
 }
@@ -92,6 +108,7 @@ struct Report {
     origin: Origin,
     in_force: InForce,
     messages: Vec<Message>,
+    parents: Vec<ParentStatus>,
     always: bool,
 }
 
@@ -109,6 +126,7 @@ impl Reports {
                 origin: origin.clone(),
                 in_force: InForce::Wholly,
                 messages: Vec::new(),
+                parents: Vec::new(),
                 always: false,
             })
     }
@@ -144,6 +162,16 @@ impl Reports {
         if report.in_force == InForce::Wholly || matches!(in_force, InForce::Not(..)) {
             report.in_force = in_force;
         }
+    }
+
+    /// What becomes of a route at its parents.
+    pub(crate) fn parents(
+        &mut self,
+        object: &ObjectRef,
+        origin: &Origin,
+        parents: Vec<ParentStatus>,
+    ) {
+        self.report(object, origin).parents = parents;
     }
 
     /// The statuses, ordered by object.
@@ -203,6 +231,7 @@ impl Report {
             origin: self.origin,
             conditions: vec![accepted, programmed],
             messages: self.messages,
+            parents: self.parents,
         }
     }
 }

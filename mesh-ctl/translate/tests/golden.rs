@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use mesh_translate::{
-    Broken, ClusterView, Origin, Output, Status, dump, foreign_policies, translate,
+    Broken, ClusterView, Condition, Origin, Output, Status, dump, foreign_policies, translate,
 };
 use serde_json::{Value, json};
 
@@ -38,27 +38,37 @@ fn view(documents: &[Value]) -> ClusterView {
 }
 
 fn status(status: &Status) -> (String, Value) {
-    let mark = |holds| if holds { "True" } else { "False" };
-    let conditions = status.conditions.iter().map(|condition| {
-        let text = format!(
-            "{:?}={} {}",
-            condition.kind,
-            mark(condition.status),
-            condition.reason
-        );
-        if condition.message.is_empty() {
-            text
-        } else {
-            format!("{text}: {}", condition.message)
-        }
+    let conditions = status.conditions.iter().map(condition);
+    let parents = status.parents.iter().map(|said| {
+        let port = said.parent.port.map(|p| format!(":{p}"));
+        let conditions: Vec<String> = said.conditions.iter().map(condition).collect();
+        let (name, port) = (&said.parent.name, port.unwrap_or_default());
+        format!("at {name}{port}: {}", conditions.join(", "))
     });
     let messages = status.messages.iter().map(|message| {
         format!("{:?} {}: {}", message.severity, message.field, message.text).replace(" : ", ": ")
     });
     (
         status.object.to_string(),
-        conditions.chain(messages).map(Value::String).collect(),
+        conditions
+            .chain(parents)
+            .chain(messages)
+            .map(Value::String)
+            .collect(),
     )
+}
+
+fn condition(condition: &Condition) -> String {
+    let text = format!(
+        "{:?}={} {}",
+        condition.kind,
+        if condition.status { "True" } else { "False" },
+        condition.reason
+    );
+    match condition.message.as_str() {
+        "" => text,
+        message => format!("{text}: {message}"),
+    }
 }
 
 fn render(output: &Output, view: &ClusterView) -> String {

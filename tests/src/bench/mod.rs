@@ -1,4 +1,4 @@
-//! `cargo xtask bench l4`: the ways from pod to pod measured against each other in one lab, in one run.
+//! `cargo xtask bench l4`: the ways from pod to pod measured against each other in one lab, in one run. `l7` is below.
 //!
 //! Start reading at `run`. Invariants: nothing is shown that was not measured in this run; every load checks
 //! what it receives; memory is that of fresh proxies; the lab goes away with the run, also after a failure or Ctrl-C.
@@ -6,6 +6,7 @@
 pub mod app;
 mod extra;
 mod kernel;
+pub mod l7;
 mod memory;
 mod peers;
 mod policy;

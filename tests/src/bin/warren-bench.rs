@@ -1,11 +1,14 @@
 //! The benchmark as a program; `cargo xtask bench` builds what it needs and runs it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use mesh_tests::{
-    bench::{self, Options, Subject, app},
+    bench::{self, Options, Subject, app, l7},
     out,
 };
 
@@ -21,6 +24,8 @@ struct Cli {
 enum What {
     /// The L4 mesh: direct, same node, across nodes, Envoy.
     L4(L4),
+    /// Requests through a waypoint: ours, Envoy, nginx.
+    L7(L7),
     /// The application that is measured; the benchmark starts it in pods.
     #[command(hide = true)]
     App {
@@ -56,6 +61,33 @@ struct L4 {
     /// The lab's name.
     #[arg(long, default_value = "bench")]
     name: String,
+}
+
+#[derive(clap::Args)]
+struct L7 {
+    /// Two minutes instead of ten: one round, short runs.
+    #[arg(long)]
+    quick: bool,
+    /// How to print what was found.
+    #[arg(short, long, default_value = "table")]
+    output: Output,
+    /// Write it as JSON to this file too.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// The lab's name.
+    #[arg(long, default_value = "bench")]
+    name: String,
+}
+
+impl L7 {
+    fn options(&self) -> Result<l7::Options> {
+        Ok(l7::Options {
+            name: self.name.parse()?,
+            seconds: if self.quick { 1.0 } else { 5.0 },
+            warm_up: if self.quick { 0.3 } else { 1.0 },
+            rounds: if self.quick { 1 } else { 3 },
+        })
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -100,27 +132,47 @@ fn run() -> Result<ExitCode> {
             runtime.block_on(app::serve(port))?;
             Ok(ExitCode::SUCCESS)
         }
-        What::L4(args) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()?;
-            runtime.block_on(l4(&args))
-        }
+        What::L4(args) => runtime()?.block_on(l4(&args)),
+        What::L7(args) => runtime()?.block_on(through_waypoints(&args)),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
+}
+
+async fn through_waypoints(args: &L7) -> Result<ExitCode> {
+    let found = l7::run(args.options()?).await?;
+    show(args.output, args.out.as_deref(), &found.to_json(), || {
+        found.to_table()
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what was found, and writes it to a file where one is named.
+fn show(
+    output: Output,
+    file: Option<&Path>,
+    json: &serde_json::Value,
+    table: impl FnOnce() -> String,
+) -> Result<()> {
+    if let Some(file) = file {
+        std::fs::write(file, format!("{json:#}\n"))
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    match output {
+        Output::Table => out::print(table()),
+        Output::Json => out::line(format_args!("{json:#}")),
     }
 }
 
 async fn l4(args: &L4) -> Result<ExitCode> {
     let found = bench::run(args.options()?).await?;
     let json = found.to_json();
-    if let Some(file) = &args.out {
-        std::fs::write(file, format!("{json:#}\n"))
-            .with_context(|| format!("writing {}", file.display()))?;
-    }
-    match args.output {
-        Output::Table => out::print(found.to_table())?,
-        Output::Json => out::line(format_args!("{json:#}"))?,
-    }
+    show(args.output, args.out.as_deref(), &json, || found.to_table())?;
     // A lost comparison is a result; what did not work is not.
     Ok(if found.failed.is_empty() {
         ExitCode::SUCCESS

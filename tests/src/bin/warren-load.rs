@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mesh_tests::{
-    load::{self, Report, conns, flood, handshakes, http, idle, paced, rtt, streams},
+    load::{self, Report, conns, flood, handshakes, http, http2, idle, paced, rtt, streams},
     out,
 };
 
@@ -103,7 +103,7 @@ enum What {
         #[arg(long, default_value_t = 1000)]
         count: usize,
     },
-    /// HTTP/1.1 keep-alive GETs.
+    /// GETs: HTTP/1.1 with keep-alive, or HTTP/2.
     Http {
         /// host:port
         to: String,
@@ -119,6 +119,9 @@ enum What {
         /// Bodies hold the pattern; compare them with it.
         #[arg(long)]
         checked: bool,
+        /// HTTP/2 with prior knowledge, so many requests at once on each connection.
+        #[arg(long, conflicts_with = "rate")]
+        streams: Option<usize>,
     },
 }
 
@@ -202,6 +205,7 @@ async fn run(cli: &Cli) -> Result<Report> {
             connections,
             rate,
             checked,
+            streams,
         } => {
             let load = http::Load {
                 to: addr,
@@ -212,9 +216,12 @@ async fn run(cli: &Cli) -> Result<Report> {
                 warm_up,
                 time,
             };
-            match *rate {
-                Some(rate) => tokio::task::spawn_blocking(move || paced::run(&load, rate)).await?,
-                None => http::run(load).await,
+            match (*rate, *streams) {
+                (Some(rate), _) => {
+                    tokio::task::spawn_blocking(move || paced::run(&load, rate)).await?
+                }
+                (None, Some(streams)) => http2::run(load, streams).await,
+                (None, None) => http::run(load).await,
             }
         }
     })

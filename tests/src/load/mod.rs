@@ -7,6 +7,7 @@ pub mod conns;
 pub mod flood;
 pub mod handshakes;
 pub mod http;
+pub mod http2;
 pub mod idle;
 pub mod paced;
 pub mod rtt;

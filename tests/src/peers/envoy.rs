@@ -1,6 +1,6 @@
-//! Envoy as an HBONE peer and as the L4 pair of the benchmark: its configuration, and where its binary is.
+//! Envoy as an HBONE peer, as the L4 pair and as the L7 proxy of the benchmarks: its configuration, and where its binary is.
 //!
-//! Invariant: the configuration speaks HBONE as other meshes do: mutual TLS 1.3, ALPN h2, CONNECT with the
+//! Invariant: `client` and `server` speak HBONE as other meshes do: mutual TLS 1.3, ALPN h2, CONNECT with the
 //! destination as authority, no SNI.
 
 use std::{
@@ -69,7 +69,7 @@ pub fn client(listen: SocketAddr, tunnel: SocketAddr, authority: &str, files: &F
         "common_tls_context": common_tls(files),
     });
     let cluster = json!({
-        "name": "tunnel", "type": "STATIC", "connect_timeout": "5s",
+        "name": "tunnel", "type": "STATIC", "connect_timeout": "5s", "circuit_breakers": unbounded(),
         "load_assignment": endpoint("tunnel", tunnel),
         "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -104,12 +104,90 @@ pub fn server(listen: SocketAddr, app: SocketAddr, files: &Files) -> Value {
         "require_client_certificate": true, "common_tls_context": common_tls(files),
     });
     let chain = json!({"filters": [manager], "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls}});
-    let cluster = json!({"name": "app", "type": "STATIC", "connect_timeout": "5s", "load_assignment": endpoint("app", app)});
+    let cluster = json!({"name": "app", "type": "STATIC", "connect_timeout": "5s", "circuit_breakers": unbounded(), "load_assignment": endpoint("app", app)});
     bootstrap(
         "server",
         json!({"address": address(listen), "filter_chains": [chain]}),
         cluster,
     )
+}
+
+/// One TCP listener whose connections each go to `to` over mutual TLS.
+pub fn wrap(listen: SocketAddr, to: SocketAddr, files: &Files) -> Value {
+    let cluster = json!({
+        "name": "peer", "type": "STATIC", "connect_timeout": "5s", "circuit_breakers": unbounded(),
+        "load_assignment": endpoint("peer", to), "transport_socket": upstream_tls(files),
+    });
+    let listener =
+        json!({"address": address(listen), "filter_chains": [{"filters": [tcp_proxy("peer")]}]});
+    bootstrap("wrap", listener, cluster)
+}
+
+/// One listener for mutual TLS whose connections each go to `app` in the clear.
+pub fn unwrap(listen: SocketAddr, app: SocketAddr, files: &Files) -> Value {
+    let chain = json!({"filters": [tcp_proxy("app")], "transport_socket": downstream_tls(files)});
+    let cluster = json!({"name": "app", "type": "STATIC", "connect_timeout": "5s", "circuit_breakers": unbounded(), "load_assignment": endpoint("app", app)});
+    let listener = json!({"address": address(listen), "filter_chains": [chain]});
+    bootstrap("unwrap", listener, cluster)
+}
+
+/// One listener for mutual TLS whose requests, HTTP/1.1 or HTTP/2, are routed one by one to `to` over mutual TLS: by
+/// `routes` prefixes, of which only the last is ever asked for.
+pub fn edge(listen: SocketAddr, to: SocketAddr, routes: usize, files: &Files) -> Value {
+    let retry = json!({"retry_on": "connect-failure,refused-stream,unavailable,cancelled", "num_retries": 2});
+    let mut all: Vec<Value> = (1..routes)
+        .map(|i| json!({"match": {"prefix": format!("/route-{i}/")}, "route": {"cluster": "app", "retry_policy": retry}}))
+        .collect();
+    all.push(json!({"match": {"prefix": "/"}, "route": {"cluster": "app", "retry_policy": retry}}));
+    let manager = json!({
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "edge", "codec_type": "AUTO",
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": all}]},
+            "http_filters": [{"name": "router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
+        },
+    });
+    let chain = json!({"filters": [manager], "transport_socket": downstream_tls(files)});
+    let cluster = json!({
+        "name": "app", "type": "STATIC", "connect_timeout": "5s", "circuit_breakers": unbounded(),
+        "load_assignment": endpoint("app", to), "transport_socket": upstream_tls(files),
+    });
+    let listener = json!({"address": address(listen), "filter_chains": [chain]});
+    bootstrap("edge", listener, cluster)
+}
+
+fn tcp_proxy(cluster: &str) -> Value {
+    json!({
+        "name": "envoy.filters.network.tcp_proxy",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": cluster, "cluster": cluster,
+        },
+    })
+}
+
+fn upstream_tls(files: &Files) -> Value {
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": without_alpn(files),
+    }})
+}
+
+fn downstream_tls(files: &Files) -> Value {
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "require_client_certificate": true, "common_tls_context": without_alpn(files),
+    }})
+}
+
+/// Whether HTTP/1.1 or HTTP/2 is spoken inside is the application's business.
+fn without_alpn(files: &Files) -> Value {
+    let mut tls = common_tls(files);
+    if let Some(tls) = tls.as_object_mut() {
+        tls.remove("alpn_protocols");
+    }
+    tls
 }
 
 fn bootstrap(name: &str, mut listener: Value, cluster: Value) -> Value {
@@ -138,6 +216,12 @@ fn windows() -> Value {
     json!({"initial_stream_window_size": 4 << 20, "initial_connection_window_size": 16 << 20, "max_concurrent_streams": 1000, "allow_connect": true})
 }
 
+/// No bound but the machine's: what is measured is not how Envoy refuses.
+fn unbounded() -> Value {
+    let most = 1_000_000;
+    json!({"thresholds": [{"max_connections": most, "max_pending_requests": most, "max_requests": most, "max_retries": most}]})
+}
+
 fn endpoint(cluster: &str, to: SocketAddr) -> Value {
     json!({"cluster_name": cluster, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(to)}}]}]})
 }
@@ -151,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn envoy_accepts_both_configurations() {
+    fn envoy_accepts_every_configuration() {
         let Some(envoy) = binary() else { return };
         let dir = tempfile::tempdir().expect("a temporary directory");
         let files = pair(dir.path());
@@ -159,6 +243,9 @@ mod tests {
         for (name, config) in [
             ("client", client(at(1), at(2), "10.0.0.1:80", &files)),
             ("server", server(at(1), at(2), &files)),
+            ("wrap", wrap(at(1), at(2), &files)),
+            ("unwrap", unwrap(at(1), at(2), &files)),
+            ("edge", edge(at(1), at(2), 100, &files)),
         ] {
             let path = dir.path().join(format!("{name}.json"));
             std::fs::write(&path, config.to_string()).expect("the directory is writable");

@@ -149,6 +149,12 @@ async fn boot(lab: &Lab, order: &[Step; 4]) -> Result<()> {
         ("mtls", "true"),
     ];
     logged(lab, "n2", &hbone, |f| !f.is_empty()).await?;
+    let secured = [("connection_security_policy", "mutual_tls")];
+    let opened = lab
+        .node("n1")
+        .metric("istio_tcp_connections_opened_total", &secured)
+        .await?;
+    ensure!(opened >= 1.0, "{opened} connections are counted as secured");
     let plain = flows(lab, "n2", &[("src.workload", "talker"), ("path", "plain")]).await?;
     ensure!(plain.is_empty(), "logged as plaintext: {plain:?}");
     Ok(())

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::lab::{Lab, component::Order};
+use nix::sys::signal::Signal;
 
 use super::tunnel::{SOON, echo, pair, until};
 
@@ -139,6 +140,8 @@ pub async fn t08_an_outage_with_churn_is_caught_up_without_sending_all_again() -
         Ok(())
     })
     .await?;
+    lab.until_logged("n1", &["dst.workload=late", "reason=policy_denied"])
+        .await?;
     lab.component("controller", Order::Stop).await?;
     connected(&lab, "n2", 0.0).await?;
     let before = sent(&lab, "n2").await?;
@@ -196,4 +199,83 @@ pub async fn t08_an_outage_with_churn_is_caught_up_without_sending_all_again() -
         "{more} resources were sent for one new policy"
     );
     Ok(())
+}
+
+/// A second name of the echo.
+const ALSO: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: also, namespace: shop}
+spec: {selector: {app: echo}, ports: [{name: tcp, port: 9000}]}
+"#;
+
+/// So many hosts outside, each a resource for every node.
+fn hosts(count: usize) -> String {
+    let host = |i: usize| {
+        let (high, low) = (i / 256, i % 256);
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: host-{i}, namespace: shop}}\n\
+             spec: {{hosts: [host-{i}.test], addresses: [240.240.{high}.{low}], location: MESH_EXTERNAL, resolution: STATIC, \
+             ports: [{{number: 80, name: tcp, protocol: TCP}}], endpoints: [{{address: 192.0.2.1}}]}}\n"
+        )
+    };
+    (0..count).map(host).collect::<Vec<_>>().join("---\n")
+}
+
+/// T11: the controller ends in the middle of a list: what it has not sent yet is not taken for gone.
+pub async fn t11_a_list_that_breaks_off_removes_nothing() -> Result<()> {
+    let lab = pair().await?;
+    for many in [2_000, 8_000, 32_000] {
+        lab.apply(ALSO).await?;
+        until("service by the second name", async || {
+            echo(&lab, "shop/client", "also").await
+        })
+        .await?;
+        lab.component("controller", Order::Stop).await?;
+        connected(&lab, "n2", 0.0).await?;
+        let before = sent(&lab, "n2").await?;
+        // While it is away the name goes, and many hosts come.
+        lab.delete(ALSO).await?;
+        lab.apply(&hosts(many)).await?;
+        lab.component("controller", Order::Start).await?;
+        until("the beginning of the list", async || {
+            ensure!(sent(&lab, "n2").await? > before, "nothing came yet");
+            Ok(())
+        })
+        .await?;
+        let kill = Order::SignalAndLeave(Signal::SIGKILL as i32);
+        lab.component("controller", kill).await?;
+        connected(&lab, "n2", 0.0).await?;
+        let came = sent(&lab, "n2").await? - before;
+        println!("T11: {came} of more than {many} resources came");
+        let broke_off = came < many as f64;
+        if broke_off {
+            for _ in 0..5 {
+                echo(&lab, "shop/client", "also")
+                    .await
+                    .context("a name that a broken list did not have")?;
+            }
+            ensure!(
+                lab.node("n2")
+                    .log()?
+                    .contains("the last good configuration stays in use"),
+                "the log says what is in force"
+            );
+        }
+        lab.component("controller", Order::Start).await?;
+        connected(&lab, "n2", 1.0).await?;
+        until("the whole list", async || {
+            ensure!(
+                echo(&lab, "shop/client", "also").await.is_err(),
+                "the name is still known"
+            );
+            Ok(())
+        })
+        .await?;
+        if broke_off {
+            return Ok(());
+        }
+        lab.delete(&hosts(many)).await?;
+    }
+    bail!("no list was long enough to be broken off")
 }

@@ -198,7 +198,12 @@ pub async fn t40_a_dead_node_looks_like_one() -> Result<()> {
             .any(|a| a.connect == UNREACHABLE && a.connect_ms < 1000),
         "never from connect() itself, at once: {seen:?}"
     );
-    lab.until_logged("n2", &["reason=connect_timeout"])
-        .await
-        .map(drop)
+    lab.until_logged("n2", &["reason=connect_timeout"]).await?;
+    let timed_out = [("reason", "connect_timeout")];
+    let counted = lab
+        .node("n2")
+        .metric("warren_flow_failures_total", &timed_out)
+        .await?;
+    ensure!(counted >= 1.0, "{counted} such failures are counted");
+    Ok(())
 }

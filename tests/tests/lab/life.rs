@@ -7,7 +7,9 @@ use mesh_tests::lab::component::Order;
 use nix::sys::signal::Signal;
 
 use super::{
+    flows::flows,
     load::flawless,
+    policy::{DENY, FRIEND, refused, with},
     tunnel::{echo, pair, until},
 };
 
@@ -87,13 +89,38 @@ pub async fn t04_a_hung_proxy_fails_closed_and_recovers() -> Result<()> {
     until("service after SIGCONT", async || {
         echo(&lab, "shop/client", "10.244.1.2").await
     })
-    .await
+    .await?;
+    let stale = [("kind", "refused"), ("name", "agent_stale")];
+    until("the kernel's refusals in the metrics", async || {
+        let refused = lab.node("n2").metric("warren_kernel_total", &stale).await?;
+        ensure!(refused >= 1.0, "{refused} refusals are counted");
+        Ok(())
+    })
+    .await?;
+    lab.until_logged("n2", &["src.workload=client", "path=hbone", "mtls=true"])
+        .await?;
+    let plain = flows(&lab, "n2", &[("src.workload", "client"), ("path", "plain")]).await?;
+    ensure!(plain.is_empty(), "logged as plaintext: {plain:?}");
+    Ok(())
 }
 
 /// T08, T09, T39: without a controller what was known holds, also in a proxy that restarts.
 pub async fn t09_without_a_controller_a_restarted_proxy_serves_and_enforces() -> Result<()> {
-    let lab = pair().await?;
-    echo(&lab, "shop/client", "echo").await?;
+    let lab = with(FRIEND).await?;
+    echo(&lab, "shop/friend", "echo").await?;
+    lab.apply(&DENY.replace("sa/client", "sa/friend")).await?;
+    refused(&lab, "shop/friend", "policy_denied").await?;
+    // What changes is gathered for half a second before it is written.
+    until("the policy on n1's disk", async || {
+        let kept = std::fs::read(lab.place.node_state("n1").join("config.bin"))?;
+        let name = b"shop/deny-client";
+        ensure!(
+            kept.windows(name.len()).any(|w| w == name),
+            "it is not there"
+        );
+        Ok(())
+    })
+    .await?;
     lab.component("controller", Order::Stop).await?;
     for node in ["n1", "n2"] {
         lab.node(node).kill_agent(Signal::SIGKILL, false).await?;
@@ -102,11 +129,35 @@ pub async fn t09_without_a_controller_a_restarted_proxy_serves_and_enforces() ->
         echo(&lab, "shop/client", "10.244.1.2").await
     })
     .await?;
-    let age = lab.node("n1").metrics().await?;
-    ensure!(
-        age.contains("warren_config_age"),
-        "the age of the configuration is a metric"
-    );
+    let denied = [("reason", "policy_denied")];
+    for _ in 0..3 {
+        ensure!(
+            echo(&lab, "shop/friend", "10.244.1.2").await.is_err(),
+            "the policy is forgotten"
+        );
+    }
+    let counted = lab
+        .node("n1")
+        .metric("warren_flow_failures_total", &denied)
+        .await?;
+    ensure!(counted >= 3.0, "{counted} of 3 refusals are counted");
+    for node in ["n1", "n2"] {
+        let node = lab.node(node);
+        let age = node.metric("warren_config_age_seconds", &[]).await?;
+        ensure!(age > 0.0, "the configuration's age is {age} s");
+        let signed = [("result", "ok")];
+        let signed = node
+            .metric("warren_certificate_requests_total", &signed)
+            .await?;
+        ensure!(
+            signed == 0.0,
+            "{signed} certificates were signed without a CA"
+        );
+        ensure!(
+            node.log()?.contains("serving the last good configuration"),
+            "the log says what is served"
+        );
+    }
     lab.component("controller", Order::Start).await?;
     until("a change after the controller is back", async || {
         lab.apply("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody, namespace: shop}\nspec: {}\n").await?;

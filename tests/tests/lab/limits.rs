@@ -174,6 +174,19 @@ pub async fn t25_without_memory_nothing_leaks_and_service_comes_back() -> Result
         echo(&lab, "shop/client", "10.244.1.2").await
     })
     .await?;
+    lab.until_logged("n1", &["direction=inbound", "path=hbone", "mtls=true"])
+        .await?;
+    let carried = lab
+        .node("n2")
+        .metric(
+            "istio_tcp_connections_opened_total",
+            &[("reporter", "source")],
+        )
+        .await?;
+    ensure!(
+        carried >= report["ok"].as_f64().unwrap_or(f64::MAX),
+        "{carried} connections are counted, and {report}"
+    );
     let now = pid(&lab, "n1").await?;
     println!(
         "T25: the process was {}",

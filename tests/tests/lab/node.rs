@@ -404,6 +404,8 @@ pub async fn t36_a_flood_costs_the_neighbours_nothing() -> Result<()> {
         over >= beyond,
         "{over} half-open tunnels were refused, and {beyond} should be"
     );
+    lab.until_logged("n1", &["src.addr=10.244.2.", "reason=overloaded"])
+        .await?;
     for node in ["n1", "n2"] {
         for lost in [
             "originals_full",

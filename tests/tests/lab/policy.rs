@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use mesh_tests::lab::Lab;
 
 use super::{
+    flows::logged,
     load::{flawless, load},
     tunnel::{echo, pair, until},
 };
@@ -29,7 +30,7 @@ spec: {mtls: {mode: STRICT}}
 "#;
 
 /// Denies `client`, and nobody else.
-const DENY: &str = r#"
+pub const DENY: &str = r#"
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: deny-client, namespace: shop}
@@ -49,21 +50,24 @@ spec:
   rules: [{from: [{source: {serviceAccounts: [friend]}}]}]
 "#;
 
-const FRIEND: &str = r#"
+/// Another client beside the one of the pair.
+pub const FRIEND: &str = r#"
 apiVersion: v1
 kind: Pod
 metadata: {name: friend, namespace: shop}
 spec: {nodeName: n2, serviceAccountName: friend, containers: [{name: c, image: idle}]}
 "#;
 
-async fn with(more: &str) -> Result<Lab> {
+/// The pair, and more.
+pub async fn with(more: &str) -> Result<Lab> {
     let lab = pair().await?;
     lab.apply(more).await?;
     lab.wait_ready(super::tunnel::SOON).await?;
     Ok(lab)
 }
 
-async fn refused(lab: &Lab, who: &str, reason: &str) -> Result<()> {
+/// Waits until `who` does not reach the echo any more, and a node says that this is the reason.
+pub async fn refused(lab: &Lab, who: &str, reason: &str) -> Result<()> {
     until(reason, async || {
         ensure!(
             echo(lab, who, "10.244.1.2").await.is_err(),
@@ -160,6 +164,18 @@ pub async fn t15_a_deny_cuts_live_connections_of_whom_it_names() -> Result<()> {
         (1.0..3.5).contains(&seconds),
         "cut soon after 1.5 s: {denied}"
     );
+    let cut = [
+        ("src.workload", "client"),
+        ("direction", "inbound"),
+        ("reason", "policy_changed"),
+    ];
+    logged(&lab, "n1", &cut, |found| found.len() == 10).await?;
+    let changed = [("reason", "policy_changed")];
+    let counted = lab
+        .node("n1")
+        .metric("warren_flow_failures_total", &changed)
+        .await?;
+    ensure!(counted == 10.0, "{counted} of 10 cut flows are counted");
     refused(&lab, "shop/client", "policy_denied").await?;
     let begun = Instant::now();
     lab.delete(DENY).await?;

@@ -10,12 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::lab::{Lab, Ran};
+use mesh_tests::lab::{Lab, Ran, suite};
 use serde_json::Value;
 
 use super::{
     flows::{flows, logged},
-    tunnel::{SOON, pair, until},
+    tunnel::{SOON, echo, pair, pair_in, until},
 };
 
 const NEAR: &str = r#"
@@ -454,4 +454,61 @@ pub async fn t21_a_server_that_speaks_first_is_heard_at_once() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// T21: a connection that is silent for longer than tunnels without flows are kept, and one that carries a byte at a
+/// time, go on as if nobody were between.
+pub async fn t21_a_connection_that_says_little_goes_on() -> Result<()> {
+    let mut spec = suite::spec();
+    spec.agent_env
+        .push(("WARREN_TUNNEL_IDLE".into(), "500ms".into()));
+    let lab = pair_in(spec).await?;
+    lab.apply(NEAR).await?;
+    lab.wait_ready(SOON).await?;
+    let served = Served {
+        pod: "shop/echo",
+        port: 9000,
+        flows: 1,
+        bytes: 2 * 101,
+    };
+    let status = lab.status().await?;
+    let pod = status.pod(served.pod)?;
+    let dribble = "for i in {1..50}; do printf x >&3; read -r -N1 -t5 -u3 got; [ \"$got\" = x ] || exit 3; done";
+    for way in &WAYS {
+        let secured = [("reporter", "source")];
+        let node = lab.node(way.node);
+        let before = node
+            .metric("istio_tcp_connections_opened_total", &secured)
+            .await?;
+        for ip in [IpAddr::V4(pod.ip), IpAddr::V6(pod.ip6)] {
+            // On one node the first flow goes through the proxy, which tells the kernel of the next.
+            for _ in 0..2 {
+                echo(&lab, way.who, &ip.to_string()).await?;
+            }
+            let script = format!(
+                "exec 3<>/dev/tcp/{ip}/9000; {dribble}; sleep 3; {dribble}; echo >&3; read -r -t5 -u3; echo whole"
+            );
+            let begun = Instant::now();
+            let ran = run(&lab, way, &["bash", "-c", &script]).await?;
+            let took = begun.elapsed();
+            ensure!(ran.out.trim() == "whole", "{}: {ran:?}", way.who);
+            // A hundred bytes there and back, each at once: less than the least delay of a segment that waits for more.
+            ensure!(
+                took < Duration::from_secs(3 + 4),
+                "{} took {took:?}: bytes wait for others",
+                way.who
+            );
+            carried(&lab, way, SocketAddr::new(ip, served.port), &served).await?;
+        }
+        let opened = node
+            .metric("istio_tcp_connections_opened_total", &secured)
+            .await?
+            - before;
+        ensure!(
+            opened >= 2.0,
+            "{} opened {opened} of 2 connections",
+            way.who
+        );
+    }
+    Ok(())
 }

@@ -3,7 +3,9 @@
 //! Invariants: a user's own cluster, named by KUBECONFIG, is used where commands are sent to one and is never started
 //! or removed; what this starts is removed whole by `down`, whatever state it is in.
 
+pub mod conformance;
 mod demo;
+mod go;
 pub mod helm;
 mod parts;
 

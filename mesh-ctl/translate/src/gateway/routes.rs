@@ -16,7 +16,10 @@ use mesh_k8s::{
 };
 use mesh_model::route::http::Rule;
 
-use super::rules::{Around, Rank};
+use super::{
+    parents,
+    rules::{Around, Rank},
+};
 use crate::{
     istio::virtual_service::no_waypoint,
     settings::{Settings, age},
@@ -37,23 +40,26 @@ enum Class {
 }
 
 /// A route that was read.
-struct Read<'v> {
+pub(super) struct Read<'v> {
     class: Class,
     object: ObjectRef,
     origin: &'v Origin,
     age: (bool, String, String, String),
     complete: bool,
-    reader: Reader,
+    pub(super) reader: Reader,
     rules: Vec<(Rank, Rule)>,
-    parents: Vec<Parent>,
+    pub(super) parents: Vec<Parent>,
+    /// Parents that it cannot be attached to, and why.
+    pub(super) strangers: Vec<(ParentReference, String)>,
     /// Whether any parent is a service.
     concerned: bool,
 }
 
 /// A service that a route is attached to.
-struct Parent {
+pub(super) struct Parent {
     field: String,
-    service: usize,
+    pub(super) reference: ParentReference,
+    pub(super) service: usize,
     port: Option<u16>,
 }
 
@@ -132,10 +138,13 @@ pub(crate) fn collect(
         }
     }
     for (index, mut one) in read.into_iter().enumerate() {
-        let in_force = in_force(hosts, &mut one, |service| {
+        let fate = |service| {
             let at = (index, service);
             (won.contains(&at), lost.contains(&at))
-        });
+        };
+        let in_force = in_force(hosts, &mut one, fate);
+        let parents = parents::statuses(hosts, &one, |service| fate(service).1);
+        reports.parents(&one.object, one.origin, parents);
         reports.say_all(&one.object, one.origin, one.reader.messages);
         reports.in_force(&one.object, one.origin, in_force);
     }
@@ -231,6 +240,7 @@ impl<'v> Read<'v> {
             reader: Reader::default(),
             rules: Vec::new(),
             parents: Vec::new(),
+            strangers: Vec::new(),
             concerned: parents.iter().any(is_service),
         }
     }
@@ -268,32 +278,42 @@ impl<'v> Read<'v> {
             let namespace = parent_namespace(parent, &own);
             let host = settings.hostname(namespace, &parent.name);
             let name = format!("Service {namespace}/{}", parent.name);
-            let Some(service) = hosts.service(namespace, host.as_str()) else {
-                self.reader.error(field, format!("{name} is not known"));
-                continue;
-            };
-            let draft = hosts.get(service);
-            if draft.extra.headless || draft.extra.external_name.is_some() {
-                let text = format!("{name} has no address of its own, which a parent needs");
-                self.reader.error(field, text);
-                continue;
+            match attached(hosts, hosts.service(namespace, host.as_str()), parent.port) {
+                Ok(service) => self.parents.push(Parent {
+                    field,
+                    reference: parent.clone(),
+                    service,
+                    port: parent.port,
+                }),
+                Err(why) => {
+                    let text = format!("{name} {why}");
+                    self.reader.error(field, text.as_str());
+                    self.strangers.push((parent.clone(), text));
+                }
             }
-            if let Some(port) = parent.port
-                && !draft.service.ports.iter().any(|known| known.port == port)
-            {
-                self.reader
-                    .error(field, format!("{name} has no port {port}"));
-                continue;
-            }
-            self.parents.push(Parent {
-                field,
-                service,
-                port: parent.port,
-            });
         }
         if self.concerned && !hostnames.is_empty() {
             let text = "mean nothing to a service: every request to it is looked at";
             self.reader.info("spec.hostnames", text);
         }
+    }
+}
+
+/// The service, when a route can be attached to it.
+fn attached(
+    hosts: &Hosts<'_, '_>,
+    service: Option<usize>,
+    port: Option<u16>,
+) -> Result<usize, String> {
+    let service = service.ok_or("is not known")?;
+    let draft = hosts.get(service);
+    if draft.extra.headless || draft.extra.external_name.is_some() {
+        return Err("has no address of its own, which a parent needs".to_owned());
+    }
+    match port {
+        Some(port) if !draft.service.ports.iter().any(|known| known.port == port) => {
+            Err(format!("has no port {port}"))
+        }
+        _ => Ok(service),
     }
 }

@@ -190,20 +190,35 @@ impl Around<'_, '_> {
                 .as_deref()
                 .is_none_or(|kind| kind == Service::KIND);
         let service = self.hosts.service(namespace, host);
+        const GONE: &str = "BackendNotFound";
         let problem = match (is_service, service, wire.port) {
-            (false, _, _) => Some(format!(
-                "{} of {:?} is no backend; it has to be a Service",
-                wire.kind.as_deref().unwrap_or_default(),
-                wire.group
+            (false, _, _) => Some((
+                "InvalidKind",
+                format!(
+                    "{} of {:?} is no backend; it has to be a Service",
+                    wire.kind.as_deref().unwrap_or_default(),
+                    wire.group
+                ),
             )),
-            (true, None, _) => Some(format!("Service {namespace}/{} is not known", wire.name)),
-            (true, Some(_), None) => Some("needs a port".to_owned()),
+            (true, None, _) => {
+                let text = format!("Service {namespace}/{} is not known", wire.name);
+                Some((GONE, text))
+            }
+            (true, Some(_), None) => Some((GONE, "needs a port".to_owned())),
             (true, Some(index), Some(port)) => {
                 let known = &self.hosts.get(index).service.ports;
                 let missing = !known.iter().any(|known| known.port == port);
-                missing.then(|| format!("Service {namespace}/{} has no port {port}", wire.name))
+                missing.then(|| {
+                    let text = format!("Service {namespace}/{} has no port {port}", wire.name);
+                    (GONE, text)
+                })
             }
         };
+        if let Some((reason, text)) = &problem {
+            let unresolved = || (*reason, format!("{path}: {text}"));
+            reader.unresolved.get_or_insert_with(unresolved);
+        }
+        let problem = problem.map(|(_, text)| text);
         if let Some(text) = problem.as_ref().or(wrong.as_ref()) {
             reader.error(
                 path,

@@ -11,6 +11,10 @@ pub(crate) struct Reader {
     pub(crate) invalid: Option<String>,
     /// What is refused then, where it is not the requests of one rule.
     pub(crate) refused: Option<&'static str>,
+    /// The first rule that could not be understood, and why.
+    pub(crate) first_invalid: Option<String>,
+    /// The first reference that leads nowhere: a reason in one word, and a sentence.
+    pub(crate) unresolved: Option<(&'static str, String)>,
 }
 
 impl Reader {
@@ -39,9 +43,9 @@ impl Reader {
 
     /// Something that is wrong, so that the rule refuses.
     pub(crate) fn fail(&mut self, field: &str, text: String) {
-        if self.invalid.is_none() {
-            self.invalid = Some(format!("{field}: {text}"));
-        }
+        let whole = || format!("{field}: {text}");
+        self.invalid.get_or_insert_with(whole);
+        self.first_invalid.get_or_insert_with(whole);
         let refused = self.refused.unwrap_or("requests to this rule");
         self.error(field, format!("{text}; {refused} are refused"));
     }

@@ -1,7 +1,8 @@
 //! The subscriber's side: what is held of each kind, what to ask for, and what a response changes.
 //!
 //! Invariants: good resources of a response are applied even when others are bad, and the bad ones are named in the
-//! NACK and not counted as held; removals wait for the kind's completeness marker of the same stream.
+//! NACK and not counted as held; removals wait until every kind is complete on the same stream, because what belongs to an
+//! object is of another kind than the object, and goes with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -48,7 +49,7 @@ pub(super) struct Held {
     versions: HashMap<Arc<str>, Version>,
     /// On this stream the server has sent everything once.
     complete: bool,
-    /// Removals that wait for that.
+    /// Removals that wait for every kind's completeness.
     gone: HashSet<Arc<str>>,
     /// Names asked for on demand; `None` for everything.
     wanted: Option<BTreeSet<String>>,
@@ -218,11 +219,13 @@ impl Client {
             }
         }
         held.complete |= marker;
-        if held.complete {
-            for name in std::mem::take(&mut held.gone) {
-                held.versions.remove(&name);
-                out.changes.extend(convert::removed(kind, &name));
-                out.updates.push(Update::Remove(kind, name));
+        if self.is_complete() {
+            for (kind, held) in &mut self.kinds {
+                for name in std::mem::take(&mut held.gone) {
+                    held.versions.remove(&name);
+                    out.changes.extend(convert::removed(*kind, &name));
+                    out.updates.push(Update::Remove(*kind, name));
+                }
             }
         }
         if marker && !self.announced && self.is_complete() {

@@ -1,0 +1,81 @@
+//! What becomes of a route at each of its parents, in the Gateway API's own words.
+//!
+//! Invariant: a route that is refused somewhere says so there, and nowhere else. Source: Gateway API v1,
+//! RouteParentStatus and RouteConditionReason; `Programmed` is ours.
+
+use super::routes::Read;
+use crate::{
+    istio::virtual_service::no_waypoint,
+    status::{Condition, ConditionKind, ParentStatus},
+    traffic::hosts::Hosts,
+};
+
+/// The statuses of a route's parents that are services; `lost` says at which another kind of route keeps it out.
+pub(super) fn statuses(
+    hosts: &Hosts<'_, '_>,
+    route: &Read<'_>,
+    lost: impl Fn(usize) -> bool,
+) -> Vec<ParentStatus> {
+    let strangers = route.strangers.iter().map(|(parent, why)| ParentStatus {
+        parent: parent.clone(),
+        conditions: vec![
+            no(ConditionKind::Accepted, "NoMatchingParent", why),
+            resolved(route),
+        ],
+    });
+    let attached = route.parents.iter().map(|parent| {
+        let accepted = match lost(parent.service) {
+            true => no(
+                ConditionKind::Accepted,
+                "Conflicted",
+                "a GRPCRoute of the same service and port keeps this route out",
+            ),
+            false => yes(ConditionKind::Accepted, "Accepted"),
+        };
+        let draft = hosts.get(parent.service);
+        let programmed = match (accepted.status, &draft.service.waypoint) {
+            (false, _) => no(ConditionKind::Programmed, "Conflicted", &accepted.message),
+            (true, Some(_)) => yes(ConditionKind::Programmed, "Programmed"),
+            (true, None) => {
+                let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
+                no(ConditionKind::Programmed, "NoWaypoint", &text)
+            }
+        };
+        let mut conditions = vec![accepted, resolved(route)];
+        conditions.extend(route.reader.first_invalid.as_ref().map(|why| Condition {
+            message: why.clone(),
+            ..yes(ConditionKind::PartiallyInvalid, "UnsupportedValue")
+        }));
+        conditions.push(programmed);
+        ParentStatus {
+            parent: parent.reference.clone(),
+            conditions,
+        }
+    });
+    attached.chain(strangers).collect()
+}
+
+fn resolved(route: &Read<'_>) -> Condition {
+    match &route.reader.unresolved {
+        Some((reason, text)) => no(ConditionKind::ResolvedRefs, reason, text),
+        None => yes(ConditionKind::ResolvedRefs, "ResolvedRefs"),
+    }
+}
+
+fn yes(kind: ConditionKind, reason: &str) -> Condition {
+    Condition {
+        kind,
+        status: true,
+        reason: reason.to_owned(),
+        message: String::new(),
+    }
+}
+
+fn no(kind: ConditionKind, reason: &str, message: &str) -> Condition {
+    Condition {
+        kind,
+        status: false,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}
