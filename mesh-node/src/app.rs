@@ -175,7 +175,7 @@ async fn node(config: Config, log: Log) -> Result<Ending> {
         let taken = receive(&certificates, piece);
         tracing::info!(taken, "certificates and keys were handed over in memory");
     }
-    control(
+    let namespaces = control(
         &config,
         (&config.node_name, Kind::NODE),
         &tasks,
@@ -204,6 +204,7 @@ async fn node(config: Config, log: Log) -> Result<Ending> {
     let data =
         DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
     let lookouts = Lookouts {
+        namespaces,
         guards: Guards::default(),
         kubelet: Kubelet::new(config.kubelet_cgroup.clone(), groups),
     };
@@ -357,7 +358,7 @@ fn scan(
     missing
 }
 
-/// Certificates and configuration, for whoever has this name to the controller.
+/// Certificates and configuration, for whoever has this name to the controller; the list of namespaces that it keeps.
 fn control(
     config: &Config,
     (name, kinds): (&NodeName, &'static [Kind]),
@@ -365,7 +366,7 @@ fn control(
     state: &MeshState,
     certificates: &Certificates,
     metrics: &Metrics,
-) -> Result<()> {
+) -> Result<EnrolledNamespaces> {
     let controller = Controller {
         url: config.controller.clone(),
         ca: config.controller_ca.clone(),
@@ -385,6 +386,7 @@ fn control(
         "certificate metrics",
         show(certificates.clone(), metrics.clone()),
     );
+    let namespaces = EnrolledNamespaces::open(&config.state_dir);
     let (status, client) = XdsClient::new(XdsParts {
         node: name.clone(),
         cluster: config.cluster_id.to_string(),
@@ -394,6 +396,7 @@ fn control(
         controller,
         longest_pause: config.control.xds_backoff,
         state_dir: config.state_dir.clone(),
+        namespaces: namespaces.clone(),
         metrics: metrics.clone(),
     });
     tasks.spawn("configuration stream", client.run());
@@ -401,7 +404,7 @@ fn control(
         "readiness",
         follow_readiness(tasks.readiness.clone(), status, certificates.clone()),
     );
-    Ok(())
+    Ok(namespaces)
 }
 
 fn open_kernel(config: &Config, groups: &Cgroups) -> Result<Arc<LoadedDatapath>> {
@@ -477,7 +480,7 @@ fn start_capture(
     let (capture, task) = Capture::new(CaptureParts {
         cluster: config.cluster_id.clone(),
         state: state.clone(),
-        namespaces: EnrolledNamespaces::open(&config.state_dir),
+        namespaces: lookouts.namespaces.clone(),
         enroller,
         listeners,
         dns,
@@ -498,7 +501,11 @@ fn start_capture(
     let part = tasks.readiness.part("capture", "its start");
     // A successor with other programs retires ours.
     tasks.spawn_until_handed_over("mesh's stay", follow_leaving(seen.clone(), part));
-    let Lookouts { guards, kubelet } = lookouts;
+    let Lookouts {
+        guards,
+        kubelet,
+        namespaces: _,
+    } = lookouts;
     tasks.spawn_until_handed_over(
         "interfaces",
         guards.clone().run(seen.clone(), metrics.clone()),

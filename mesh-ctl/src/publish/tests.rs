@@ -82,6 +82,8 @@ fn config() -> Change {
         cluster_domain: "cluster.local".into(),
         registry_only: false,
         same_node: SameNode::Auto,
+        enrolled_namespaces: Box::new([]),
+        tunnel_blockers: Box::new([]),
     })
 }
 

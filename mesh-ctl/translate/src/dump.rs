@@ -67,6 +67,11 @@ fn config(config: &MeshConfig) -> Value {
         "clusterDomain": config.cluster_domain.as_str(),
         "registryOnly": config.registry_only,
         "sameNode": word(&config.same_node),
+        "enrolledNamespaces": texts(&config.enrolled_namespaces),
+        "tunnelBlockers": texts(config.tunnel_blockers.iter().map(|b| {
+            let way = if b.ingress { "ingress" } else { "egress" };
+            format!("{}/{} {way}", b.namespace, b.name)
+        })),
     }));
     with("mesh", &config.trust_domain, fields)
 }

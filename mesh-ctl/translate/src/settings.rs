@@ -139,6 +139,8 @@ impl Default for Settings {
             cluster_domain: Hostname::from("cluster.local"),
             registry_only: false,
             same_node: SameNode::Auto,
+            enrolled_namespaces: Box::new([]),
+            tunnel_blockers: Box::new([]),
         };
         Self {
             roots: vec![mesh.root_namespace.clone(), Namespace::from("istio-system")],

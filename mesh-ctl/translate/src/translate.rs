@@ -14,7 +14,7 @@ use crate::{
     core::{
         draft::Drafts,
         endpoints::{self, ServiceIndex},
-        network_policy, pod,
+        enrolment, network_policy, pod,
         service::{self, Claims, ServiceDraft},
     },
     gateway::{self, waypoint},
@@ -78,7 +78,9 @@ pub fn translate(view: &ClusterView) -> Output {
 /// The resources of a view, each with the object it is made of, and what is to be said.
 pub(crate) fn owned(view: &ClusterView) -> (Vec<(ObjectRef, Change)>, Vec<Status>) {
     let mut reports = Reports::default();
-    let settings = Settings::read(view, &mut reports);
+    let mut settings = Settings::read(view, &mut reports);
+    settings.mesh.enrolled_namespaces = enrolment::namespaces(view, &settings.honour);
+    settings.mesh.tunnel_blockers = network_policy::blockers(view, &settings);
     notices(view, &mut reports);
     pod::check_namespaces(view, &mut reports);
 

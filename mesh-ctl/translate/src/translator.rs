@@ -10,13 +10,16 @@ use std::{
     sync::Arc,
 };
 
-use mesh_k8s::{Kind, Object, ObjectRef, warren::MeshConfig};
+use mesh_k8s::{
+    Kind, Object, ObjectRef, core::Namespace, network::NetworkPolicy, warren::MeshConfig,
+};
 use mesh_model::{
-    mesh::{Change, Enrolment},
-    name::{Identity, NodeName, PolicyName, ServiceName, WorkloadUid},
+    mesh::{Change, Enrolment, TunnelBlocker},
+    name::{self, Identity, NodeName, PolicyName, ServiceName, WorkloadUid},
 };
 
 use crate::{
+    core::{enrolment, network_policy},
     relations::{Reader, Relations},
     settings::Settings,
     status::Status,
@@ -31,6 +34,9 @@ type Id = Arc<ObjectRef>;
 pub struct Translator {
     view: ClusterView,
     settings: Settings,
+    /// The enrolled namespaces of the whole view and the NetworkPolicies in the way of tunnels, which no part of it knows.
+    enrolled: Box<[name::Namespace]>,
+    blockers: Box<[TunnelBlocker]>,
     hasher: RandomState,
     index: Index,
     made: HashMap<ObjectRef, Box<[Change]>>,
@@ -69,6 +75,8 @@ impl Default for Translator {
         Self {
             view: ClusterView::default(),
             settings: Settings::default(),
+            enrolled: Box::default(),
+            blockers: Box::default(),
             hasher: RandomState::new(),
             index: Index::default(),
             made: HashMap::new(),
@@ -130,8 +138,11 @@ impl Translator {
 
     /// Translates what the changes since the last time can have an effect on.
     pub fn refresh(&mut self) -> Refreshed {
+        let lists = [Namespace::KIND, NetworkPolicy::KIND];
+        let mut listed = self.changed.iter().any(|o| lists.contains(&&*o.kind));
         let focus: HashSet<ObjectRef> = if std::mem::take(&mut self.all) {
             self.rebuild();
+            listed = true;
             self.view
                 .objects()
                 .chain(self.made.keys().cloned())
@@ -140,12 +151,20 @@ impl Translator {
         } else {
             self.affected()
         };
+        if listed {
+            self.enrolled = enrolment::namespaces(&self.view, &self.settings.honour);
+            self.blockers = network_policy::blockers(&self.view, &self.settings);
+        }
         self.changed.clear();
         self.subjects.clear();
         let part = self.view.part(self.inputs(&focus).iter());
         let (made, statuses) = owned(&part);
         let mut by_owner: HashMap<ObjectRef, Vec<Change>> = HashMap::new();
-        for (owner, change) in made {
+        for (owner, mut change) in made {
+            if let Change::Config(config) = &mut change {
+                config.enrolled_namespaces.clone_from(&self.enrolled);
+                config.tunnel_blockers.clone_from(&self.blockers);
+            }
             if focus.contains(&owner) || *owner.kind == *MeshConfig::KIND {
                 by_owner.entry(owner).or_default().push(change);
             }

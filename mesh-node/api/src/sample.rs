@@ -15,8 +15,8 @@ use ipnet::IpNet;
 use mesh_model::{
     mesh::{
         Action, AppProtocol, Change, Enrolment, GatewayAddress, GatewayDestination, MeshConfig,
-        MtlsMode, Policy, PolicyScope, SameNode, Service, ServiceExtra, ServicePort, Validity,
-        Workload, WorkloadExtra,
+        MtlsMode, Policy, PolicyScope, SameNode, Service, ServiceExtra, ServicePort, TunnelBlocker,
+        Validity, Workload, WorkloadExtra,
         policy::{Clause, Match, Rule, ServiceAccountMatch, StringMatch},
         service::{Balancing, Mode, Scope, Visibility},
         workload::{Canonical, Locality, Membership, TunnelProtocol},
@@ -297,6 +297,12 @@ pub(crate) fn config(r: &mut Rng) -> MeshConfig {
         cluster_domain: "cluster.local".into(),
         registry_only: r.bool(),
         same_node: pick(r, &[SameNode::Auto, SameNode::Tunnel, SameNode::Direct]),
+        enrolled_namespaces: list(r, 3, |r| word(r).as_str().into()),
+        tunnel_blockers: list(r, 2, |r| TunnelBlocker {
+            namespace: word(r).as_str().into(),
+            name: word(r).as_str().into(),
+            ingress: r.bool(),
+        }),
     }
 }
 

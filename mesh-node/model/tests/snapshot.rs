@@ -357,3 +357,36 @@ fn what_nobody_owns_any_more_is_named() {
     let heir = pod("shop", "heir", "n2", "10.0.0.1");
     assert_eq!(vacated(vec![gone(&uid), Change::Workload(heir)]), "");
 }
+
+#[test]
+fn a_namespace_is_enrolled_when_it_is_said_or_seen_to_be() {
+    let said = |names: &[&str]| {
+        let mut config = config();
+        config.enrolled_namespaces = names.iter().map(|n| (*n).into()).collect();
+        Change::Config(config)
+    };
+    let listed = |mesh: &Mesh| {
+        let names = mesh.enrolled_namespaces().into_iter();
+        names.map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    let seen = pod("shop", "web", "n1", "10.0.0.1");
+    let plain = pod("plain", "web", "n1", "10.0.0.2");
+    let (mesh, _) = Mesh::empty().apply([
+        Change::WorkloadExtra(seen.uid.clone(), extra(MtlsMode::Strict)),
+        Change::Workload(seen),
+        Change::Workload(plain),
+        said(&["bank", "empty"]),
+    ]);
+    assert_eq!(listed(&mesh), "bank empty shop");
+    let (mesh, diff) = mesh.apply([said(&["bank"])]);
+    assert_eq!(listed(&mesh), "bank shop");
+    assert_eq!(
+        diff,
+        Diff::default(),
+        "no connection is decided again for the list's sake"
+    );
+    let mut other = config();
+    other.registry_only = true;
+    let (mesh, diff) = mesh.apply([Change::Config(other)]);
+    assert_eq!((listed(&mesh).as_str(), diff.config), ("shop", true));
+}

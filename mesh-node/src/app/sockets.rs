@@ -23,7 +23,7 @@ use crate::{
     observe::{LogControl, Metrics, MetricsServer, Observer, Standing, StateLabel},
     scan::Missing,
     serve::Shared,
-    state::MeshState,
+    state::{EnrolledNamespaces, MeshState},
 };
 
 /// What the kernel tells of its types, without which its programs cannot be loaded.
@@ -34,6 +34,7 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 pub(super) struct Lookouts {
     pub(super) guards: Guards,
     pub(super) kubelet: Kubelet,
+    pub(super) namespaces: EnrolledNamespaces,
 }
 
 impl Lookouts {

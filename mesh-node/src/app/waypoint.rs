@@ -61,7 +61,7 @@ pub(super) async fn waypoint(config: Config, log: Log) -> Result<()> {
     // As the controller calls it (`mesh-ctl/src/ca/grant.rs`).
     let name = format!("waypoint/{}/{}/{}", own.namespace, own.account, own.name);
     let name = NodeName::new(name);
-    control(
+    let _no_pods_of_its_own = control(
         &config,
         (&name, resource::Kind::WAYPOINT),
         &tasks,

@@ -98,7 +98,7 @@ impl CaptureTask {
         }
     }
 
-    /// Whether a namespace has enrolled pods by now, or had when the list on disk was written, which is so only now and then.
+    /// Whether a namespace is enrolled by now, or was when the list on disk was written.
     fn is_enrolled(&self, mesh: &Mesh, namespace: &str) -> bool {
         let namespace = namespace.into();
         self.parts.namespaces.contains(&namespace)

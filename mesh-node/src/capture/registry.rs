@@ -32,7 +32,7 @@ use crate::{
 
 /// How often the registry looks for what time alone changes.
 const TICK: Duration = Duration::from_secs(1);
-/// How often stocks of sockets that nobody uses shrink, and the list of namespaces is written, in ticks.
+/// How often stocks of sockets that nobody uses shrink, in ticks.
 const REST: u32 = 30;
 
 /// What the registry is made of.
@@ -363,10 +363,6 @@ impl CaptureTask {
                 .values()
                 .filter_map(|e| e.live.as_ref())
                 .for_each(|l| l.stock.rest());
-            let snapshot = self.parts.state.load();
-            if let Err(error) = self.parts.namespaces.update(&snapshot.mesh) {
-                tracing::warn!(%error, "the list of enrolled namespaces could not be written; the earlier one stays");
-            }
         }
         self.publish_counts();
     }

@@ -126,7 +126,16 @@ async fn connect(
     if let Some(candidate) = candidate {
         parties::went_to(candidate, report);
     }
-    Ok((dialed?.0, decided_in))
+    match dialed {
+        Ok((upstream, _)) => Ok((upstream, decided_in)),
+        Err(error) => {
+            let (mesh, from) = (
+                &shared.state.load().mesh,
+                &permit.subject().source.namespace,
+            );
+            Err(Stopped::dialing(error, mesh, from, plan.candidates.first()))
+        }
+    }
 }
 
 /// A tunnel that a peer opened to a pod.

@@ -1,27 +1,29 @@
-//! The names of enrolled namespaces on disk: a pod of one of them is captured before anything else is known.
+//! The names of enrolled namespaces on disk: a pod of one of them is captured before anything else is known, by the
+//! node proxy that has just started as by the CNI plugin that finds none.
 //!
-//! Invariant: the file is replaced whole; without a readable file no namespace is taken for enrolled, and the
-//! pods in question wait for configuration.
+//! Invariants: the file is replaced whole; there is one list in a process, whoever holds a handle to it; without a
+//! readable file no namespace is taken for enrolled, and the pods in question wait for configuration.
 
 use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use mesh_model::{mesh::Mesh, name::Namespace};
 
-/// The file and what it last held.
-#[derive(Debug)]
+/// The file and what it last held. Cloning gives another handle to it.
+#[derive(Clone, Debug)]
 pub struct EnrolledNamespaces {
-    path: PathBuf,
-    names: BTreeSet<String>,
+    path: Arc<Path>,
+    names: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl EnrolledNamespaces {
     /// Reads the file `enrolled` of the state directory.
     pub fn open(state_dir: &Path) -> Self {
-        let path = state_dir.join("enrolled");
+        let path: PathBuf = state_dir.join("enrolled");
         let names = match fs::read_to_string(&path) {
             Ok(text) => text
                 .lines()
@@ -35,30 +37,38 @@ impl EnrolledNamespaces {
                 BTreeSet::new()
             }
         };
-        Self { path, names }
+        Self {
+            path: path.into(),
+            names: Arc::new(Mutex::new(names)),
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the namespace was enrolled when configuration was last complete.
     pub fn contains(&self, namespace: &Namespace) -> bool {
-        self.names.contains(namespace.as_str())
+        self.names().contains(namespace.as_str())
     }
 
-    /// Brings the file up to date with a complete snapshot.
-    pub fn update(&mut self, mesh: &Mesh) -> io::Result<()> {
+    /// Brings the file up to date with a complete snapshot. Blocks on the disk, and whoever asks meanwhile.
+    pub fn update(&self, mesh: &Mesh) -> io::Result<()> {
         if !mesh.is_complete() {
             return Ok(());
         }
-        let names: BTreeSet<String> = mesh
+        let new: BTreeSet<String> = mesh
             .enrolled_namespaces()
             .into_iter()
             .map(ToString::to_string)
             .collect();
-        if names == self.names {
+        let mut names = self.names();
+        if new == *names {
             return Ok(());
         }
-        let text: String = names.iter().flat_map(|n| [n.as_str(), "\n"]).collect();
+        let text: String = new.iter().flat_map(|n| [n.as_str(), "\n"]).collect();
         super::disk::replace(&self.path, text.as_bytes())?;
-        self.names = names;
+        *names = new;
         Ok(())
     }
 }

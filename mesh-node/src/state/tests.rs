@@ -93,3 +93,32 @@ async fn an_unknown_address_among_captured_pods_is_waited_for_once() {
     assert!(arrived.expect("an end"), "it was waited for and came");
     arrival.await.expect("no panic");
 }
+
+#[test]
+fn enrolled_namespaces_are_on_disk_as_soon_as_they_are_said_to_be() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let said = |names: &[&str]| {
+        let mut config = cast::config();
+        config.enrolled_namespaces = names.iter().map(|n| (*n).into()).collect();
+        Change::Config(config)
+    };
+    let file = || fs::read_to_string(dir.path().join("enrolled")).ok();
+    let list = EnrolledNamespaces::open(dir.path());
+    let other = list.clone();
+    let state = MeshState::new();
+    state.apply([said(&["shop"])]);
+    list.update(&state.load().mesh).expect("writable");
+    assert_eq!(file(), None, "not everything was received yet");
+    state.apply([Change::Complete]);
+    list.update(&state.load().mesh).expect("writable");
+    assert_eq!(file().as_deref(), Some("shop\n"), "it has no pods");
+    assert!(other.contains(&"shop".into()), "whoever holds the list");
+    state.apply([said(&["bank", "shop"])]);
+    list.update(&state.load().mesh).expect("writable");
+    assert_eq!(file().as_deref(), Some("bank\nshop\n"));
+    state.apply([said(&[])]);
+    list.update(&state.load().mesh).expect("writable");
+    assert_eq!(file().as_deref(), Some(""));
+    assert!(!other.contains(&"shop".into()));
+    assert!(!EnrolledNamespaces::open(dir.path()).contains(&"bank".into()));
+}

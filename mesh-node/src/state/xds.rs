@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -83,6 +83,8 @@ pub struct XdsParts {
     pub longest_pause: Duration,
     /// The directory of the copy on disk.
     pub state_dir: PathBuf,
+    /// The list of enrolled namespaces there.
+    pub namespaces: EnrolledNamespaces,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -103,7 +105,6 @@ pub struct XdsClient {
 /// What writes to disk, beside the stream, which goes on meanwhile.
 #[derive(Debug)]
 struct Disk {
-    enrolled: Arc<Mutex<EnrolledNamespaces>>,
     /// The writing that is under way.
     writing: Option<JoinHandle<Outcome>>,
     /// The process has returned what receiving the whole mesh for the first time needed besides.
@@ -171,7 +172,6 @@ impl XdsClient {
     pub fn new(parts: XdsParts) -> (watch::Receiver<XdsStatus>, Self) {
         let client =
             delta::Client::new(parts.node.as_str(), &parts.cluster).with_kinds(parts.kinds);
-        let enrolled = EnrolledNamespaces::open(&parts.state_dir);
         let (status, watching) = watch::channel(XdsStatus::default());
         let mut this = Self {
             parts,
@@ -181,7 +181,6 @@ impl XdsClient {
             save_at: None,
             gather: GATHER,
             disk: Disk {
-                enrolled: Arc::new(Mutex::new(enrolled)),
                 writing: None,
                 trimmed: false,
             },
@@ -422,14 +421,13 @@ impl XdsClient {
         if self.save_at.take().is_none() || !mesh.is_complete() {
             return;
         }
-        let enrolled = Arc::clone(&self.disk.enrolled);
+        let namespaces = self.parts.namespaces.clone();
         let path = self.parts.state_dir.join("config.bin");
         let saved = self.kept.clone();
         self.disk.writing = Some(tokio::task::spawn_blocking(move || {
             let began = Instant::now();
-            let mut enrolled = enrolled.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = enrolled.update(&mesh) {
-                tracing::warn!(%error, "the list of enrolled namespaces could not be written");
+            if let Err(error) = namespaces.update(&mesh) {
+                tracing::warn!(%error, "the list of enrolled namespaces could not be written; the earlier one stays");
             }
             let written = disk::save(&path, &saved).inspect_err(|error| {
                 tracing::warn!(path = %path.display(), %error, "the configuration could not be written; a restart without the controller would use an older one");

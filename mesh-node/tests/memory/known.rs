@@ -13,7 +13,7 @@ use mesh_model::{
 use mesh_node::{
     identify::{Certificates, Controller},
     observe::Metrics,
-    state::{Kept, MeshState, XdsClient, XdsParts, save},
+    state::{EnrolledNamespaces, Kept, MeshState, XdsClient, XdsParts, save},
 };
 
 use crate::{ALONE, held};
@@ -82,6 +82,7 @@ async fn a_known_pod_holds_little() {
         },
         longest_pause: Duration::from_secs(1),
         state_dir: dir.path().to_owned(),
+        namespaces: EnrolledNamespaces::open(dir.path()),
         metrics: Metrics::new(),
     };
     let before = held();

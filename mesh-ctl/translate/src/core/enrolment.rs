@@ -3,7 +3,7 @@
 //! Invariant: a pod that asks for the mesh and cannot have it is refused with a reason, never quietly left out.
 
 use mesh_k8s::{ObjectMeta, core::Pod, warren::HonourIstioLabels};
-use mesh_model::mesh::Enrolment;
+use mesh_model::{mesh::Enrolment, name::Namespace};
 
 use crate::{
     status::{Message, Severity},
@@ -49,6 +49,18 @@ pub(crate) fn of_namespace(view: &ClusterView, name: &str, honour: &HonourIstioL
         .get(&crate::Key::new("", name))
         .and_then(|entry| asked(&entry.object.metadata, honour, true, &mut Vec::new()))
         .unwrap_or(false)
+}
+
+/// The namespaces whose labels ask for the mesh, in order.
+pub(crate) fn namespaces(view: &ClusterView, honour: &HonourIstioLabels) -> Box<[Namespace]> {
+    let asking = view.namespaces.values().filter(|entry| {
+        asked(&entry.object.metadata, honour, true, &mut Vec::new()).unwrap_or(false)
+    });
+    let mut names: Vec<Namespace> = asking
+        .map(|entry| Namespace::new(entry.object.metadata.name.as_str()))
+        .collect();
+    names.sort();
+    names.into()
 }
 
 /// What labels ask for; `None` when they are silent.

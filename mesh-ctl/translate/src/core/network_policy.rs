@@ -7,11 +7,14 @@
 //! it may arrive at the port that the client dialed. A rule that names other ports only makes a service work by where
 //! its pods happen to be.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use mesh_k8s::{
     ObjectRef,
     network::{NetworkPolicy, Peer, PolicyPort, Rule, Selector},
     text::IntOrString,
 };
+use mesh_model::{mesh::TunnelBlocker, name::Namespace};
 
 use crate::{
     core::enrolment,
@@ -65,40 +68,36 @@ impl Way {
     }
 }
 
-/// Says which policies of enrolled namespaces stand in the way of tunnels.
-pub(crate) fn check(view: &ClusterView, settings: &Settings, reports: &mut Reports) {
-    for entry in view.network_policies.values() {
-        let meta = &entry.object.metadata;
-        if !enrolment::of_namespace(view, &meta.namespace, &settings.honour) {
-            continue;
-        }
-        let siblings: Vec<&NetworkPolicy> = view
-            .network_policies
-            .values()
-            .map(|other| &*other.object)
-            .filter(|other| other.metadata.namespace == meta.namespace)
-            .collect();
-        for way in [Way::In, Way::Out] {
-            if way.isolates(&entry.object) {
-                check_way(way, entry, &siblings, reports);
-            }
-        }
+/// A rule that stands in the way.
+struct Obstacle<'v> {
+    entry: &'v Entry<NetworkPolicy>,
+    way: Way,
+    /// The rule's place.
+    index: usize,
+}
+
+/// The policies that nodes are told of: what does not fit is said of the policies themselves all the same.
+const MOST_TOLD: usize = 256;
+
+/// The policies of enrolled namespaces that stand in the way of tunnels, for errors to name.
+pub(crate) fn blockers(view: &ClusterView, settings: &Settings) -> Box<[TunnelBlocker]> {
+    let all: BTreeSet<TunnelBlocker> = obstacles(view, settings).iter().map(blocker).collect();
+    all.into_iter().take(MOST_TOLD).collect()
+}
+
+fn blocker(obstacle: &Obstacle<'_>) -> TunnelBlocker {
+    let meta = &obstacle.entry.object.metadata;
+    TunnelBlocker {
+        namespace: Namespace::new(meta.namespace.as_str()),
+        name: meta.name.as_str().into(),
+        ingress: obstacle.way == Way::In,
     }
 }
 
-fn check_way(
-    way: Way,
-    entry: &Entry<NetworkPolicy>,
-    siblings: &[&NetworkPolicy],
-    reports: &mut Reports,
-) {
-    let object = ObjectRef::of::<NetworkPolicy>(&entry.object.metadata);
-    for (index, rule) in way.rules(&entry.object).iter().enumerate() {
-        let concerned = rule.ports.iter().any(|p| names_application(way, p))
-            && way.peers(rule).iter().all(may_be_pods);
-        if !concerned || is_opened(way, &entry.object, rule, siblings) {
-            continue;
-        }
+/// Says which policies of enrolled namespaces stand in the way of tunnels.
+pub(crate) fn check(view: &ClusterView, settings: &Settings, reports: &mut Reports) {
+    for Obstacle { entry, way, index } in obstacles(view, settings) {
+        let object = ObjectRef::of::<NetworkPolicy>(&entry.object.metadata);
         let text = match way {
             Way::In => format!(
                 "lets ports in, but not TCP {HBONE_PORT}, at which enrolled pods take connections from other nodes: \
@@ -112,6 +111,46 @@ fn check_way(
         let field = format!("spec.{}[{index}].ports", way.field());
         reports.say(&object, &entry.origin, Severity::Warning, field, text);
     }
+}
+
+fn obstacles<'v>(view: &'v ClusterView, settings: &Settings) -> Vec<Obstacle<'v>> {
+    let mut by_namespace: BTreeMap<&str, Vec<&Entry<NetworkPolicy>>> = BTreeMap::new();
+    for entry in view.network_policies.values() {
+        let namespace = entry.object.metadata.namespace.as_str();
+        by_namespace.entry(namespace).or_default().push(entry);
+    }
+    let mut found = Vec::new();
+    for (namespace, entries) in by_namespace {
+        if !enrolment::of_namespace(view, namespace, &settings.honour) {
+            continue;
+        }
+        let siblings: Vec<&NetworkPolicy> = entries.iter().map(|entry| &*entry.object).collect();
+        for entry in entries {
+            for way in [Way::In, Way::Out] {
+                if way.isolates(&entry.object) {
+                    found.extend(in_the_way(way, entry, &siblings));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn in_the_way<'v>(
+    way: Way,
+    entry: &'v Entry<NetworkPolicy>,
+    siblings: &[&NetworkPolicy],
+) -> Vec<Obstacle<'v>> {
+    let stands = |rule: &Rule| {
+        let concerned = rule.ports.iter().any(|p| names_application(way, p))
+            && way.peers(rule).iter().all(may_be_pods);
+        concerned && !is_opened(way, &entry.object, rule, siblings)
+    };
+    let rules = way.rules(&entry.object).iter().enumerate();
+    rules
+        .filter(|(_, rule)| stands(rule))
+        .map(|(index, _)| Obstacle { entry, way, index })
+        .collect()
 }
 
 /// Whether connections of an application can be meant: TCP, and not the asking for names.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mesh_model::{
-    mesh::{Enrolment, MeshConfig, MtlsMode, SameNode, ServiceExtra, WorkloadExtra},
+    mesh::{Enrolment, MeshConfig, MtlsMode, SameNode, ServiceExtra, TunnelBlocker, WorkloadExtra},
     name::{ServiceName, TrustDomain, WorkloadUid},
 };
 
@@ -172,6 +172,28 @@ pub(super) fn encode_mesh(m: &MeshConfig) -> Content {
         cluster_domain: m.cluster_domain.to_string(),
         registry_only: m.registry_only,
         same_node: same_node.into(),
+        enrolled_namespaces: m
+            .enrolled_namespaces
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        tunnel_blockers: m.tunnel_blockers.iter().map(blocker_to_wire).collect(),
+    })
+}
+
+fn blocker_to_wire(b: &TunnelBlocker) -> wire::TunnelBlocker {
+    wire::TunnelBlocker {
+        namespace: b.namespace.to_string(),
+        name: b.name.to_string(),
+        ingress: b.ingress,
+    }
+}
+
+fn blocker(b: wire::TunnelBlocker) -> Result<TunnelBlocker, Bad> {
+    Ok(TunnelBlocker {
+        namespace: namespace("namespace", &b.namespace)?,
+        name: label("name", &b.name)?.into(),
+        ingress: b.ingress,
     })
 }
 
@@ -187,5 +209,9 @@ fn mesh(m: wire::Mesh) -> Result<MeshConfig, Bad> {
             Ok(wire::SameNode::Direct) => SameNode::Direct,
             Ok(wire::SameNode::Tunnel | wire::SameNode::Unspecified) | Err(_) => SameNode::Tunnel,
         },
+        enrolled_namespaces: all("enrolled_namespaces", &m.enrolled_namespaces, |n| {
+            namespace("", n)
+        })?,
+        tunnel_blockers: all("tunnel_blockers", m.tunnel_blockers, blocker)?,
     })
 }

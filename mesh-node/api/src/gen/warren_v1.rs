@@ -84,6 +84,23 @@ pub struct Mesh {
     pub registry_only: bool,
     #[prost(enumeration = "SameNode", tag = "5")]
     pub same_node: i32,
+    /// Namespaces whose pods are enrolled unless a pod says otherwise, also those that have no pods yet; in order.
+    #[prost(string, repeated, tag = "6")]
+    pub enrolled_namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// NetworkPolicies that let applications' connections through and not TCP 15008, for errors to name; in order, not
+    /// necessarily all.
+    #[prost(message, repeated, tag = "7")]
+    pub tunnel_blockers: ::prost::alloc::vec::Vec<TunnelBlocker>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TunnelBlocker {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Whether it is about what comes to the pods of its namespace; else about what they open.
+    #[prost(bool, tag = "3")]
+    pub ingress: bool,
 }
 /// The roots that every node trusts, PEM, one certificate each. During a rotation there are two.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

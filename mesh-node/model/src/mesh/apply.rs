@@ -134,6 +134,10 @@ impl Builder {
             .into_iter()
             .filter(|n| old.policies.get(n) != new.policies.get(n))
             .collect();
+        let alike = match (&old.config, &new.config) {
+            (Some(old), Some(new)) => old.decides_like(new),
+            (old, new) => old.is_none() && new.is_none(),
+        };
         let diff = Diff {
             workloads: workloads.into_iter().collect(),
             services: touched.into_iter().collect(),
@@ -141,7 +145,7 @@ impl Builder {
                 .iter()
                 .any(|n| old.reaches_everyone(n) || new.reaches_everyone(n)),
             policies,
-            config: old.config != new.config || old.complete != new.complete,
+            config: !alike || old.complete != new.complete,
         };
         (after, diff)
     }

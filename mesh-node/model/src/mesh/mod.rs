@@ -18,6 +18,8 @@ pub use service::{AppProtocol, Service, ServiceExtra, ServicePort};
 pub use snapshot::{Change, Diff, Mesh};
 pub use workload::{Enrolment, MtlsMode, Workload, WorkloadExtra};
 
+use std::sync::Arc;
+
 use crate::name::{Hostname, Namespace, NetworkAddress, TrustDomain};
 
 /// Settings of the whole mesh, as published by the controller.
@@ -33,6 +35,55 @@ pub struct MeshConfig {
     pub registry_only: bool,
     /// How two pods of one node talk.
     pub same_node: SameNode,
+    /// Namespaces whose pods are enrolled unless a pod says otherwise, also those without pods; in order.
+    pub enrolled_namespaces: Box<[Namespace]>,
+    /// NetworkPolicies that let applications' connections through and not the mesh's tunnels; in order, and only as many
+    /// as the controller cares to name.
+    pub tunnel_blockers: Box<[TunnelBlocker]>,
+}
+
+/// A NetworkPolicy that names ports, and not that of the mesh's tunnels. Which pods it is about is not said.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TunnelBlocker {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether it is about what comes to the pods; else about what they open.
+    pub ingress: bool,
+}
+
+impl MeshConfig {
+    /// The NetworkPolicies that a tunnel from a pod of one namespace to one of another may have failed by.
+    pub fn blockers(
+        &self,
+        from: &Namespace,
+        to: &Namespace,
+    ) -> impl Iterator<Item = &TunnelBlocker> {
+        self.tunnel_blockers.iter().filter(move |blocker| {
+            let end = if blocker.ingress { to } else { from };
+            blocker.namespace == *end
+        })
+    }
+
+    /// Whether connections are decided and carried as by the other. The list of namespaces decides about none: it says
+    /// whose pods are captured before they are known. NetworkPolicies only explain.
+    pub fn decides_like(&self, other: &Self) -> bool {
+        let Self {
+            trust_domain,
+            root_namespace,
+            cluster_domain,
+            registry_only,
+            same_node,
+            enrolled_namespaces: _,
+            tunnel_blockers: _,
+        } = self;
+        *trust_domain == other.trust_domain
+            && *root_namespace == other.root_namespace
+            && *cluster_domain == other.cluster_domain
+            && *registry_only == other.registry_only
+            && *same_node == other.same_node
+    }
 }
 
 /// How two pods of one node talk when no waypoint is wanted.

@@ -70,7 +70,7 @@ pub struct Diff {
     pub services: Vec<ServiceName>,
     /// Policies that were added, changed or removed.
     pub policies: Vec<PolicyName>,
-    /// Whether the mesh configuration changed or completeness was reached.
+    /// Whether the mesh configuration decides otherwise now (not: lists other namespaces), or completeness was reached.
     pub config: bool,
     /// Whether one of the policies governs, or governed, workloads of any namespace.
     pub everyone: bool,
@@ -309,8 +309,14 @@ impl Mesh {
         self.inner.workloads.values().map(|k| k.workload())
     }
 
-    /// The namespaces that have an enrolled workload. Leaves workloads in their compact form.
+    /// The namespaces that are said to be enrolled, and those that have an enrolled workload. Leaves workloads in their
+    /// compact form.
     pub fn enrolled_namespaces(&self) -> BTreeSet<&Namespace> {
+        let said = self
+            .inner
+            .config
+            .iter()
+            .flat_map(|c| &c.enrolled_namespaces);
         let enrolled = |uid: &WorkloadUid| {
             let extra = self.inner.workloads.extra(uid);
             extra.is_some_and(|e| e.enrolment == Enrolment::Enrolled)
@@ -318,6 +324,7 @@ impl Mesh {
         let all = self.inner.workloads.values();
         all.filter(|k| enrolled(k.uid()))
             .map(|k| &k.shape().namespace)
+            .chain(said)
             .collect()
     }
 

@@ -130,6 +130,8 @@ pub fn config() -> MeshConfig {
         cluster_domain: "cluster.local".into(),
         registry_only: false,
         same_node: SameNode::Auto,
+        enrolled_namespaces: Box::new([]),
+        tunnel_blockers: Box::new([]),
     }
 }
 

@@ -289,6 +289,8 @@ impl<K: Kernel + Datapath + 'static> World<K> {
             cluster_domain: "cluster.local".into(),
             registry_only: false,
             same_node: SameNode::Auto,
+            enrolled_namespaces: Box::new([]),
+            tunnel_blockers: Box::new([]),
         };
         self.state.apply([Change::Config(config), Change::Complete]);
     }
