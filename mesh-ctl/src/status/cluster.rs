@@ -1,11 +1,12 @@
 //! Statuses on the objects of a cluster: conditions `Accepted` and `Programmed`, and Events, written by the leader.
 //!
 //! Invariants: one write at a time, and none where nothing differs; conditions of others stay; what could not be
-//! written is tried again later and holds nobody up. Only kinds of our own and of Istio have conditions of ours. Events
-//! wait for conditions.
+//! written is tried again later and holds nobody up. Only kinds of our own and of Istio have conditions of ours, and
+//! gateways that are ours. Events wait for conditions.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use kube::{
     api::{DynamicObject, Patch, PatchParams},
     core::ApiResource,
 };
-use mesh_k8s::{KINDS, KindInfo, ObjectRef};
+use mesh_k8s::{KINDS, Kind, KindInfo, ObjectRef, gateway::Gateway};
 use mesh_translate::{ConditionKind, Status};
 use serde_json::{Value, json};
 use tokio::{
@@ -105,10 +106,18 @@ impl Resources {
     }
 }
 
+/// What is written to an object.
+#[derive(Clone, Debug, PartialEq)]
+struct Said {
+    conditions: Value,
+    /// Where a gateway is reached; null for everybody else.
+    addresses: Value,
+}
+
 struct Writer {
     resources: Resources,
-    /// The conditions that each object has by us.
-    written: BTreeMap<ObjectRef, Value>,
+    /// What each object has by us.
+    written: BTreeMap<ObjectRef, Said>,
     events: Events,
 }
 
@@ -128,11 +137,15 @@ impl Writer {
         self.events.retain(|object| there.contains(object));
         for status in &all {
             let note = note(status);
-            let Some(kind) = ours(&status.object.kind) else {
+            let kind = ours(&status.object.kind).filter(|_| !status.conditions.is_empty());
+            let Some(kind) = kind else {
                 self.events.say(&status.object, note, Instant::now());
                 continue;
             };
-            let wanted = conditions(status);
+            let wanted = Said {
+                conditions: conditions(status),
+                addresses: addresses(status),
+            };
             if self.written.get(&status.object) == Some(&wanted) {
                 self.events.say(&status.object, note, Instant::now());
                 continue;
@@ -169,7 +182,7 @@ impl Writer {
         &mut self,
         kind: &'static KindInfo,
         object: &ObjectRef,
-        wanted: &Value,
+        wanted: &Said,
     ) -> Result<bool, String> {
         let (api, _) = self.resources.api(kind, &object.namespace).await?;
         let failed = |error: kube::Error| error.to_string();
@@ -177,15 +190,28 @@ impl Writer {
             return Ok(false);
         };
         let before = &there.data["status"]["conditions"];
-        let after = merged(before, wanted, there.metadata.generation, Timestamp::now());
-        if *before == after {
+        let Said {
+            conditions,
+            addresses,
+        } = wanted;
+        let generation = there.metadata.generation;
+        let after = merged(before, conditions, generation, Timestamp::now());
+        let none = json!([]);
+        let reached = match &there.data["status"]["addresses"] {
+            Value::Null => &none,
+            reached => reached,
+        };
+        if *before == after && (addresses.is_null() || reached == addresses) {
             return Ok(false);
         }
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        let patch = json!({"metadata": {"resourceVersion": there.metadata.resource_version}, "status": {"conditions": after}});
+        let mut patch = json!({"metadata": {"resourceVersion": there.metadata.resource_version}, "status": {"conditions": after}});
+        if !addresses.is_null() {
+            patch["status"]["addresses"] = addresses.clone();
+        }
         match api
             .patch_status(&object.name, &params, &Patch::Merge(patch))
             .await
@@ -202,9 +228,25 @@ impl Writer {
 /// The kind, when conditions of ours belong on its objects.
 pub(super) fn ours(kind: &str) -> Option<&'static KindInfo> {
     let groups = ["security.istio.io", "networking.istio.io", "warren.dev"];
+    let gateway = |known: &KindInfo| known.kind == Gateway::KIND && known.group == Gateway::GROUP;
     KINDS
         .iter()
-        .find(|known| known.kind == kind && groups.contains(&known.group))
+        .find(|known| known.kind == kind && (groups.contains(&known.group) || gateway(known)))
+}
+
+/// Where a gateway is reached, as its status has it.
+fn addresses(status: &Status) -> Value {
+    if *status.object.kind != *Gateway::KIND {
+        return Value::Null;
+    }
+    let one = |address: &String| {
+        let kind = match address.parse::<IpAddr>() {
+            Ok(_) => "IPAddress",
+            Err(_) => "Hostname",
+        };
+        json!({"type": kind, "value": address})
+    };
+    status.addresses.iter().map(one).collect()
 }
 
 /// What a status says by field, in one text.
@@ -300,6 +342,7 @@ mod tests {
                 field: "spec.rules[0].when".to_owned(),
                 text: "is not honoured".to_owned(),
             }],
+            addresses: Vec::new(),
         }
     }
 

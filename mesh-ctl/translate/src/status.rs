@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_k8s::ObjectRef;
+use mesh_k8s::{Kind, ObjectRef, gateway::Gateway};
 use serde::Serialize;
 
 use crate::view::Origin;
@@ -14,11 +14,14 @@ pub struct Status {
     pub object: ObjectRef,
     /// Where it was read.
     pub origin: Origin,
-    /// Whether it was understood, and whether it is in force.
+    /// Whether it was understood, and whether it is in force; none for gateways of others.
     pub conditions: Vec<Condition>,
     /// Details by field.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<Message>,
+    /// Where a gateway is reached: IP addresses and host names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
 }
 
 impl Status {
@@ -81,6 +84,8 @@ pub struct Message {
 pub(crate) enum InForce {
     /// Wholly.
     Wholly,
+    /// Wholly, and how.
+    By(String),
     /// Except for what its messages name.
     Partly,
     /// Not: a reason in one word and a sentence.
@@ -92,6 +97,7 @@ struct Report {
     origin: Origin,
     in_force: InForce,
     messages: Vec<Message>,
+    addresses: Vec<String>,
     always: bool,
 }
 
@@ -109,6 +115,7 @@ impl Reports {
                 origin: origin.clone(),
                 in_force: InForce::Wholly,
                 messages: Vec::new(),
+                addresses: Vec::new(),
                 always: false,
             })
     }
@@ -144,6 +151,16 @@ impl Reports {
         if report.in_force == InForce::Wholly || matches!(in_force, InForce::Not(..)) {
             report.in_force = in_force;
         }
+    }
+
+    /// Says where a gateway is reached.
+    pub(crate) fn reached_at(
+        &mut self,
+        object: &ObjectRef,
+        origin: &Origin,
+        addresses: Vec<String>,
+    ) {
+        self.report(object, origin).addresses = addresses;
     }
 
     /// The statuses, ordered by object.
@@ -190,6 +207,7 @@ impl Report {
             InForce::Wholly => {
                 condition(ConditionKind::Programmed, true, "Programmed", String::new())
             }
+            InForce::By(text) => condition(ConditionKind::Programmed, true, "Programmed", text),
             InForce::Partly => condition(
                 ConditionKind::Programmed,
                 true,
@@ -198,11 +216,17 @@ impl Report {
             ),
             InForce::Not(reason, text) => condition(ConditionKind::Programmed, false, reason, text),
         };
+        // Gateways of others are theirs to judge, whatever there is to say of them.
+        let theirs = *object.kind == *Gateway::KIND && !self.always;
         Status {
             object,
             origin: self.origin,
-            conditions: vec![accepted, programmed],
+            conditions: match theirs {
+                true => Vec::new(),
+                false => vec![accepted, programmed],
+            },
             messages: self.messages,
+            addresses: self.addresses,
         }
     }
 }

@@ -34,6 +34,7 @@ fn status(kind: &str, programmed: &Condition, messages: &[(Severity, &str)]) -> 
                 text: (*text).to_owned(),
             })
             .collect(),
+        addresses: Vec::new(),
     }
 }
 

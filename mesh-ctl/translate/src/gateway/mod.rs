@@ -2,6 +2,7 @@
 
 mod allowed;
 mod filters;
+pub(crate) mod needs;
 pub(crate) mod routes;
 pub(crate) mod rules;
 pub(crate) mod waypoint;
