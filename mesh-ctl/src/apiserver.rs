@@ -324,6 +324,15 @@ impl State {
         match *method {
             Method::PUT => object = body.clone(),
             Method::PATCH => merge(&mut object, body),
+            Method::DELETE => {
+                all.remove(&format!("{namespace}/{name}"));
+                self.version += 1;
+                self.tell(collection, &json!({"type": "DELETED", "object": found}));
+                return whole(
+                    200,
+                    &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}),
+                );
+            }
             _ => return whole(200, &found),
         }
         let given = &object["metadata"]["resourceVersion"];

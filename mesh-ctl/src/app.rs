@@ -42,6 +42,7 @@ use crate::{
     leader::Candidate,
     listen::{self, Clients, Conn, Credentials, Names},
     monitor::{self, Metrics},
+    provision,
     publish::{self, Handle},
     status::{self, Statuses},
     token::JoinKey,
@@ -140,11 +141,18 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     let metrics = Arc::new(Metrics::default());
     let mut tasks = JoinSet::new();
     let (said, keep) = watch::channel(Statuses::default());
+    let (wanted, to_make) = watch::channel(None);
+    let (troubles, trouble) = watch::channel(provision::Troubles::new());
     let view: Arc<RwLock<View>> = Arc::default();
     let webhook = match &from {
-        Input::Manifests(_) => None,
+        Input::Manifests(_) => {
+            let keeping = provision::keep_file(to_make, state.join("waypoints.json"));
+            tasks.spawn(named("keeping the list of waypoints", keeping));
+            None
+        }
         Input::Cluster(client) => {
-            lead(client, &authority, &keep, &view, &mut tasks)?;
+            let making = (to_make, troubles);
+            lead(client, &authority, &keep, &view, making, &mut tasks)?;
             let clients = Clients::ApiServer;
             let (address, incoming) =
                 secured(webhook, &authority, &names, clients, &mut tasks).await?;
@@ -224,6 +232,8 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         placed,
         domain: authority.domain().clone(),
         said,
+        wanted,
+        trouble,
         view,
     };
     let admin = Arc::new(Admin {
@@ -280,6 +290,10 @@ fn lead(
     authority: &Arc<Authority>,
     said: &watch::Receiver<Statuses>,
     view: &Arc<RwLock<View>>,
+    (wanted, troubles): (
+        watch::Receiver<provision::List>,
+        watch::Sender<provision::Troubles>,
+    ),
     tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
     let namespace = client.default_namespace().to_owned();
@@ -297,6 +311,15 @@ fn lead(
         leads.clone(),
     );
     tasks.spawn(named("keeping the webhook's configuration", keeping));
+    let making = provision::keep(
+        client.clone(),
+        authority.clone(),
+        view.clone(),
+        wanted,
+        leads.clone(),
+        troubles,
+    );
+    tasks.spawn(named("making waypoints", making));
     let keeping = bundle::keep(authority.clone(), client.clone(), namespace, leads);
     tasks.spawn(named("keeping the roots in the cluster", keeping));
     Ok(())
@@ -395,6 +418,10 @@ struct Followers {
     domain: TrustDomain,
     /// What is to be said, for the task that keeps it where `mesh-ctl` and people find it.
     said: watch::Sender<Statuses>,
+    /// The waypoints to be made, for the task that makes them.
+    wanted: watch::Sender<provision::List>,
+    /// Which of them cannot be made, and why.
+    trouble: watch::Receiver<provision::Troubles>,
     /// What is known, for all who look at it.
     view: Arc<RwLock<View>>,
 }
@@ -419,7 +446,7 @@ async fn translating(mut source: impl Source, followers: Followers) -> anyhow::R
 
 async fn following(
     mut queue: mpsc::Receiver<Vec<Delta>>,
-    followers: Followers,
+    mut followers: Followers,
 ) -> anyhow::Result<()> {
     let mut refusals = followers.handle.watch_refusals();
     loop {
@@ -439,14 +466,18 @@ async fn following(
                 }
             }
             changed = refusals.changed() => changed.context("the publisher is gone")?,
+            // Where nobody makes waypoints, there is none to hear of.
+            Ok(()) = followers.trouble.changed() => {}
         }
         let refused = followers.handle.refusals();
         let refused = refused
             .iter()
             .map(|r| (r.node.as_str(), &*r.name, r.message.as_str()));
-        followers
-            .said
-            .send_if_modified(|statuses| statuses.refused(refused));
+        let troubles = followers.trouble.borrow_and_update().clone();
+        followers.said.send_if_modified(|statuses| {
+            let refused = statuses.refused(refused);
+            statuses.not_made(troubles) || refused
+        });
     }
 }
 
@@ -469,6 +500,7 @@ impl Followers {
             changes,
             statuses,
             hosted,
+            waypoints,
             translated,
             took,
         } = refresh;
@@ -484,6 +516,9 @@ impl Followers {
         }
         self.placed.update(hosted);
         self.handle.apply(changes);
+        if let Some(waypoints) = waypoints {
+            self.wanted.send_replace(Some(waypoints.into()));
+        }
         self.said.send_if_modified(|said| {
             let told = said.translated(statuses);
             for warning in told.new {

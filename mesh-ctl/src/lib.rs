@@ -14,6 +14,7 @@ pub mod install;
 pub mod leader;
 pub mod listen;
 pub mod monitor;
+pub mod provision;
 pub mod publish;
 pub mod status;
 pub mod token;

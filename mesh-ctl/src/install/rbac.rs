@@ -1,7 +1,8 @@
 //! Who may do what: the accounts of controller and node proxies.
 //!
 //! Invariants: the node proxies' account has no rights at all, it only proves where a proxy runs; what the controller
-//! changes is limited by name wherever Kubernetes can limit it (`create` cannot be).
+//! changes is limited by name wherever Kubernetes can limit it (`create` cannot be). The rights to make waypoints beside
+//! Gateways of other namespaces are a ClusterRole of their own: without its binding only the mesh's own namespace has some.
 
 use serde_json::{Value, json};
 
@@ -34,6 +35,20 @@ pub(super) fn objects(namespace: &str) -> Vec<Value> {
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
             "metadata": meta(name, namespace), "roleRef": of("Role"), "subjects": subjects,
         }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": cluster_meta(WAYPOINTS), "rules": waypoint_rules(),
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": cluster_meta(WAYPOINTS), "subjects": subjects,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": WAYPOINTS},
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": meta(WAYPOINTS, namespace), "subjects": subjects,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": WAYPOINTS},
+        }),
     ]
 }
 
@@ -53,6 +68,21 @@ fn named(group: &str, resource: &str, name: &str, verbs: &[&str]) -> Value {
     let mut rule = rule(group, &[resource], verbs);
     rule["resourceNames"] = json!([name]);
     rule
+}
+
+/// The name of the rights to make waypoints.
+const WAYPOINTS: &str = "warren-waypoints";
+
+/// What a waypoint consists of, and what its Gateway's parameters are.
+fn waypoint_rules() -> Vec<Value> {
+    const MAKE: [&str; 3] = ["create", "patch", "delete"];
+    vec![
+        rule("", &["serviceaccounts", "services"], &MAKE),
+        rule("apps", &["deployments"], &MAKE),
+        rule("policy", &["poddisruptionbudgets"], &MAKE),
+        rule("autoscaling", &["horizontalpodautoscalers"], &MAKE),
+        rule("", &["configmaps"], &["get"]),
+    ]
 }
 
 const READ: [&str; 3] = ["get", "list", "watch"];
@@ -116,6 +146,11 @@ fn cluster_rules() -> Vec<Value> {
             &["patch"],
         ),
         rule("warren.dev", &["meshconfigs/status"], &["patch"]),
+        rule(
+            "gateway.networking.k8s.io",
+            &["gateways/status"],
+            &["patch"],
+        ),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
         // Whether a node's token is good.
         rule("authentication.k8s.io", &["tokenreviews"], &["create"]),

@@ -126,6 +126,7 @@ pub async fn everything(
             delete(&registration).await?;
         }
     }
+    waypoints(cluster, &mut say).await?;
     for definition in crds::own().into_iter().chain(crds::istio()) {
         say(&definition_gone(cluster, &definition, purge).await?);
     }
@@ -146,6 +147,34 @@ pub async fn everything(
         say(&delete(&namespace).await?);
     } else {
         say(&format!("{}: another's, left alone", title(&namespace)));
+    }
+    Ok(())
+}
+
+/// Deletes the waypoints that the controller made, wherever they are: nobody goes through one any more.
+async fn waypoints(cluster: &Cluster, say: &mut impl FnMut(&str)) -> anyhow::Result<()> {
+    let label = mesh_translate::MANAGED_BY;
+    let ours = format!("{}={},{}", label.0, label.1, mesh_translate::GATEWAY_NAME);
+    for (version, kind) in [
+        ("autoscaling/v2", "HorizontalPodAutoscaler"),
+        ("policy/v1", "PodDisruptionBudget"),
+        ("apps/v1", "Deployment"),
+        ("v1", "Service"),
+        ("v1", "ServiceAccount"),
+    ] {
+        let (group, number) = version.split_once('/').unwrap_or(("", version));
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, number, kind));
+        let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &resource);
+        let listed = api.list(&ListParams::default().labels(&ours)).await;
+        let listed =
+            listed.with_context(|| format!("listing waypoints' objects of kind {kind}"))?;
+        for found in listed {
+            let meta = json!({"name": found.metadata.name, "namespace": found.metadata.namespace});
+            let object = json!({"apiVersion": version, "kind": kind, "metadata": meta});
+            if cluster.delete(&object).await? {
+                say(&format!("{} of a waypoint: deleted", title(&object)));
+            }
+        }
     }
     Ok(())
 }

@@ -246,6 +246,21 @@ fn no_account_may_read_secrets_or_change_what_users_wrote() {
             || rule.resource_names.is_some();
         assert!(!changes || harmless, "{resources:?} {:?}", rule.verbs);
     }
+    // What waypoints consist of is made, never read or listed; of ConfigMaps one is read that a Gateway names.
+    let waypoints: ClusterRole = typed(&all, "ClusterRole", "warren-waypoints");
+    for rule in waypoints.rules.expect("rules") {
+        let resources = rule.resources.unwrap_or_default();
+        match resources.as_slice() {
+            [one] if one == "configmaps" => assert_eq!(rule.verbs, ["get"]),
+            all => {
+                assert!(
+                    !all.iter()
+                        .any(|r| r == "secrets" || r == "*" || r == "pods")
+                );
+                assert_eq!(rule.verbs, ["create", "patch", "delete"]);
+            }
+        }
+    }
     let role: Role = typed(&all, "Role", "warren-controller");
     for rule in role.rules.expect("rules") {
         assert!(rule.resource_names.is_some() || rule.verbs == ["create"]);

@@ -1,11 +1,12 @@
 //! Statuses on the objects of a cluster: conditions `Accepted` and `Programmed`, and Events, written by the leader.
 //!
 //! Invariants: one write at a time, and none where nothing differs; conditions of others stay; what could not be
-//! written is tried again later and holds nobody up. Kinds of our own and of Istio have conditions of ours, routes of
-//! the Gateway API what is said of each parent. Events wait for both.
+//! written is tried again later and holds nobody up. Kinds of our own and of Istio and gateways that are ours have
+//! conditions of ours, routes of the Gateway API what is said of each parent. Events wait for both.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use kube::{
     api::{DynamicObject, Patch, PatchParams},
     core::ApiResource,
 };
-use mesh_k8s::{KINDS, KindInfo, ObjectRef};
+use mesh_k8s::{KINDS, Kind, KindInfo, ObjectRef, gateway::Gateway};
 use mesh_translate::{ConditionKind, Status};
 use serde_json::{Value, json};
 use tokio::{
@@ -106,10 +107,32 @@ impl Resources {
     }
 }
 
+/// What is written to an object.
+#[derive(Clone, Debug, PartialEq)]
+struct Said {
+    /// Null for routes.
+    conditions: Value,
+    /// What is said of a route's parents; null for everybody else.
+    parents: Value,
+    /// Where a gateway is reached; null for everybody else.
+    addresses: Value,
+}
+
+impl Said {
+    /// That nothing is said of a route's parents any more.
+    fn nothing() -> Self {
+        Self {
+            conditions: Value::Null,
+            parents: json!([]),
+            addresses: Value::Null,
+        }
+    }
+}
+
 struct Writer {
     resources: Resources,
-    /// What each object has by us: conditions, or parents.
-    written: BTreeMap<ObjectRef, Value>,
+    /// What each object has by us.
+    written: BTreeMap<ObjectRef, Said>,
     events: Events,
 }
 
@@ -135,7 +158,7 @@ impl Writer {
         // A route that has none of our parents any more keeps nothing of ours.
         for object in left {
             if let Some(kind) = ours(&object.kind)
-                && let Err(error) = self.write(kind, &object, &json!([])).await
+                && let Err(error) = self.write(kind, &object, &Said::nothing()).await
             {
                 debug!(%object, error, "a route's former status could not be removed");
             }
@@ -143,13 +166,20 @@ impl Writer {
         self.events.retain(|object| there.contains(object));
         for status in &all {
             let note = note(status);
-            let Some(kind) = ours(&status.object.kind) else {
+            let kind = ours(&status.object.kind).filter(|_| !status.conditions.is_empty());
+            let Some(kind) = kind else {
                 self.events.say(&status.object, note, Instant::now());
                 continue;
             };
-            let wanted = match routes::is_route(&status.object.kind) {
-                true => routes::parents(status),
-                false => conditions(status),
+            let route = routes::is_route(&status.object.kind);
+            let said = |wanted: bool, what: fn(&Status) -> Value| match wanted {
+                true => what(status),
+                false => Value::Null,
+            };
+            let wanted = Said {
+                conditions: said(!route, conditions),
+                parents: said(route, routes::parents),
+                addresses: addresses(status),
             };
             if self.written.get(&status.object) == Some(&wanted) {
                 self.events.say(&status.object, note, Instant::now());
@@ -187,7 +217,7 @@ impl Writer {
         &mut self,
         kind: &'static KindInfo,
         object: &ObjectRef,
-        wanted: &Value,
+        wanted: &Said,
     ) -> Result<bool, String> {
         let (api, _) = self.resources.api(kind, &object.namespace).await?;
         let failed = |error: kube::Error| error.to_string();
@@ -195,21 +225,32 @@ impl Writer {
             return Ok(false);
         };
         let (generation, now) = (there.metadata.generation, Timestamp::now());
-        let (field, merge): (_, fn(&Value, &Value, Option<i64>, Timestamp) -> Value) =
-            match routes::is_route(kind.kind) {
-                true => ("parents", routes::merged),
-                false => ("conditions", merged),
-            };
-        let before = &there.data["status"][field];
-        let after = merge(before, wanted, generation, now);
-        if *before == after || (before.is_null() && after == json!([])) {
+        let before = |field: &str| &there.data["status"][field];
+        let conditions = merged(before("conditions"), &wanted.conditions, generation, now);
+        let parents = routes::merged(before("parents"), &wanted.parents, generation, now);
+        let after = [
+            ("conditions", &wanted.conditions, conditions),
+            ("parents", &wanted.parents, parents),
+            ("addresses", &wanted.addresses, wanted.addresses.clone()),
+        ];
+        let none = json!([]);
+        let differs = |field: &str, after: &Value| {
+            let before = before(field);
+            after != if before.is_null() { &none } else { before }
+        };
+        let changed: serde_json::Map<String, Value> = after
+            .into_iter()
+            .filter(|(field, wanted, after)| !wanted.is_null() && differs(field, after))
+            .map(|(field, _, after)| (field.to_owned(), after))
+            .collect();
+        if changed.is_empty() {
             return Ok(false);
         }
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        let patch = json!({"metadata": {"resourceVersion": there.metadata.resource_version}, "status": {field: after}});
+        let patch = json!({"metadata": {"resourceVersion": there.metadata.resource_version}, "status": changed});
         match api
             .patch_status(&object.name, &params, &Patch::Merge(patch))
             .await
@@ -226,9 +267,26 @@ impl Writer {
 /// The kind, when conditions of ours belong on its objects, or what we say of a route's parents.
 pub(super) fn ours(kind: &str) -> Option<&'static KindInfo> {
     let groups = ["security.istio.io", "networking.istio.io", "warren.dev"];
+    let gateway = |known: &KindInfo| known.kind == Gateway::KIND && known.group == Gateway::GROUP;
     KINDS.iter().find(|known| {
-        known.kind == kind && (groups.contains(&known.group) || routes::is_route(kind))
+        let whose = groups.contains(&known.group) || gateway(known);
+        known.kind == kind && (whose || routes::is_route(kind))
     })
+}
+
+/// Where a gateway is reached, as its status has it.
+fn addresses(status: &Status) -> Value {
+    if *status.object.kind != *Gateway::KIND {
+        return Value::Null;
+    }
+    let one = |address: &String| {
+        let kind = match address.parse::<IpAddr>() {
+            Ok(_) => "IPAddress",
+            Err(_) => "Hostname",
+        };
+        json!({"type": kind, "value": address})
+    };
+    status.addresses.iter().map(one).collect()
 }
 
 /// What a status says by field, in one text.
@@ -336,6 +394,7 @@ mod tests {
                 text: "is not honoured".to_owned(),
             }],
             parents: Vec::new(),
+            addresses: Vec::new(),
         }
     }
 

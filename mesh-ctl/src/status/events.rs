@@ -67,11 +67,19 @@ pub(super) fn note(status: &Status) -> Option<Note> {
                 (message, all) if all.contains(message) => details,
                 (message, all) => format!("{message}: {all}"),
             };
-            (true, refused.reason.as_str(), text)
+            // To wait for what is on its way is nothing to be warned of.
+            (refused.reason != "Pending", refused.reason.as_str(), text)
         }
         (None, true) if has_conditions => (true, "PartlyProgrammed", details(status)),
         (None, true) => (true, "NotHonoured", details(status)),
-        (None, false) if has_conditions => (false, "Programmed", "is in force".to_owned()),
+        (None, false) if has_conditions => {
+            let how = condition(ConditionKind::Programmed).map(|c| c.message.as_str());
+            let text = match how {
+                None | Some("") => "is in force".to_owned(),
+                Some(how) => format!("is in force: {how}"),
+            };
+            (false, "Programmed", text)
+        }
         (None, false) => return None,
     };
     Some(Note {

@@ -13,11 +13,11 @@ use std::{
     path::Path,
 };
 
-use mesh_k8s::ObjectRef;
+use mesh_k8s::{Kind, ObjectRef, gateway::Gateway};
 use mesh_translate::{Condition, ConditionKind, Message, Origin, Severity, Status, warnings};
 use serde::Serialize;
 
-use crate::watch::field_line;
+use crate::{provision::Troubles, watch::field_line};
 
 /// At most this many nodes are named at one object.
 const NODES_NAMED: usize = 8;
@@ -30,6 +30,8 @@ pub struct Statuses {
     begun: bool,
     /// What each node refused, by the resource's name.
     refused: BTreeMap<String, BTreeMap<String, String>>,
+    /// Why waypoints cannot be made as objects ask for them.
+    not_made: Troubles,
 }
 
 /// The file in which statuses are kept.
@@ -93,9 +95,21 @@ impl Statuses {
         new
     }
 
+    /// Why waypoints cannot be made at present, by object; says whether it is something new.
+    pub fn not_made(&mut self, troubles: Troubles) -> bool {
+        let new = troubles != self.not_made;
+        self.not_made = troubles;
+        new
+    }
+
     /// All statuses, ordered by object.
     pub fn all(&self) -> Vec<Status> {
         let mut all = self.translated.clone();
+        for (object, trouble) in &self.not_made {
+            if let Some(status) = all.get_mut(object) {
+                miss(status, trouble);
+            }
+        }
         for (name, nodes) in &self.refused {
             let object = object_of(name);
             let status = all.entry(object.clone()).or_insert_with(|| fresh(object));
@@ -112,10 +126,16 @@ impl Statuses {
 
 /// Writes statuses to a file, whole or not at all.
 pub fn write(all: &[Status], path: &Path) -> io::Result<()> {
-    let text = serde_json::to_vec_pretty(&Kept {
+    let kept = Kept {
         version: 1,
         statuses: all,
-    })?;
+    };
+    replace(&kept, path)
+}
+
+/// Writes something to a file as JSON, whole or not at all.
+pub(crate) fn replace(what: &impl Serialize, path: &Path) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(what)?;
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let aside = folder.join(format!(
         ".{}.new",
@@ -141,7 +161,29 @@ fn fresh(object: ObjectRef) -> Status {
         conditions: vec![accepted],
         messages: Vec::new(),
         parents: Vec::new(),
+        addresses: Vec::new(),
     }
+}
+
+/// Says at an object that its waypoint is not as it is wanted: at a Gateway as a condition, as its parameters may be
+/// wrong, elsewhere beside what is said anyway.
+fn miss(status: &mut Status, trouble: &str) {
+    if *status.object.kind == *Gateway::KIND {
+        let accepted = ConditionKind::Accepted;
+        status.conditions.retain(|c| c.kind != accepted);
+        let condition = Condition {
+            kind: accepted,
+            status: false,
+            reason: "InvalidParameters".to_owned(),
+            message: trouble.to_owned(),
+        };
+        status.conditions.insert(0, condition);
+    }
+    status.messages.push(Message {
+        severity: Severity::Error,
+        field: String::new(),
+        text: trouble.to_owned(),
+    });
 }
 
 fn refuse(status: &mut Status, name: &str, nodes: &BTreeMap<String, String>) {

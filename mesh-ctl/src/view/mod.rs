@@ -13,7 +13,7 @@ use mesh_model::{
     mesh::Change,
     name::{Identity, NodeName},
 };
-use mesh_translate::{ClusterView, Refreshed, Status, Translator};
+use mesh_translate::{ClusterView, Refreshed, Status, Translator, Wanted};
 
 use crate::watch::Delta;
 
@@ -36,6 +36,8 @@ pub struct Refresh {
     pub statuses: BTreeMap<ObjectRef, Option<Status>>,
     /// Nodes on which other identities have pods now, with all of those: what the CA may sign for them.
     pub hosted: BTreeMap<NodeName, BTreeSet<Identity>>,
+    /// All waypoints that somebody has to make, when they are others than before, and at the first time.
+    pub waypoints: Option<Vec<Wanted>>,
     /// How many objects were translated again.
     pub translated: usize,
     /// How long it took.
@@ -90,15 +92,19 @@ impl View {
             mut changes,
             statuses,
             hosted,
+            mut waypoints,
             translated,
         } = self.translator.refresh();
         if !std::mem::replace(&mut self.complete, true) {
             changes.push(Change::Complete);
+            // That none is wanted is known from now on.
+            waypoints.get_or_insert_default();
         }
         Some(Refresh {
             changes,
             statuses,
             hosted,
+            waypoints,
             translated,
             took: start.elapsed(),
         })

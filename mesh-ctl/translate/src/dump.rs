@@ -167,6 +167,7 @@ fn service_extra(extra: &ServiceExtra) -> Map<String, Value> {
         "headless": extra.headless,
         "externalName": extra.external_name.as_deref(),
         "visibleTo": texts(&extra.visible_to),
+        "standby": extra.standby.as_ref().map(ToString::to_string),
         "features": texts(&extra.features),
     }))
 }

@@ -19,6 +19,7 @@ mod traffic;
 mod translate;
 mod translator;
 pub mod view;
+mod wanted;
 
 pub use foreign::{foreign_policies, foreign_policy_of};
 pub use istio::presence::IstioPresence;
@@ -27,3 +28,6 @@ pub use status::{Condition, ConditionKind, Message, ParentStatus, Severity, Stat
 pub use translate::{Output, translate, warnings};
 pub use translator::{Refreshed, Translator};
 pub use view::{Broken, ClusterView, Entry, Key, Origin};
+pub use wanted::{
+    ACTIVE, Extras, FOR_NAMESPACE, GATEWAY_NAME, HOME, MANAGED_BY, Purpose, Wanted, WantedBy,
+};

@@ -12,7 +12,7 @@ use std::{
 
 use mesh_k8s::{
     Kind, ObjectRef,
-    core::{EndpointSlice, Namespace, Node, Pod, Service},
+    core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
     network::NetworkPolicy,
     networking::{ServiceEntry, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
@@ -26,6 +26,7 @@ use crate::{
     istio::{authorization, automatic, entry_endpoints, service_entry, workload_entry},
     settings::{Settings, age},
     view::{ClusterView, Entry, Key},
+    wanted,
 };
 
 /// What one object can be about for others.
@@ -72,6 +73,12 @@ enum Subject<'a> {
     Delegating(&'a str, &'a str),
     /// A gateway, and what it consists of.
     Waypoint(&'a str, &'a str),
+    /// Who needs a waypoint for requests to a host.
+    Needs(&'a str),
+    /// The waypoint that is made for a namespace.
+    MadeFor(&'a str),
+    /// A service account.
+    Account(&'a str, &'a str),
     /// A class of gateways.
     Class(&'a str),
     /// Whether Istio runs.
@@ -136,6 +143,10 @@ impl Reader<'_> {
             }
             Node::KIND if view.nodes.contains_key(&key) => {
                 notes.tell(Subject::Node(&key.name), whole(&view.nodes[&key]));
+            }
+            ServiceAccount::KIND if view.service_accounts.contains_key(&key) => {
+                let meta = &view.service_accounts[&key].object.metadata;
+                notes.account(meta);
             }
             Pod::KIND => view
                 .pods
@@ -311,6 +322,10 @@ impl Notes<'_> {
         self.ask_deeply(Subject::Waypoint(&meta.namespace, &meta.name));
         self.host(hostname.as_str(), entry);
         self.goes_through(meta, &meta.namespace);
+        self.ask_deeply(Subject::MadeFor(&meta.namespace));
+        if let Some(namespace) = wanted::made_for(meta) {
+            self.tell(Subject::MadeFor(namespace), wanted::is_active(meta));
+        }
         self.ask_deeply(Subject::Namespace(&meta.namespace));
         self.ask_deeply(Subject::Slices(&meta.namespace, &meta.name));
         self.ask_deeply(Subject::Attached(
@@ -365,6 +380,7 @@ impl Notes<'_> {
             &meta.name,
         ));
         self.ask_deeply(Subject::Namespace(&meta.namespace));
+        self.ask_deeply(Subject::MadeFor(&meta.namespace));
         self.goes_through(meta, &meta.namespace);
         for host in &spec.hosts {
             let host = service_entry::normal(host);

@@ -24,6 +24,8 @@ pub struct Settings {
     pub network: NetworkId,
     /// Which of Istio's enrolment labels count.
     pub honour: HonourIstioLabels,
+    /// Whether a namespace whose objects need a waypoint gets one.
+    pub automatic_waypoints: bool,
 }
 
 impl Settings {
@@ -107,6 +109,14 @@ impl Settings {
                 format!("{other:?} is none of auto, tunnel, direct; taken for auto"),
             ),
         }
+        match spec.waypoint.as_str() {
+            "" | "auto" => {}
+            "manual" => self.automatic_waypoints = false,
+            other => wrong(
+                "waypoint",
+                format!("{other:?} is neither auto nor manual; taken for auto"),
+            ),
+        }
         if !spec.cluster_id.is_empty() {
             match spec.cluster_id.contains('/') {
                 false => self.cluster = ClusterId::new(spec.cluster_id.as_str()),
@@ -148,6 +158,7 @@ impl Default for Settings {
             cluster: ClusterId::from("Kubernetes"),
             network: NetworkId::from(""),
             honour: HonourIstioLabels::default(),
+            automatic_waypoints: true,
         }
     }
 }

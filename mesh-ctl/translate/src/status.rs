@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use mesh_k8s::{ObjectRef, gateway::ParentReference};
+use mesh_k8s::{
+    Kind, ObjectRef,
+    gateway::{Gateway, ParentReference},
+};
 use serde::Serialize;
 
 use crate::view::Origin;
@@ -14,7 +17,7 @@ pub struct Status {
     pub object: ObjectRef,
     /// Where it was read.
     pub origin: Origin,
-    /// Whether it was understood, and whether it is in force.
+    /// Whether it was understood, and whether it is in force; none for gateways of others.
     pub conditions: Vec<Condition>,
     /// Details by field.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -22,6 +25,9 @@ pub struct Status {
     /// What is to be said of each parent, where the object is a route of the Gateway API.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parents: Vec<ParentStatus>,
+    /// Where a gateway is reached: IP addresses and host names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
 }
 
 /// What becomes of a route at one of its parents, as the Gateway API's RouteParentStatus has it.
@@ -97,6 +103,8 @@ pub struct Message {
 pub(crate) enum InForce {
     /// Wholly.
     Wholly,
+    /// Wholly, and how.
+    By(String),
     /// Except for what its messages name.
     Partly,
     /// Not: a reason in one word and a sentence.
@@ -109,6 +117,7 @@ struct Report {
     in_force: InForce,
     messages: Vec<Message>,
     parents: Vec<ParentStatus>,
+    addresses: Vec<String>,
     always: bool,
 }
 
@@ -127,6 +136,7 @@ impl Reports {
                 in_force: InForce::Wholly,
                 messages: Vec::new(),
                 parents: Vec::new(),
+                addresses: Vec::new(),
                 always: false,
             })
     }
@@ -174,6 +184,16 @@ impl Reports {
         self.report(object, origin).parents = parents;
     }
 
+    /// Says where a gateway is reached.
+    pub(crate) fn reached_at(
+        &mut self,
+        object: &ObjectRef,
+        origin: &Origin,
+        addresses: Vec<String>,
+    ) {
+        self.report(object, origin).addresses = addresses;
+    }
+
     /// The statuses, ordered by object.
     pub(crate) fn finish(self) -> Vec<Status> {
         self.by_object
@@ -218,6 +238,7 @@ impl Report {
             InForce::Wholly => {
                 condition(ConditionKind::Programmed, true, "Programmed", String::new())
             }
+            InForce::By(text) => condition(ConditionKind::Programmed, true, "Programmed", text),
             InForce::Partly => condition(
                 ConditionKind::Programmed,
                 true,
@@ -226,12 +247,18 @@ impl Report {
             ),
             InForce::Not(reason, text) => condition(ConditionKind::Programmed, false, reason, text),
         };
+        // Gateways of others are theirs to judge, whatever there is to say of them.
+        let theirs = *object.kind == *Gateway::KIND && !self.always;
         Status {
             object,
             origin: self.origin,
-            conditions: vec![accepted, programmed],
+            conditions: match theirs {
+                true => Vec::new(),
+                false => vec![accepted, programmed],
+            },
             messages: self.messages,
             parents: self.parents,
+            addresses: self.addresses,
         }
     }
 }

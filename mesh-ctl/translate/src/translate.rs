@@ -33,6 +33,7 @@ use crate::{
         routes::{self, Sets},
     },
     view::ClusterView,
+    wanted::{self, Want, Wanted},
 };
 
 /// Everything that a view means.
@@ -46,11 +47,17 @@ pub struct Output {
     pub warnings: Vec<String>,
     /// The identities that pods of a node have: what the CA may sign for it.
     pub hosted: BTreeMap<NodeName, BTreeSet<Identity>>,
+    /// Waypoints that somebody has to make, by namespace and name.
+    pub waypoints: Vec<Wanted>,
 }
 
 /// Translates a view.
 pub fn translate(view: &ClusterView) -> Output {
-    let (made, statuses) = owned(view);
+    let Owned {
+        made,
+        statuses,
+        wants,
+    } = owned(view);
     let mut hosted: BTreeMap<NodeName, BTreeSet<Identity>> = BTreeMap::new();
     let mut changes = Vec::with_capacity(made.len());
     for (_, change) in made {
@@ -72,11 +79,22 @@ pub fn translate(view: &ClusterView) -> Output {
         statuses,
         warnings,
         hosted,
+        waypoints: wanted::gather(wants.iter().map(|(_, want)| want)),
     }
 }
 
-/// The resources of a view, each with the object it is made of, and what is to be said.
-pub(crate) fn owned(view: &ClusterView) -> (Vec<(ObjectRef, Change)>, Vec<Status>) {
+/// What a view means, each part with the object it is made of.
+pub(crate) struct Owned {
+    /// Resources.
+    pub(crate) made: Vec<(ObjectRef, Change)>,
+    /// What is to be said.
+    pub(crate) statuses: Vec<Status>,
+    /// Waypoints that are wanted.
+    pub(crate) wants: Vec<(ObjectRef, Want)>,
+}
+
+/// Translates a view, and tells what is made of whom.
+pub(crate) fn owned(view: &ClusterView) -> Owned {
     let mut reports = Reports::default();
     let mut settings = Settings::read(view, &mut reports);
     settings.mesh.enrolled_namespaces = enrolment::namespaces(view, &settings.honour);
@@ -137,7 +155,14 @@ pub(crate) fn owned(view: &ClusterView) -> (Vec<(ObjectRef, Change)>, Vec<Status
     );
 
     let ours = waypoint::ours(view);
-    waypoint::apply(view, &ours, &mut services, &mut drafts, &mut reports);
+    let wants = waypoint::apply(
+        view,
+        &settings,
+        &ours,
+        &mut services,
+        &mut drafts,
+        &mut reports,
+    );
     let traffic = traffic(view, &settings, &services, &mut reports);
     groups::apply(&traffic.selectors, &labels, &mut drafts);
 
@@ -146,10 +171,11 @@ pub(crate) fn owned(view: &ClusterView) -> (Vec<(ObjectRef, Change)>, Vec<Status
     peer_authentication::apply(view, &settings, &labels, &mut drafts.all, &mut reports);
     network_policy::check(view, &settings, &mut reports);
     broken(view, &mut reports);
-    (
-        output(settings, services, traffic, policies, drafts),
-        reports.finish(),
-    )
+    Owned {
+        made: output(settings, services, traffic, policies, drafts),
+        statuses: reports.finish(),
+        wants,
+    }
 }
 
 /// What becomes of requests.

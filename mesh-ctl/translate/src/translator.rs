@@ -23,8 +23,9 @@ use crate::{
     relations::{Reader, Relations},
     settings::Settings,
     status::Status,
-    translate::owned,
+    translate::{Owned, owned},
     view::{Broken, ClusterView, Origin},
+    wanted::{self, Want, Wanted},
 };
 
 type Id = Arc<ObjectRef>;
@@ -42,6 +43,9 @@ pub struct Translator {
     made: HashMap<ObjectRef, Box<[Change]>>,
     statuses: BTreeMap<ObjectRef, Status>,
     hosted: BTreeMap<NodeName, BTreeMap<Identity, usize>>,
+    /// Which waypoints objects want to be made, and all of them together as last told.
+    wants: BTreeMap<ObjectRef, Vec<Want>>,
+    waypoints: Vec<Wanted>,
     /// Objects that changed since the last refresh, and the subjects about which they tell something else.
     changed: HashSet<ObjectRef>,
     subjects: HashSet<u64>,
@@ -58,6 +62,8 @@ pub struct Refreshed {
     pub statuses: BTreeMap<ObjectRef, Option<Status>>,
     /// Nodes on which other identities have pods now, with all of those.
     pub hosted: BTreeMap<NodeName, BTreeSet<Identity>>,
+    /// All waypoints that somebody has to make, when they are others than before.
+    pub waypoints: Option<Vec<Wanted>>,
     /// How many objects were translated again.
     pub translated: usize,
 }
@@ -82,6 +88,8 @@ impl Default for Translator {
             made: HashMap::new(),
             statuses: BTreeMap::new(),
             hosted: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            waypoints: Vec::new(),
             changed: HashSet::new(),
             subjects: HashSet::new(),
             all: true,
@@ -158,7 +166,11 @@ impl Translator {
         self.changed.clear();
         self.subjects.clear();
         let part = self.view.part(self.inputs(&focus).iter());
-        let (made, statuses) = owned(&part);
+        let Owned {
+            made,
+            statuses,
+            wants,
+        } = owned(&part);
         let mut by_owner: HashMap<ObjectRef, Vec<Change>> = HashMap::new();
         for (owner, mut change) in made {
             if let Change::Config(config) = &mut change {
@@ -182,6 +194,7 @@ impl Translator {
             &mut refreshed,
         );
         self.take(&focus, by_owner, &mut refreshed);
+        self.want(&focus, wants, &mut refreshed);
         refreshed
     }
 
@@ -269,8 +282,35 @@ impl Translator {
         );
         let mut part = self.view.part(inputs.iter());
         change(&mut part);
-        let (_, statuses) = owned(&part);
+        let Owned { statuses, .. } = owned(&part);
         statuses.into_iter().find(|status| status.object == *object)
+    }
+
+    /// Replaces what these objects want to be made.
+    fn want(
+        &mut self,
+        focus: &HashSet<ObjectRef>,
+        new: Vec<(ObjectRef, Want)>,
+        refreshed: &mut Refreshed,
+    ) {
+        let before = self.wants.len();
+        self.wants.retain(|owner, _| !focus.contains(owner));
+        let dropped = self.wants.len() != before;
+        let mut fresh = new
+            .into_iter()
+            .filter(|(owner, _)| focus.contains(owner))
+            .peekable();
+        if !dropped && fresh.peek().is_none() {
+            return;
+        }
+        for (owner, want) in fresh {
+            self.wants.entry(owner).or_default().push(want);
+        }
+        let all = wanted::gather(self.wants.values().flatten());
+        if all != self.waypoints {
+            self.waypoints.clone_from(&all);
+            refreshed.waypoints = Some(all);
+        }
     }
 
     fn say(

@@ -85,12 +85,15 @@ fn render(output: &Output, view: &ClusterView) -> String {
     let foreign = foreign_policies(view)
         .into_iter()
         .map(|policy| dump::change(&mesh_model::mesh::Change::Policy(policy)));
-    let whole = json!({
+    let mut whole = json!({
         "changes": output.changes.iter().map(dump::change).collect::<Vec<_>>(),
         "foreign": foreign.collect::<Vec<_>>(),
         "hosted": hosted,
         "statuses": output.statuses.iter().map(status).collect::<BTreeMap<_, _>>(),
     });
+    if !output.waypoints.is_empty() {
+        whole["waypoints"] = json!(output.waypoints);
+    }
     serde_saphyr::to_string(&whole).expect("JSON prints as YAML")
 }
 

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_k8s::ObjectRef;
 use mesh_model::mesh::Change;
-use mesh_translate::{Broken, ClusterView, Origin, Refreshed, Status, Translator, translate};
+use mesh_translate::{
+    Broken, ClusterView, Origin, Refreshed, Status, Translator, Wanted, translate,
+};
 use serde_json::{Value, json};
 
 /// A generator of numbers that every run repeats.
@@ -72,6 +74,15 @@ impl Dice {
     }
 
     fn object(&mut self) -> Value {
+        if self.one_in(20) {
+            return self.made();
+        }
+        if self.one_in(40) {
+            let mut metadata = self.meta(&["", "a", "b"]);
+            metadata["name"] = json!(self.of(&["default", "a", "b"]));
+            self.through(&mut metadata);
+            return json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata});
+        }
         match self.below(34) {
             0..=4 => self.pod(),
             5..=6 => self.service(),
@@ -129,6 +140,28 @@ impl Dice {
         }
     }
 
+    /// A part of a waypoint as it is made for a namespace or a gateway.
+    fn made(&mut self) -> Value {
+        let of = self.of(&["shop", "bank"]);
+        let (name, namespace) = match self.below(3) {
+            0 => ("a".to_owned(), of),
+            _ => (format!("waypoint-{of}"), "warren-system"),
+        };
+        let mut labels = json!({"app.kubernetes.io/managed-by": self.of(&["warren", "warren", "helm"]),
+            "gateway.networking.k8s.io/gateway-name": name});
+        if namespace == "warren-system" {
+            labels["warren.dev/waypoint-for-namespace"] = json!(of);
+        }
+        if self.one_in(2) {
+            return json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels},
+                "spec": {"nodeName": "n1", "serviceAccountName": name}, "status": {"phase": "Running", "podIPs": [{"ip": self.ip()}]}});
+        }
+        let active = self.of(&["true", "true", "false"]);
+        json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": {"warren.dev/waypoint-active": active}},
+            "spec": {"clusterIP": self.vip(), "ports": [{"name": "mesh", "port": 15008}]}})
+    }
+
     fn gateway(&mut self) -> Value {
         let mut metadata = self.meta(&["a", "g"]);
         if self.one_in(3) {
@@ -136,8 +169,10 @@ impl Dice {
                 json!(self.of(&["all", "workload", "service", "none"]));
         }
         let from = self.of(&["Same", "All", "Selector"]);
+        let infrastructure = json!({"labels": self.labels(), "parametersRef": {"group": "", "kind": self.of(&["ConfigMap", "Odd"]), "name": "p"}});
         json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": metadata,
             "spec": {"gatewayClassName": self.of(&["warren-waypoint", "warren-waypoint", "istio-waypoint", "other"]),
+                "infrastructure": infrastructure,
                 "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE", "allowedRoutes": {"namespaces": {"from": from,
                     "selector": {"matchLabels": {"warren.dev/mesh": "enabled"}}}}}]}})
     }
@@ -232,7 +267,7 @@ impl Dice {
         };
         let mut spec = json!({"host": host, "subsets": subsets, "exportTo": self.export()});
         if self.one_in(2) {
-            let mode = self.of(&["ISTIO_MUTUAL", "ODD"]);
+            let mode = self.of(&["ISTIO_MUTUAL", "ODD", "SIMPLE"]);
             spec["trafficPolicy"] =
                 json!({"tls": {"mode": mode}, "portLevelSettings": [{"port": {"number": 80}}]});
         }
@@ -241,7 +276,8 @@ impl Dice {
 
     fn settings(&mut self) -> Value {
         json!({"apiVersion": "warren.dev/v1", "kind": "MeshConfig", "metadata": {"name": self.of(&["mesh", "other"]), "namespace": "warren-system"},
-            "spec": {"rootNamespace": self.of(&["", "bank"]), "trustDomain": self.of(&["cluster.local", "corp"]), "network": self.of(&["", "net1"])}})
+            "spec": {"rootNamespace": self.of(&["", "bank"]), "trustDomain": self.of(&["cluster.local", "corp"]), "network": self.of(&["", "net1"]),
+                "waypoint": self.of(&["", "auto", "manual", "odd"])}})
     }
 
     fn pod(&mut self) -> Value {
@@ -355,6 +391,7 @@ struct Held {
     resources: BTreeMap<String, Change>,
     statuses: BTreeMap<ObjectRef, Status>,
     hosted: BTreeMap<String, Vec<String>>,
+    waypoints: Vec<Wanted>,
 }
 
 /// The class and name of a resource.
@@ -415,6 +452,13 @@ impl Held {
                 Some(status) => drop(self.statuses.insert(object, status)),
                 None => drop(self.statuses.remove(&object)),
             }
+        }
+        if let Some(waypoints) = refreshed.waypoints {
+            assert_ne!(
+                self.waypoints, waypoints,
+                "the same waypoints are told again"
+            );
+            self.waypoints = waypoints;
         }
         for (node, identities) in refreshed.hosted {
             self.hosted.insert(
@@ -483,6 +527,12 @@ impl Held {
             })
             .collect();
         assert_eq!(self.hosted, hosted, "hosted, after\n{}", told());
+        assert_eq!(
+            self.waypoints,
+            whole.waypoints,
+            "waypoints, after\n{}",
+            told()
+        );
     }
 }
 

@@ -219,6 +219,7 @@ pub(crate) fn service_extra(r: &mut Rng) -> ServiceExtra {
         external_name: opt(r, |r| word(r).into()),
         features: list(r, 2, |r| word(r).into()),
         visible_to: list(r, 2, |r| pick(r, &["shop", "bank"]).into()),
+        standby: opt(r, service_name),
     }
 }
 

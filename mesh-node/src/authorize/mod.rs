@@ -50,7 +50,7 @@ pub async fn outbound(
     if let Some(network) = network {
         state.hear_of(&network, original.ip(), ARRIVAL).await;
     }
-    settled(state, |snapshot| {
+    settled(state, &NOT_YET, |snapshot| {
         let source = own(snapshot, pod)?;
         let target = authz::target(&snapshot.mesh, &source, original);
         if matches!(target, Target::External) {
@@ -78,10 +78,15 @@ pub async fn through(
     client: &Identity,
     original: SocketAddr,
 ) -> Result<Permitted<Egress>, Denial> {
-    settled(state, |snapshot| {
-        let own = own(snapshot, waypoint)?;
-        Ok(authz::through(&snapshot.mesh, own, client, original))
-    })
+    // A client's node may have heard a moment earlier that a service goes through here.
+    settled(
+        state,
+        &[Reason::NotReady, Reason::BadAuthority],
+        |snapshot| {
+            let own = own(snapshot, waypoint)?;
+            Ok(authz::through(&snapshot.mesh, own, client, original))
+        },
+    )
     .await
 }
 
@@ -95,7 +100,7 @@ pub async fn inbound(
     source: SocketAddr,
     destination: SocketAddr,
 ) -> Result<Permitted<Conn>, Denial> {
-    settled(state, |snapshot| {
+    settled(state, &NOT_YET, |snapshot| {
         let conn = Conn {
             transport: transport.clone(),
             via: via.cloned(),
@@ -127,9 +132,13 @@ fn own(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Denial> {
     Ok(workload.clone())
 }
 
-/// Decides, and while configuration is missing decides again with every snapshot until patience ends.
+/// Reasons that may go away by themselves: that a peer is a waypoint may just not be known here yet.
+const NOT_YET: [Reason; 2] = [Reason::NotReady, Reason::NotWaypoint];
+
+/// Decides, and while the outcome is for one of these reasons decides again with every snapshot until patience ends.
 async fn settled<T>(
     state: &MeshState,
+    passing: &[Reason],
     decide: impl Fn(&Snapshot) -> Result<Decision<T>, Denial>,
 ) -> Result<Permitted<T>, Denial> {
     let settle = |snapshot: Arc<Snapshot>| {
@@ -147,8 +156,7 @@ async fn settled<T>(
             audited: !audited.is_empty(),
         })
     };
-    // That a peer is a waypoint may just not be known here yet.
-    let not_yet = |outcome: &Result<Permitted<T>, Denial>| matches!(outcome, Err(denial) if matches!(denial.reason, Reason::NotReady | Reason::NotWaypoint));
+    let not_yet = |outcome: &Result<Permitted<T>, Denial>| matches!(outcome, Err(denial) if passing.contains(&denial.reason));
     let first = settle(state.load());
     if !not_yet(&first) {
         return first;

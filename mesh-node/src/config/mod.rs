@@ -121,6 +121,9 @@ pub struct Limits {
     pub flows: usize,
     /// How long a tunnel without flows stays open.
     pub tunnel_idle: Duration,
+    /// How long a waypoint takes something new on one tunnel, and on one connection of requests, so that clients come again
+    /// and all of its replicas share the load.
+    pub waypoint_age: Duration,
 }
 
 /// Bounds of the control path.

@@ -369,6 +369,9 @@ impl Values<'_> {
             tunnel_idle: self
                 .get("tunnel-idle", positive)?
                 .unwrap_or(Duration::from_secs(300)),
+            waypoint_age: self
+                .get("waypoint-age", positive)?
+                .unwrap_or(Duration::from_secs(600)),
         })
     }
 

@@ -257,6 +257,12 @@ pub const SETTINGS: &[Setting] = &[
         "How long a tunnel without flows stays open",
     ),
     row(
+        "waypoint-age",
+        "TIME",
+        "10m",
+        "How long a waypoint takes something new on one tunnel, and on one connection of requests",
+    ),
+    row(
         "xds-timeout",
         "TIME",
         "5s",

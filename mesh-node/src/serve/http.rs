@@ -8,7 +8,7 @@ mod forward;
 mod head;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     future::{Future, poll_fn},
     pin::{Pin, pin},
@@ -64,6 +64,8 @@ pub(super) struct Session {
     h2: bool,
     /// The endpoint's side, after a request was upgraded to something else.
     upgraded: RefCell<Option<oneshot::Receiver<(Link, Bytes)>>>,
+    /// Whether the client of a connection of HTTP/1 is to come again on another.
+    old: Cell<bool>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Reply>, Infallible>>>>;
@@ -75,6 +77,7 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
         carry,
         h2,
         upgraded: RefCell::default(),
+        old: Cell::new(false),
     });
     let asked = session.clone();
     let service = service_fn(move |request| {
@@ -93,7 +96,7 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
         let mut connection = pin!(builder.serve_connection(io, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = data.draining() => {
+            () = data.outlived() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -111,8 +114,13 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
         .auto_date_header(false);
     let mut connection = builder.serve_connection(io, service);
     let mut draining = pin!(data.draining());
+    let mut age = pin!(data.age());
     let mut drained = false;
     let ended = poll_fn(|cx| {
+        // An idle connection is not closed for its age: its client may just be asking.
+        if !session.old.get() && age.as_mut().poll(cx).is_ready() {
+            session.old.set(true);
+        }
         if !drained && draining.as_mut().poll(cx).is_ready() {
             drained = true;
             Pin::new(&mut connection).graceful_shutdown();
@@ -162,6 +170,10 @@ async fn answer(session: Rc<Session>, request: Request<Incoming>) -> Response<Re
             local(answer, grpc)
         }
     };
+    if session.old.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     guard.record.status = response.status().as_u16();
     guard.grpc(response.headers());
     response.body_mut().report(guard, Some(kept));

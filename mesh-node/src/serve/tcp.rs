@@ -160,6 +160,13 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
         until.saturating_sub(UnixTime::now().as_secs()),
     ));
     let mut expiry = std::pin::pin!(expiry);
+    // At a waypoint, whose replicas share the load, none lives for ever.
+    let mut age = std::pin::pin!(async {
+        match kind {
+            Kind::Waypoint => data.outlived().await,
+            Kind::Hbone | Kind::Outbound | Kind::Plaintext => data.draining().await,
+        }
+    });
     let mut draining = false;
     let arrived = Arrived {
         pod,
@@ -183,7 +190,7 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
                 }
             }
             _ = gone.changed() => break tunnel.abort(),
-            () = data.draining(), if !draining => {
+            () = &mut age, if !draining => {
                 draining = true;
                 tunnel.drain();
             }

@@ -378,6 +378,21 @@ impl Data {
             .map(|served| served.gone.subscribe())
     }
 
+    /// Waits until something that clients of a waypoint hold open has lived long enough. Not all at once: each lives up to
+    /// a fifth less.
+    pub async fn age(&self) {
+        let age = self.shared.limits.waypoint_age;
+        tokio::time::sleep(age.mul_f64(1.0 - 0.2 * fastrand::f64())).await;
+    }
+
+    /// The same, or until this thread drains.
+    pub async fn outlived(&self) {
+        tokio::select! {
+            () = self.draining() => {}
+            () = self.age() => {}
+        }
+    }
+
     /// Waits until this thread drains.
     pub async fn draining(&self) {
         let mut phase = self.phase.clone();

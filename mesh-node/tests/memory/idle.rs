@@ -69,6 +69,7 @@ fn shared(kernel: &Arc<FakeDatapath>) -> Arc<Shared> {
             handshakes_per_source: 32,
             flows: 2 * FLOWS,
             tunnel_idle: Duration::from_secs(60),
+            waypoint_age: Duration::from_secs(600),
         },
         names,
         flows: AtomicUsize::new(0),

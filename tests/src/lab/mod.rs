@@ -22,6 +22,7 @@ pub mod node;
 pub mod place;
 pub mod pod;
 pub mod podspec;
+mod provision;
 pub mod publish;
 pub mod record;
 pub mod register;

@@ -9,7 +9,7 @@ use std::{
     net::Ipv4Addr,
     path::PathBuf,
     sync::Arc,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail};
@@ -29,6 +29,7 @@ use super::{
     net::NodeIndex,
     place::{LabName, Place},
     pod::{self, Happening, Programs, Reports, Settled},
+    provision::{self, Part, Provision},
     publish,
     record::{PodRecord, random_uid},
     register::Listed,
@@ -75,6 +76,8 @@ pub struct World {
     last_host: BTreeMap<NodeIndex, u8>,
     pub(super) components: BTreeMap<String, Component>,
     pub(super) warnings: Vec<String>,
+    provision: Provision,
+    not_provided: Vec<String>,
     reports: Reports,
 }
 
@@ -99,6 +102,8 @@ pub async fn run(spec: Spec, mut programs: Programs) -> Result<()> {
         last_host: BTreeMap::new(),
         components: BTreeMap::new(),
         warnings: Vec::new(),
+        provision: Provision::default(),
+        not_provided: Vec::new(),
         reports,
     };
     world.settle();
@@ -106,6 +111,11 @@ pub async fn run(spec: Spec, mut programs: Programs) -> Result<()> {
     let (listed, mut lists) = mpsc::channel(64);
     for node in (1..=spec.nodes).map(NodeIndex).filter(|_| spec.mesh) {
         tokio::spawn(boot::follow(place.clone(), node, listed.clone()));
+    }
+    let (list, mut wanted) = mpsc::channel(1);
+    if spec.mesh {
+        let file = boot::controller_state(&place).join("waypoints.json");
+        tokio::spawn(provision::follow(file, list));
     }
     // Only now the lab answers: whoever asks finds it complete.
     let listener = UnixListener::bind(place.control())
@@ -124,6 +134,12 @@ pub async fn run(spec: Spec, mut programs: Programs) -> Result<()> {
             Some(question) = asked.recv() => world.answer(question),
             Some(node) = started.recv() => world.introduce(node),
             Some((node, list)) = lists.recv() => world.compare(node, &list),
+            Some(list) = wanted.recv() => {
+                world.provision.want(list);
+                if world.provide() {
+                    world.settle();
+                }
+            }
             ended = &mut serving => return ended.context("the control socket")?,
         }
     }
@@ -132,6 +148,7 @@ pub async fn run(spec: Spec, mut programs: Programs) -> Result<()> {
 impl World {
     /// Makes the world what the objects say, as far as one step goes, and writes it down.
     pub(super) fn settle(&mut self) {
+        self.provide();
         let existing: Vec<Existing> = self
             .pods
             .values()
@@ -140,6 +157,7 @@ impl World {
             .collect();
         let mut plan = schedule::plan(&self.objects, &self.nodes(), &existing, &mut dice);
         self.warnings = std::mem::take(&mut plan.warnings);
+        self.warnings.append(&mut self.not_provided);
         for key in &plan.delete {
             self.end(key);
         }
@@ -168,6 +186,31 @@ impl World {
                 stop,
             ));
         }
+    }
+
+    /// Makes what waypoints need that the controller wants, and takes away what they need no longer; whether anything is
+    /// different now.
+    fn provide(&mut self) -> bool {
+        let part = |pod: &PodRecord| {
+            let Settled { key, value, .. } = &*pod.settled;
+            let label = &value["metadata"]["labels"]["gateway.networking.k8s.io/gateway-name"];
+            Some(Part {
+                namespace: key.namespace.clone(),
+                waypoint: label.as_str()?.to_owned(),
+                ready: pod.ready && !pod.terminating,
+            })
+        };
+        let parts: Vec<Part> = self.pods.values().filter_map(part).collect();
+        let work = self.provision.work(&self.objects, &parts, Instant::now());
+        let changed = !work.put.is_empty() || !work.take.is_empty();
+        for key in &work.take {
+            self.objects.remove(key);
+        }
+        let new = work.put.into_iter();
+        self.objects
+            .extend(new.map(|object| (object.key.clone(), object)));
+        self.not_provided = work.warnings;
+        changed
     }
 
     fn admit(&mut self, new: NewPod) -> Result<(Arc<Settled>, watch::Receiver<bool>)> {

@@ -7,6 +7,7 @@ mod enrol;
 mod life;
 mod outage;
 mod services;
+mod waypoint;
 mod workloads;
 
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
             services::external_names_lead_to_the_service_they_name,
             services::a_terminating_endpoint_loses_no_request,
             services::pods_that_share_an_account_share_what_it_may,
+            waypoint::a_rule_brings_a_waypoint_and_takes_it_along,
+            waypoint::a_gateways_waypoint_is_missed_when_it_is_gone,
             life::a_rollout_of_every_node_proxy_loses_no_request,
             life::an_upgrade_under_load_loses_nothing,
             outage::without_a_controller_pods_go_on,

@@ -2,6 +2,8 @@
 //!
 //! Run them by `cargo xtask test lab [filter]`; without root each is printed as ignored, with the reason.
 
+mod around;
+mod automatic;
 mod bench;
 mod boot;
 mod capture;
@@ -115,5 +117,9 @@ fn main() -> ExitCode {
         waypoint::requests_are_split_by_weight_and_seen_as_the_clients,
         waypoint::faults_and_retries_of_a_waypoint,
         waypoint::policies_mean_the_client_and_nothing_goes_around_a_waypoint,
+        automatic::a_waypoint_appears_for_a_rule_and_goes_with_it,
+        automatic::a_gateway_brings_its_waypoint,
+        automatic::who_restricts_is_obeyed_from_the_first_moment,
+        around::every_way_past_a_waypoint_that_is_demanded_is_refused,
     ])
 }

@@ -94,21 +94,21 @@ async fn world() -> Result<Lab> {
 
 /// What came of some requests.
 #[derive(Debug, Default)]
-struct Asked {
+pub struct Asked {
     /// Answers of 200 with a rating.
-    answers: u32,
+    pub answers: u32,
     /// Those of them that are v1's.
-    first: u32,
+    pub first: u32,
     /// Answers of 500.
-    faults: u32,
+    pub faults: u32,
     /// Answers of 503.
-    unavailable: u32,
+    pub unavailable: u32,
     /// All that was said.
-    text: String,
+    pub text: String,
 }
 
 /// Asks for a path, or for paths in curl's way of writing many, on one connection.
-async fn ask(lab: &Lab, path: &str) -> Result<Asked> {
+pub async fn ask(lab: &Lab, path: &str) -> Result<Asked> {
     let url = format!("http://rating:8080{path}");
     let words = ["curl", "-sS", "-m", "20", "-w", "\n%{http_code}\n", &url];
     let ran = lab.exec("shop/client", &words).await?;
@@ -128,7 +128,7 @@ async fn ask(lab: &Lab, path: &str) -> Result<Asked> {
 }
 
 /// The bounds in which the number of hits of `n` tries at `share` is, but for one time in a million.
-fn bounds(n: u32, share: f64) -> RangeInclusive<u32> {
+pub fn bounds(n: u32, share: f64) -> RangeInclusive<u32> {
     // As a logarithm: the first chances are less than a float can be.
     let (mut chance, mut below) = (f64::from(n) * (1.0 - share).ln(), 0.0);
     let (mut low, mut high) = (None, n);
@@ -156,7 +156,7 @@ fn route(rest: &str) -> String {
 }
 
 /// A route to both versions by weight.
-fn weighted(first: u32) -> String {
+pub fn weighted(first: u32) -> String {
     let second = 100 - first;
     route(&format!(
         "route:\n- {{destination: {{host: rating, subset: v1}}, weight: {first}}}\n\

@@ -1,5 +1,7 @@
 //! Gateway: a proxy that is asked for; of a waypoint's class, one that requests to services go through.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,32 @@ pub struct GatewaySpec {
     pub gateway_class_name: String,
     /// What it listens to.
     pub listeners: Vec<Listener>,
+    /// What is made for it.
+    pub infrastructure: Option<Infrastructure>,
+}
+
+/// What the objects that are made for a gateway carry besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Infrastructure {
+    /// Labels of each.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of each.
+    pub annotations: BTreeMap<String, String>,
+    /// An object of the gateway's namespace that says more.
+    pub parameters_ref: Option<ParametersReference>,
+}
+
+/// An object of the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ParametersReference {
+    /// Its group.
+    pub group: String,
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// What a gateway listens to.
@@ -66,7 +94,7 @@ pub struct RouteNamespaces {
 #[serde(default, rename_all = "camelCase")]
 pub struct NamespaceSelector {
     /// Labels that must be equal.
-    pub match_labels: std::collections::BTreeMap<String, String>,
+    pub match_labels: BTreeMap<String, String>,
     /// Further conditions.
     pub match_expressions: Vec<LabelExpression>,
 }
@@ -111,7 +139,6 @@ impl Kind for Gateway {
         "status.listeners",
         "status.attachedListenerSets",
         "spec.addresses",
-        "spec.infrastructure",
         "spec.allowedListeners",
         "spec.listeners[].tls",
         "spec.listeners[].allowedRoutes.kinds",

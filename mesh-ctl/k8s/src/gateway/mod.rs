@@ -11,8 +11,8 @@ pub mod refs;
 pub use filter::RouteFilter;
 pub use gateway_class::{GatewayClass, GatewayClassSpec};
 pub use gateway_kind::{
-    AllowedRoutes, Gateway, GatewaySpec, GatewayStatus, GatewayStatusAddress, LabelExpression,
-    Listener, NamespaceSelector, RouteNamespaces,
+    AllowedRoutes, Gateway, GatewaySpec, GatewayStatus, GatewayStatusAddress, Infrastructure,
+    LabelExpression, Listener, NamespaceSelector, ParametersReference, RouteNamespaces,
 };
 pub use grpc_route::{GrpcMethodMatch, GrpcRoute, GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec};
 pub use http_route::{

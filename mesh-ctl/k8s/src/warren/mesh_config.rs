@@ -33,6 +33,9 @@ pub struct MeshConfigSpec {
     pub same_node: String,
     /// Which of Istio's enrolment labels count.
     pub honour_istio_labels: HonourIstioLabels,
+    /// `auto` (also when empty): a namespace whose objects need a waypoint gets one; `manual`: only what is asked for.
+    #[schemars(extend("enum" = ["", "auto", "manual"]))]
+    pub waypoint: String,
     /// The name of this cluster's network.
     pub network: String,
     /// The name of this cluster; `Kubernetes` when empty.

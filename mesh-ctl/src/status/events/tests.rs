@@ -35,6 +35,7 @@ fn status(kind: &str, programmed: &Condition, messages: &[(Severity, &str)]) -> 
             })
             .collect(),
         parents: Vec::new(),
+        addresses: Vec::new(),
     }
 }
 

@@ -51,6 +51,20 @@ pub(crate) struct ServiceDraft<'a> {
     pub(crate) selector: &'a BTreeMap<String, String>,
     /// Whether nobody is to see it: then nobody is told of it.
     pub(crate) hidden: bool,
+    /// How its requests come to a waypoint.
+    pub(crate) way: Way,
+}
+
+/// How requests to a service come to a waypoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the waypoint that was chosen, where one was.
+    #[default]
+    AsChosen,
+    /// Not yet: what is waited for, and what happens meanwhile.
+    Pending(String),
+    /// By one that was made because they need it: which.
+    Made(String),
 }
 
 /// Who owns which virtual address. The first to claim it keeps it.
@@ -149,6 +163,7 @@ fn draft<'a>(
         external_name,
         features: seen.features(),
         visible_to: seen.to,
+        standby: None,
     };
     ServiceDraft {
         service,
@@ -157,6 +172,7 @@ fn draft<'a>(
         ports: plans,
         selector: &spec.selector,
         hidden: seen.nobody,
+        way: Way::default(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod allowed;
 mod filters;
+pub(crate) mod needs;
 mod parents;
 pub(crate) mod routes;
 pub(crate) mod rules;

@@ -5,6 +5,7 @@
 
 use super::routes::Read;
 use crate::{
+    core::service::Way,
     istio::virtual_service::no_waypoint,
     status::{Condition, ConditionKind, ParentStatus},
     traffic::hosts::Hosts,
@@ -33,10 +34,13 @@ pub(super) fn statuses(
             false => yes(ConditionKind::Accepted, "Accepted"),
         };
         let draft = hosts.get(parent.service);
-        let programmed = match (accepted.status, &draft.service.waypoint) {
-            (false, _) => no(ConditionKind::Programmed, "Conflicted", &accepted.message),
-            (true, Some(_)) => yes(ConditionKind::Programmed, "Programmed"),
-            (true, None) => {
+        let programmed = match (accepted.status, &draft.way, &draft.service.waypoint) {
+            (false, ..) => no(ConditionKind::Programmed, "Conflicted", &accepted.message),
+            (true, Way::Pending(text), _) => no(ConditionKind::Programmed, "Pending", text),
+            (true, Way::Made(_), _) | (true, Way::AsChosen, Some(_)) => {
+                yes(ConditionKind::Programmed, "Programmed")
+            }
+            (true, Way::AsChosen, None) => {
                 let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
                 no(ConditionKind::Programmed, "NoWaypoint", &text)
             }

@@ -21,6 +21,7 @@ use super::{
     rules::{Around, Rank},
 };
 use crate::{
+    core::service::Way,
     istio::virtual_service::no_waypoint,
     settings::{Settings, age},
     status::{InForce, Reports},
@@ -159,7 +160,8 @@ fn in_force(
     if one.parents.is_empty() {
         return not("NoMatchingParent", "none of its parents can be attached to");
     }
-    let (mut any, mut served, mut without) = (false, false, None);
+    let (mut any, mut served, mut without, mut pending) = (false, false, None, None);
+    let mut made = None;
     for parent in &one.parents {
         let (won, lost) = fate(parent.service);
         if lost {
@@ -168,18 +170,29 @@ fn in_force(
         }
         any |= won;
         let draft = hosts.get(parent.service);
-        if draft.service.waypoint.is_some() {
-            served = true;
-        } else {
-            let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
-            one.reader.warn(parent.field.as_str(), text.clone());
-            without.get_or_insert(text);
+        match &draft.way {
+            Way::Pending(text) => {
+                one.reader.info(parent.field.as_str(), text.clone());
+                pending.get_or_insert_with(|| text.clone());
+            }
+            Way::Made(text) => {
+                one.reader.info(parent.field.as_str(), text.clone());
+                made.get_or_insert_with(|| text.clone());
+                served = true;
+            }
+            Way::AsChosen if draft.service.waypoint.is_some() => served = true,
+            Way::AsChosen => {
+                let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
+                one.reader.warn(parent.field.as_str(), text.clone());
+                without.get_or_insert(text);
+            }
         }
     }
-    match without {
+    match (pending, without) {
         _ if !any => not("Conflicted", "a GRPCRoute decides for its services"),
-        Some(text) if !served => InForce::Not("NoWaypoint", text),
-        _ if one.reader.is_clean() && one.complete => InForce::Wholly,
+        (Some(text), _) if !served => InForce::Not("Pending", text),
+        (None, Some(text)) if !served => InForce::Not("NoWaypoint", text),
+        _ if one.reader.is_clean() && one.complete => made.map_or(InForce::Wholly, InForce::By),
         _ => InForce::Partly,
     }
 }

@@ -17,6 +17,7 @@ use mesh_model::{
 
 use super::{http_match, traffic_policy::Parts, virtual_service::no_waypoint};
 use crate::{
+    core::service::{ServiceDraft, Way},
     settings::{Settings, age},
     status::{InForce, Reports},
     traffic::{
@@ -336,17 +337,36 @@ fn in_force(
             return not("Conflicted", text.to_owned());
         }
     }
-    let with = |service: &usize| hosts.get(*service).service.waypoint.is_some();
-    if !services
-        .iter()
-        .any(|service| mine(service) && with(service))
-    {
+    let owned = services.iter().filter(|service| mine(service));
+    let owned: Vec<&ServiceDraft<'_>> = owned.map(|service| hosts.get(*service)).collect();
+    if let Pattern::Exact(_) = pattern {
+        for draft in &owned {
+            if let Way::Made(text) | Way::Pending(text) = &draft.way {
+                one.reader.info("spec.host", text.clone());
+            }
+        }
+    }
+    let with = |draft: &&ServiceDraft<'_>| {
+        draft.service.waypoint.is_some() && !matches!(draft.way, Way::Pending(_))
+    };
+    if !owned.iter().any(with) {
+        let waits = owned.iter().find_map(|draft| match &draft.way {
+            Way::Pending(text) => Some(text.clone()),
+            Way::AsChosen | Way::Made(_) => None,
+        });
+        if let Some(text) = waits {
+            return not("Pending", text);
+        }
         let draft = hosts.get(first);
         let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
         return not("NoWaypoint", text);
     }
+    let made = owned.iter().find_map(|draft| match &draft.way {
+        Way::Made(text) => Some(text.clone()),
+        Way::AsChosen | Way::Pending(_) => None,
+    });
     match one.reader.is_clean() && one.entry.unknown.is_empty() {
-        true => InForce::Wholly,
+        true => made.map_or(InForce::Wholly, InForce::By),
         false => InForce::Partly,
     }
 }

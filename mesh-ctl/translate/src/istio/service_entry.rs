@@ -18,7 +18,7 @@ use crate::{
     core::{
         draft::Drafts,
         protocol,
-        service::{self, Claims, PortPlan, Say, ServiceDraft, Target},
+        service::{self, Claims, PortPlan, Say, ServiceDraft, Target, Way},
         visibility::{self, Seen},
     },
     settings::Settings,
@@ -195,6 +195,7 @@ impl<'a> Making<'_, 'a> {
             ports: Vec::new(),
             selector: &NO_LABELS,
             hidden: seen.nobody,
+            way: Way::default(),
         }
     }
 

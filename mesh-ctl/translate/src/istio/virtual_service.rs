@@ -26,6 +26,7 @@ use super::{
     http_rule::{Around, refusing},
 };
 use crate::{
+    core::service::Way,
     settings::{Settings, age},
     status::{InForce, Reports},
     traffic::{
@@ -278,9 +279,13 @@ impl Beside<'_, '_> {
             let text = format!("none of its hosts is a service that namespace {namespace} sees");
             return not("NoSuchHost", text);
         }
-        match found.without {
-            Some(text) if found.served == 0 => not("NoWaypoint", text),
-            _ => one.partly(),
+        match (found.pending, found.without) {
+            (Some(text), _) if found.served == 0 => not("Pending", text),
+            (None, Some(text)) if found.served == 0 => not("NoWaypoint", text),
+            _ => match (one.partly(), found.made) {
+                (InForce::Wholly, Some(text)) => InForce::By(text),
+                (partly, _) => partly,
+            },
         }
     }
 
@@ -337,14 +342,28 @@ impl Beside<'_, '_> {
         let own = one.entry.object.metadata.namespace.as_str();
         let draft = self.hosts.get(service);
         let name = &draft.service.name;
-        if draft.service.waypoint.is_some() {
-            found.served += 1;
-        } else {
-            let text = no_waypoint(&draft.object, name.hostname.as_str());
-            if exact {
-                one.reader.warn(field, text.clone());
+        match &draft.way {
+            Way::Pending(text) => {
+                if exact {
+                    one.reader.info(field, text.clone());
+                }
+                found.pending.get_or_insert_with(|| text.clone());
             }
-            found.without.get_or_insert(text);
+            Way::Made(text) => {
+                if exact {
+                    one.reader.info(field, text.clone());
+                }
+                found.made.get_or_insert_with(|| text.clone());
+                found.served += 1;
+            }
+            Way::AsChosen if draft.service.waypoint.is_some() => found.served += 1,
+            Way::AsChosen => {
+                let text = no_waypoint(&draft.object, name.hostname.as_str());
+                if exact {
+                    one.reader.warn(field, text.clone());
+                }
+                found.without.get_or_insert(text);
+            }
         }
         if exact && !self.is_own(own, service) {
             let wider = match export {
@@ -484,6 +503,10 @@ struct Found {
     services: usize,
     /// Of these, the ones that have a waypoint.
     served: usize,
+    /// What the first waits for whose waypoint is being made.
+    pending: Option<String>,
+    /// Where the first goes whose waypoint was made because it is needed.
+    made: Option<String>,
     /// What the first is told that has none.
     without: Option<String>,
 }

@@ -14,10 +14,11 @@ use mesh_k8s::{
 
 use super::{Notes, Subject, whole};
 use crate::{
-    gateway::{routes, rules, waypoint},
+    gateway::{needs, routes, rules, waypoint},
     istio::{delegate, destination_rule, presence, virtual_service},
     traffic::hosts::{Pattern, suffixes},
     view::{ClusterView, Entry, Key},
+    wanted::GATEWAY_NAME,
 };
 
 impl Notes<'_> {
@@ -79,6 +80,9 @@ impl Notes<'_> {
     /// A service by its host name: rules and destinations are for it.
     pub(super) fn host<K>(&mut self, host: &str, entry: &Entry<K>) {
         self.tell(Subject::Hostname(host), whole(entry));
+        // Others of the same name may be the ones that are meant.
+        self.ask(Subject::Hostname(host));
+        self.ask_deeply(Subject::Needs(host));
         self.ask(Subject::Routes(host));
         self.ask(Subject::Uses(host));
         for suffix in suffixes(host) {
@@ -96,10 +100,23 @@ impl Notes<'_> {
         }
     }
 
+    /// The account of pods, of which only labels about waypoints matter.
+    pub(super) fn account(&mut self, meta: &ObjectMeta) {
+        let told = waypoint::labels(meta);
+        if told.iter().any(Option::is_some) {
+            self.tell(Subject::Account(&meta.namespace, &meta.name), told);
+            self.goes_through(meta, &meta.namespace);
+        }
+    }
+
     pub(super) fn pod_of_gateway(&mut self, entry: &Entry<Pod>) {
         let meta = &entry.object.metadata;
         self.goes_through(meta, &meta.namespace);
-        if let Some(name) = meta.label(waypoint::GATEWAY_NAME) {
+        self.ask_deeply(Subject::Account(
+            &meta.namespace,
+            entry.object.spec.account(),
+        ));
+        if let Some(name) = meta.label(GATEWAY_NAME) {
             self.tell(Subject::Waypoint(&meta.namespace, name), whole(entry));
             self.ask(Subject::Waypoint(&meta.namespace, name));
         }
@@ -132,6 +149,7 @@ impl Notes<'_> {
             self.tell(Subject::Routes(host.as_str()), whole(entry));
             self.ask(Subject::Routes(host.as_str()));
             self.ask(Subject::Hostname(host.as_str()));
+            self.tell(Subject::Needs(host.as_str()), parent.port);
         }
         let backends = parts.flat_map(|(backends, filters)| {
             let mirrors = filters
@@ -164,6 +182,9 @@ impl Notes<'_> {
                     self.ask(Subject::HostsBelow(suffix));
                 }
             }
+        }
+        for host in needs::virtual_service(self.settings, &entry.object) {
+            self.tell(Subject::Needs(&host), &spec.export_to);
         }
         for labels in virtual_service::selectors(&entry.object) {
             self.selector(None, labels, whole(entry));
@@ -204,6 +225,9 @@ impl Notes<'_> {
                 self.ask(Subject::HostsBelow(suffix));
             }
             Err(_) => {}
+        }
+        if let Some(host) = needs::destination_rule(self.settings, &entry.object) {
+            self.tell(Subject::Needs(&host), ());
         }
         for (namespace, labels) in destination_rule::selectors(self.settings, &entry.object) {
             self.selector(namespace.as_deref(), labels, whole(entry));

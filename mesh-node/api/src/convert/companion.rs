@@ -143,6 +143,10 @@ pub(super) fn encode_service(x: &ServiceExtra) -> Content {
         external_name: x.external_name.as_deref().map(str::to_owned),
         features: strings(&x.features),
         visible_to: x.visible_to.iter().map(ToString::to_string).collect(),
+        standby: x.standby.as_ref().map(|name| wire::Standby {
+            namespace: name.namespace.to_string(),
+            hostname: name.hostname.to_string(),
+        }),
     })
 }
 
@@ -157,6 +161,17 @@ fn service(s: wire::Service) -> Result<ServiceExtra, Bad> {
         external_name: s.external_name.map(Arc::from),
         features: texts(s.features),
         visible_to: all("visible_to", &s.visible_to, |n| namespace("", n))?,
+        standby: s
+            .standby
+            .map(|name| standby(&name).map_err(|b| b.within("standby")))
+            .transpose()?,
+    })
+}
+
+fn standby(name: &wire::Standby) -> Result<ServiceName, Bad> {
+    Ok(ServiceName {
+        namespace: namespace("namespace", &name.namespace)?,
+        hostname: hostname("hostname", &name.hostname)?,
     })
 }
 

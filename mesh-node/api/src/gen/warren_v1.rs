@@ -71,6 +71,16 @@ pub struct Service {
     /// Further namespaces that see a service whose visibility is NAMESPACE.
     #[prost(string, repeated, tag = "5")]
     pub visible_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// A waypoint, by its service, that may carry traffic to this one although nobody is sent to it.
+    #[prost(message, optional, tag = "6")]
+    pub standby: ::core::option::Option<Standby>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Standby {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Mesh {

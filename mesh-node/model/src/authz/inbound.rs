@@ -95,8 +95,13 @@ fn admitted(
     Ok(judge(mesh, workload, &Facts::of(conn)))
 }
 
-/// Whether a peer is a waypoint of the workload, or of a service of it, which may speak for the workload's clients.
+/// Whether a peer is a waypoint of the workload, or of a service of it, or stands by for one, so that it may speak for the
+/// workload's clients.
 pub fn vouches(mesh: &Mesh, workload: &Workload, peer: &Identity) -> bool {
+    let mut standby = workload.services.iter().filter_map(|m| {
+        let name = mesh.service_extra(&m.service)?.standby.as_ref()?;
+        mesh.service(name)
+    });
     let services = workload
         .services
         .iter()
@@ -106,6 +111,7 @@ pub fn vouches(mesh: &Mesh, workload: &Workload, peer: &Identity) -> bool {
         .iter()
         .chain(services)
         .any(|w| route::waypoint::identities(mesh, &workload.network, w).contains(peer))
+        || standby.any(|s| route::waypoint::of_service(mesh, &workload.network, s).contains(peer))
 }
 
 /// What the policies say.

@@ -53,7 +53,10 @@ fn served(
             .is_some_and(|w| route::waypoint::is_own(mesh, waypoint, w))
     };
     if let Some(service) = mesh.service_at(network, ip) {
-        let served = mesh.sees(&client.namespace, service) && own(&service.waypoint);
+        let standby = mesh.service_extra(&service.name);
+        let standby = standby.and_then(|extra| extra.standby.as_ref());
+        let standby = standby.is_some_and(|s| waypoint.services.iter().any(|m| m.service == *s));
+        let served = mesh.sees(&client.namespace, service) && (standby || own(&service.waypoint));
         let target = || Target::Service(service.clone(), port);
         return served.then(target).ok_or(Reason::BadAuthority);
     }

@@ -122,6 +122,9 @@ pub struct ServiceExtra {
     pub external_name: Option<Arc<str>>,
     /// Further namespaces that see a service whose visibility is limited.
     pub visible_to: Box<[Namespace]>,
+    /// A waypoint, by its service, that may carry traffic to this service although nobody is sent to it: what is still
+    /// on its way there when it is given up, and already when it begins, is not refused.
+    pub standby: Option<ServiceName>,
     /// Features the service's configuration needs; one that this build does not know denies.
     pub features: Box<[Arc<str>]>,
 }

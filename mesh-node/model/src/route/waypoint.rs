@@ -46,17 +46,20 @@ pub(crate) fn identities(
     address: &GatewayAddress,
 ) -> Vec<Identity> {
     match resolve(mesh, address) {
-        Ok(Gateway::Service(service)) => {
-            let own = mesh
-                .endpoints(&service.name)
-                .iter()
-                .filter(|w| w.network == *network)
-                .map(|w| w.identity.clone());
-            own.chain(endpoint::alternative_names(service)).collect()
-        }
+        Ok(Gateway::Service(service)) => of_service(mesh, network, service),
         Ok(Gateway::Workload(workload, _)) => vec![workload.identity.clone()],
         Err(_) => Vec::new(),
     }
+}
+
+/// Who a waypoint may prove to be that is a service.
+pub(crate) fn of_service(mesh: &Mesh, network: &NetworkId, service: &Service) -> Vec<Identity> {
+    let own = mesh
+        .endpoints(&service.name)
+        .iter()
+        .filter(|w| w.network == *network)
+        .map(|w| w.identity.clone());
+    own.chain(endpoint::alternative_names(service)).collect()
 }
 
 /// Whether a workload is one of the waypoint's own, which must not be sent to itself.

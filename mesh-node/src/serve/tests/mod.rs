@@ -86,11 +86,16 @@ fn limits() -> Limits {
         handshakes_per_source: 32,
         flows: 256,
         tunnel_idle: Duration::from_secs(60),
+        waypoint_age: Duration::from_secs(600),
     }
 }
 
 impl Node {
     async fn start() -> Self {
+        Self::within(limits()).await
+    }
+
+    async fn within(limits: Limits) -> Self {
         let (state, kernel, lines) = (
             MeshState::new(),
             Arc::new(FakeDatapath::default()),
@@ -111,7 +116,7 @@ impl Node {
             datapath: kernel.clone(),
             observer: Observer::new(Metrics::new(), sink, AccessFormat::Text, true),
             handshakes: Handshakes::new(64, 32),
-            limits: limits(),
+            limits,
             names,
             flows: AtomicUsize::new(0),
             clusters: Default::default(),

@@ -82,6 +82,72 @@ async fn bytes_go_through_a_waypoint_and_the_server_sees_the_client() {
     node.stop().await;
 }
 
+/// An application that answers every request with two letters.
+async fn brief(ip: std::net::IpAddr) -> SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while let Ok(byte) = tcp.read_u8().await {
+                    head.push(byte);
+                    if head.ends_with(b"\r\n\r\n") {
+                        head.clear();
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                        tcp.write_all(answer).await.expect("written");
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn connections_through_a_waypoint_end_in_order_when_they_are_old() {
+    let limits = Limits {
+        waypoint_age: Duration::from_millis(400),
+        ..limits()
+    };
+    let node = Node::within(limits).await;
+    let web = node.pod("web", "127.7.43.1", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.43.2", MtlsMode::Strict).await;
+    let waypoint = node.waypoint("waypoint", "127.7.43.9").await;
+    let app = brief(db.ip).await;
+    node.state.apply([
+        Change::Service(served(app, "127.7.43.100", AppProtocol::Http11, &waypoint)),
+        Change::Workload(testing::serving(db.workload.clone(), "shop", "db")),
+    ]);
+    let vip = SocketAddr::new(testing::ip("127.7.43.100"), PORT);
+    // Two lives of a connection: none fails, each is told to end.
+    for _ in 0..2 {
+        let mut tcp = node.dial(&web, vip).await;
+        let mut asked = 0;
+        loop {
+            tcp.write_all(b"GET / HTTP/1.1\r\nhost: db\r\n\r\n")
+                .await
+                .expect("written");
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n\r\nok") {
+                let byte = tokio::time::timeout(Duration::from_secs(10), tcp.read_u8()).await;
+                answer.push(byte.expect("in time").expect("an answer"));
+            }
+            let answer = String::from_utf8(answer).expect("text");
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            asked += 1;
+            if answer.to_ascii_lowercase().contains("connection: close") {
+                break;
+            }
+            assert!(asked < 1000, "it is never told to end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(tcp.read(&mut [0]).await.expect("an orderly end"), 0);
+        assert!(asked > 1, "it ended at once");
+    }
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn policies_at_the_server_mean_the_original_client() {
     let node = Node::start().await;

@@ -1,0 +1,297 @@
+//! Which services need a waypoint, because of what is said of their requests.
+//!
+//! Invariants: only who names a service by its whole name causes one: rules for `*`, and rules for gateways alone, never
+//! do, nor does what a connection alone can honour. Whoever causes one is named.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_k8s::{
+    Kind, ObjectRef,
+    gateway::ParentReference,
+    networking::{
+        DestinationRule, VirtualService,
+        destination_rule::{
+            ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection,
+            TrafficPolicy,
+        },
+    },
+};
+use mesh_model::mesh::AppProtocol;
+
+use super::routes;
+use crate::{
+    core::service::ServiceDraft,
+    istio::virtual_service::is_for_mesh,
+    settings::Settings,
+    traffic::{
+        export::Export,
+        hosts::{Hosts, Pattern},
+        reader::Reader,
+    },
+    view::ClusterView,
+};
+
+/// The objects because of which services need one, by the services' index.
+pub(crate) type Needs = BTreeMap<usize, BTreeSet<ObjectRef>>;
+
+/// What each service needs one for.
+pub(crate) fn of(view: &ClusterView, settings: &Settings, services: &[ServiceDraft<'_>]) -> Needs {
+    let mut finding = Finding {
+        settings,
+        hosts: Hosts::of(services),
+        needs: Needs::new(),
+    };
+    for entry in view.virtual_services.values() {
+        finding.virtual_service(&entry.object);
+    }
+    for entry in view.destination_rules.values() {
+        finding.destination_rule(&entry.object);
+    }
+    for entry in view.http_routes.values() {
+        let route = &entry.object;
+        finding.route(&**route, &route.spec.parent_refs);
+    }
+    for entry in view.grpc_routes.values() {
+        let route = &entry.object;
+        finding.route(&**route, &route.spec.parent_refs);
+    }
+    finding.needs
+}
+
+struct Finding<'f, 'a> {
+    settings: &'f Settings,
+    hosts: Hosts<'f, 'a>,
+    needs: Needs,
+}
+
+impl Finding<'_, '_> {
+    fn need(&mut self, service: usize, because: ObjectRef) {
+        if can(self.hosts.get(service)) {
+            self.needs.entry(service).or_default().insert(because);
+        }
+    }
+
+    fn virtual_service(&mut self, wire: &VirtualService) {
+        let own = wire.metadata.namespace.as_str();
+        let export = export(own, &wire.spec.export_to);
+        for host in virtual_service(self.settings, wire) {
+            let Some(service) = self.hosts.find(own, &host) else {
+                continue;
+            };
+            let owner = self.hosts.get(service).service.name.namespace.as_str();
+            let anybody = match owner == own {
+                true => export != Export::Only(BTreeSet::new()),
+                false => export.reaches(own),
+            };
+            if anybody {
+                self.need(service, ObjectRef::of::<VirtualService>(&wire.metadata));
+            }
+        }
+    }
+
+    fn destination_rule(&mut self, wire: &DestinationRule) {
+        let own = wire.metadata.namespace.as_str();
+        let Some(host) = destination_rule(self.settings, wire) else {
+            return;
+        };
+        for service in self.hosts.named(&Pattern::Exact(host)) {
+            let owner = &self.hosts.get(service).service.name.namespace;
+            if owner.as_str() == own || self.settings.is_root(own) {
+                self.need(service, ObjectRef::of::<DestinationRule>(&wire.metadata));
+            }
+        }
+    }
+
+    fn route<K: Kind>(&mut self, route: &K, parents: &[ParentReference]) {
+        let meta = route.metadata();
+        for parent in parents.iter().filter(|parent| routes::is_service(parent)) {
+            let namespace = routes::parent_namespace(parent, &meta.namespace);
+            let host = self.settings.hostname(namespace, &parent.name);
+            let Some(service) = self.hosts.service(namespace, host.as_str()) else {
+                continue;
+            };
+            let ports = &self.hosts.get(service).service.ports;
+            let has = |port: u16| ports.iter().any(|known| known.port == port);
+            if parent.port.is_none_or(has) {
+                self.need(service, ObjectRef::of::<K>(meta));
+            }
+        }
+    }
+}
+
+/// Whether requests to a service can be looked at by a waypoint: it has an address and a port that may speak HTTP.
+fn can(draft: &ServiceDraft<'_>) -> bool {
+    let spoken = |protocol| !matches!(protocol, AppProtocol::Tcp | AppProtocol::Tls);
+    !draft.extra.headless
+        && draft.extra.external_name.is_none()
+        && draft.service.ports.iter().any(|port| spoken(port.protocol))
+}
+
+fn export(own: &str, list: &[String]) -> Export {
+    Export::read(own, list, &mut Reader::default())
+}
+
+/// The hosts whose services need a waypoint because of a virtual service.
+pub(crate) fn virtual_service(settings: &Settings, wire: &VirtualService) -> Vec<String> {
+    let for_mesh = wire.spec.http.iter().any(|rule| {
+        let mesh =
+            |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|g| g == "mesh");
+        rule.matches.is_empty() || rule.matches.iter().any(|one| mesh(&one.gateways))
+    });
+    if !for_mesh || !is_for_mesh(wire) {
+        return Vec::new();
+    }
+    let own = wire.metadata.namespace.as_str();
+    let exact = |host: &String| match Pattern::read(settings, own, host) {
+        Ok(Pattern::Exact(host)) => Some(host),
+        Ok(Pattern::Below(_)) | Err(_) => None,
+    };
+    wire.spec.hosts.iter().filter_map(exact).collect()
+}
+
+/// The host whose services need a waypoint because of a destination rule.
+pub(crate) fn destination_rule(settings: &Settings, wire: &DestinationRule) -> Option<String> {
+    let DestinationRule { metadata, spec } = wire;
+    let own = metadata.namespace.as_str();
+    let nobody = export(own, &spec.export_to) == Export::Only(BTreeSet::new());
+    if nobody || spec.workload_selector.is_some() {
+        return None;
+    }
+    let Ok(Pattern::Exact(host)) = Pattern::read(settings, own, &spec.host) else {
+        return None;
+    };
+    spec.traffic_policy
+        .as_ref()
+        .is_some_and(is_about_requests)
+        .then_some(host)
+}
+
+/// Whether a policy says anything that only somebody can honour who sees requests.
+fn is_about_requests(policy: &TrafficPolicy) -> bool {
+    let TrafficPolicy {
+        load_balancer,
+        connection_pool,
+        outlier_detection,
+        tls,
+        port_level_settings,
+        tunnel: _,
+        proxy_protocol: _,
+        retry_budget,
+    } = policy;
+    let of_port = |port: &mesh_k8s::networking::destination_rule::PortTrafficPolicy| {
+        part(
+            &port.load_balancer,
+            &port.connection_pool,
+            &port.outlier_detection,
+            &port.tls,
+        )
+    };
+    retry_budget.is_some()
+        || part(load_balancer, connection_pool, outlier_detection, tls)
+        || port_level_settings.iter().any(of_port)
+}
+
+fn part(
+    balancer: &Option<LoadBalancerSettings>,
+    pool: &Option<ConnectionPoolSettings>,
+    outlier: &Option<OutlierDetection>,
+    tls: &Option<ClientTlsSettings>,
+) -> bool {
+    let hashed = balancer.as_ref().and_then(|b| b.consistent_hash.as_ref());
+    let by_request = hashed.is_some_and(|hash| {
+        hash.http_header_name.is_some()
+            || hash.http_cookie.is_some()
+            || hash.http_query_parameter_name.is_some()
+    });
+    let answers = outlier.as_ref().is_some_and(|outlier| {
+        // Left out it is five.
+        outlier.consecutive_5xx_errors != Some(0)
+            || outlier.consecutive_gateway_errors.is_some_and(|n| n != 0)
+            || !outlier.outlier_detection_http_error_codes.is_empty()
+    });
+    // Within the mesh TLS is there anyway; to begin it towards others the request has to be at hand.
+    let begins = tls
+        .as_ref()
+        .is_some_and(|tls| matches!(tls.mode.as_str(), "SIMPLE" | "MUTUAL"));
+    by_request || answers || begins || pool.as_ref().is_some_and(|pool| pool.http.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn what_connections_can_honour_needs_no_waypoint() {
+        let check = |policy: Value, expect: bool| {
+            let wire: TrafficPolicy = serde_json::from_value(policy.clone()).expect("a policy");
+            assert_eq!(is_about_requests(&wire), expect, "{policy}");
+        };
+        check(json!({}), false);
+        check(json!({"tls": {"mode": "ISTIO_MUTUAL"}}), false);
+        check(json!({"tls": {"mode": "SIMPLE"}}), true);
+        check(
+            json!({"connectionPool": {"tcp": {"maxConnections": 1}}}),
+            false,
+        );
+        check(
+            json!({"connectionPool": {"http": {"http1MaxPendingRequests": 1}}}),
+            true,
+        );
+        check(json!({"loadBalancer": {"simple": "ROUND_ROBIN"}}), false);
+        check(
+            json!({"loadBalancer": {"consistentHash": {"useSourceIp": true}}}),
+            false,
+        );
+        check(
+            json!({"loadBalancer": {"consistentHash": {"httpHeaderName": "x"}}}),
+            true,
+        );
+        check(
+            json!({"outlierDetection": {"consecutive5xxErrors": 1}}),
+            true,
+        );
+        check(json!({"outlierDetection": {}}), true);
+        check(
+            json!({"outlierDetection": {"consecutive5xxErrors": 0, "consecutiveLocalOriginFailures": 3}}),
+            false,
+        );
+        check(
+            json!({"portLevelSettings": [{"port": {"number": 80}, "tls": {"mode": "MUTUAL"}}]}),
+            true,
+        );
+        check(json!({"retryBudget": {}}), true);
+    }
+
+    #[test]
+    fn only_rules_for_clients_of_the_mesh_and_whole_names_cause_one() {
+        let settings = Settings::default();
+        let check = |spec: Value, expect: &[&str]| {
+            let wire = json!({"metadata": {"name": "v", "namespace": "shop"}, "spec": spec});
+            let wire: VirtualService = serde_json::from_value(wire.clone()).expect("reads");
+            assert_eq!(virtual_service(&settings, &wire), expect, "{spec}");
+        };
+        let rule = json!([{"route": [{"destination": {"host": "a"}}]}]);
+        let a = "a.shop.svc.cluster.local";
+        check(json!({"hosts": ["a"], "http": rule}), &[a]);
+        check(json!({"hosts": ["a"]}), &[]);
+        check(
+            json!({"hosts": ["a"], "gateways": ["edge"], "http": rule}),
+            &[],
+        );
+        check(
+            json!({"hosts": ["a"], "gateways": ["edge", "mesh"], "http": rule}),
+            &[a],
+        );
+        check(
+            json!({"hosts": ["*", "*.shop.svc.cluster.local", "a"], "http": rule}),
+            &[a],
+        );
+        let edge = json!([{"match": [{"gateways": ["edge"]}], "route": []}]);
+        check(
+            json!({"hosts": ["a"], "gateways": ["edge", "mesh"], "http": edge}),
+            &[],
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! A waypoint that stands by for a service: nobody is sent to it, and what comes that way all the same is taken.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use mesh_model::{
+    authz,
+    mesh::{Change, Mesh, MtlsMode, ServiceExtra, Workload},
+    reason::Reason,
+    testing::cast::*,
+};
+
+fn mesh(standby: bool) -> Mesh {
+    let web = serving(pod("shop", "web", "n1", "10.0.1.2"), "shop", "web");
+    let waypoint = serving(pod("mesh", "wp", "n1", "10.0.1.9"), "mesh", "wp");
+    let others = [
+        pod("shop", "client", "n1", "10.0.1.3"),
+        pod("mesh", "other", "n1", "10.0.1.8"),
+    ];
+    let changes = others
+        .into_iter()
+        .chain([web, waypoint])
+        .flat_map(known)
+        .chain([
+            Change::Service(service("shop", "web", "10.96.0.1", 80, 8080)),
+            Change::Service(service("mesh", "wp", "10.96.0.9", 15008, 15008)),
+            Change::ServiceExtra(
+                service_name("shop", "web"),
+                ServiceExtra {
+                    standby: standby.then(|| service_name("mesh", "wp")),
+                    ..ServiceExtra::default()
+                },
+            ),
+            Change::Config(config()),
+            Change::Complete,
+        ]);
+    Mesh::empty().apply(changes).0
+}
+
+fn workload(mesh: &Mesh, namespace: &str, name: &str) -> Arc<Workload> {
+    mesh.workload(&uid(namespace, name)).expect("known").clone()
+}
+
+#[test]
+fn it_carries_what_comes_and_its_word_is_taken() {
+    let to: SocketAddr = "10.96.0.1:80".parse().expect("an address");
+    for standby in [true, false] {
+        let mesh = mesh(standby);
+        let client = workload(&mesh, "shop", "client").identity.clone();
+        let carried = |name: &str| {
+            let carrier = workload(&mesh, "mesh", name);
+            authz::through(&mesh, carrier, &client, to).outcome
+        };
+        match standby {
+            true => drop(carried("wp").expect("it is carried")),
+            false => assert_eq!(
+                carried("wp").expect_err("it is refused").reason,
+                Reason::BadAuthority
+            ),
+        }
+        assert!(carried("other").is_err(), "another is no waypoint of it");
+        let web = workload(&mesh, "shop", "web");
+        let vouches = |name: &str| {
+            let peer = workload(&mesh, "mesh", name).identity.clone();
+            authz::vouches(&mesh, &web, &peer)
+        };
+        assert_eq!((vouches("wp"), vouches("other")), (standby, false));
+    }
+}
+
+#[test]
+fn whoever_guards_its_server_takes_its_word_too() {
+    // A server that is guarded admits nobody else.
+    let mut guarded = extra(MtlsMode::Permissive);
+    guarded.guarded = true;
+    let change = Change::WorkloadExtra(uid("shop", "web"), guarded);
+    let mesh = mesh(true).apply([change]).0;
+    let web = workload(&mesh, "shop", "web");
+    let decide = |via: bool| {
+        let peer = workload(&mesh, "mesh", "wp").identity.clone();
+        let client = workload(&mesh, "shop", "client").identity.clone();
+        let conn = authz::Conn {
+            transport: mesh_model::authn::Transport::Mtls(client),
+            via: via.then_some(peer),
+            source_ip: "10.0.1.3".parse().expect("an address"),
+            workload: web.clone(),
+            destination: "10.0.1.2:8080".parse().expect("an address"),
+        };
+        authz::ingress(&mesh, conn).outcome.map(drop)
+    };
+    assert!(decide(true).is_ok());
+    let denial = decide(false).expect_err("it went past the waypoint");
+    assert_eq!(denial.reason, Reason::WaypointRequired);
+}
