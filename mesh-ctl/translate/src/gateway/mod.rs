@@ -4,4 +4,5 @@ mod allowed;
 mod filters;
 pub(crate) mod routes;
 pub(crate) mod rules;
+mod session;
 pub(crate) mod waypoint;

@@ -23,6 +23,7 @@ use tokio::{
 mod bounds;
 mod flows;
 mod requests;
+mod streams;
 mod waypoint;
 
 use super::*;
@@ -91,6 +92,10 @@ fn limits() -> Limits {
 
 impl Node {
     async fn start() -> Self {
+        Self::logging(AccessFormat::Text).await
+    }
+
+    async fn logging(format: AccessFormat) -> Self {
         let (state, kernel, lines) = (
             MeshState::new(),
             Arc::new(FakeDatapath::default()),
@@ -109,7 +114,7 @@ impl Node {
             state: state.clone(),
             certificates: certificates.clone(),
             datapath: kernel.clone(),
-            observer: Observer::new(Metrics::new(), sink, AccessFormat::Text, true),
+            observer: Observer::new(Metrics::new(), sink, format, true),
             handshakes: Handshakes::new(64, 32),
             limits: limits(),
             names,
@@ -272,6 +277,18 @@ async fn echo(ip: IpAddr) -> SocketAddr {
         }
     });
     address
+}
+
+/// Listeners at two addresses on one port. What is free at one address may be taken at the other, by a pod's own
+/// listeners as well.
+async fn same_port(one: IpAddr, two: IpAddr) -> (TcpListener, TcpListener) {
+    loop {
+        let first = TcpListener::bind((one, 0)).await.expect("a free port");
+        let port = first.local_addr().expect("bound").port();
+        if let Ok(second) = TcpListener::bind((two, port)).await {
+            return (first, second);
+        }
+    }
 }
 
 async fn ask(tcp: &mut TcpStream, text: &[u8]) -> io::Result<Vec<u8>> {
