@@ -295,6 +295,7 @@ fn rule(name: &str, matches: Vec<Match>, action: Action) -> Rule {
         fault: None,
         mirrors: [].into(),
         cors: None,
+        session: None,
     }
 }
 
@@ -347,11 +348,13 @@ fn an_explanation_names_the_rule_and_why_the_others_did_not_match() {
             clients: Some("bank".into()),
             ports: [].into(),
             rules: [].into(),
+            streams: [].into(),
         },
         RouteSet {
             clients: None,
             ports: [80].into(),
             rules: rules.into(),
+            streams: [].into(),
         },
     ];
     let routes = Routes {

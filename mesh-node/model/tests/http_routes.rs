@@ -145,11 +145,13 @@ impl Maker {
             fault: None,
             mirrors: [].into(),
             cors: None,
+            session: None,
         };
         let set = |r: &mut Rng| RouteSet {
             clients: some(r, 2, |r| pick(r, NAMESPACES).into()),
             ports: list(r, 1, |r| pick(r, &[80, 8080])).into(),
             rules: list(r, 4, rule).into(),
+            streams: [].into(),
         };
         Routes {
             service: ServiceName {

@@ -12,6 +12,7 @@ use mesh_model::{
         Affinity, AffinityKey, HashTable, Outlier, Retries, RetryOn, Share, TrafficPolicy,
         outlier::{Ejections, Failure},
         retry::Outcome,
+        warmed,
     },
     testing::Rng,
 };
@@ -389,4 +390,24 @@ fn the_hash_is_of_the_part_that_is_named() {
     let mut next = HeaderMap::new();
     next.insert("cookie", value.parse().expect("a value"));
     assert_eq!(made.hash(&next, None, client), Some(hash));
+}
+
+#[test]
+fn warming_weights_keep_their_proportions_and_fit() {
+    let check = |weights: &[u32], parts: &[u32], expect: &[u32]| {
+        let got = warmed(weights, |at| Share::per_million(parts[at]));
+        assert_eq!(got, expect, "{weights:?} {parts:?}");
+    };
+    check(&[], &[], &[]);
+    check(&[1, 1], &[1_000_000, 100_000], &[1_000, 100]);
+    check(
+        &[3, 0, 1],
+        &[1_000_000, 1_000_000, 500_000],
+        &[3_000, 0, 500],
+    );
+    // One that has weight keeps some, one without gets none.
+    check(&[1, 1, 0], &[1_000_000, 0, 0], &[1_000, 1, 0]);
+    let most = warmed(&[u32::MAX; 3], |_| Share::ALL);
+    assert!(most.iter().map(|w| u64::from(*w)).sum::<u64>() <= u32::MAX.into());
+    assert!(most.iter().all(|w| *w == most[0] && *w > 0));
 }

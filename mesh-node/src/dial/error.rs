@@ -6,6 +6,7 @@ use std::{io, rc::Rc};
 
 use mesh_model::reason::Reason;
 
+use super::OriginError;
 use crate::{
     accept::Family,
     dns::NameError,
@@ -45,6 +46,12 @@ pub enum DialError {
     /// Too many flows or tunnels to one destination.
     #[error("too many flows need a tunnel to this destination")]
     Overloaded,
+    /// TLS to a server outside the mesh failed.
+    #[error("TLS to the server: {0}")]
+    Origin(#[from] OriginError),
+    /// The mesh's own TLS is demanded of a destination that takes none.
+    #[error("mutual TLS is demanded of an endpoint that takes none")]
+    NotMutual,
     /// The tunnel that several flows waited for failed.
     #[error("{0}")]
     Shared(Rc<DialError>),
@@ -68,6 +75,7 @@ impl DialError {
             Self::Tunnel(e) => e.reason(),
             Self::Open(e) => e.reason(),
             Self::Name(_) => Reason::NameUnresolved,
+            Self::Origin(_) | Self::NotMutual => Reason::TlsFailure,
             Self::Shared(e) => e.reason(),
         }
     }
@@ -80,9 +88,14 @@ impl DialError {
             | Self::Tcp(_)
             | Self::Tunnel(_)
             | Self::Open(_)
+            | Self::Origin(_)
             | Self::Name(_) => true,
             Self::Shared(e) => e.is_of_the_far_side(),
-            Self::NoCandidate | Self::Socket(_) | Self::NoCertificate | Self::Overloaded => false,
+            Self::NoCandidate
+            | Self::Socket(_)
+            | Self::NoCertificate
+            | Self::NotMutual
+            | Self::Overloaded => false,
         }
     }
 
@@ -98,6 +111,8 @@ impl DialError {
             | Self::Tcp(_)
             | Self::Tunnel(_)
             | Self::Name(_)
+            | Self::Origin(_)
+            | Self::NotMutual
             | Self::Overloaded => false,
         }
     }

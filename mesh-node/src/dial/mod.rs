@@ -7,13 +7,16 @@ mod app;
 mod error;
 mod hbone;
 mod headers;
+mod origin;
 pub mod pool;
+pub mod proxy_protocol;
 mod tcp;
 
 pub use app::to_application;
 pub use error::DialError;
 pub use hbone::Tunnels;
 pub use headers::{Behalf, baggage};
+pub use origin::{OriginError, originate};
 
 use std::{
     borrow::Cow,

@@ -62,19 +62,19 @@ impl Local {
         "upstream_reset_before_response_started{connection_termination}",
         "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
     );
+    /// The endpoint refused the stream.
+    pub const REFUSED: Self = Self::new(
+        503,
+        "UR",
+        "upstream_reset_before_response_started{remote_refused_stream_reset}",
+        "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",
+    );
     /// It took too long.
     pub const TIMEOUT: Self = Self::new(504, "UT", "response_timeout", "upstream request timeout");
     /// The request cannot be understood.
     pub const MALFORMED: Self = Self::new(400, "DPE", "malformed_request", "");
     /// What is not built yet.
     pub const UNSUPPORTED: Self = Self::new(501, "-", "not_supported", "not supported here\n");
-    /// TLS to a server outside the mesh, which is not built yet.
-    pub const UNSUPPORTED_TLS: Self = Self::new(
-        503,
-        "UF",
-        "upstream_tls_not_supported",
-        "TLS to this destination is not supported here\n",
-    );
     /// The node of the endpoint refused, by policy.
     pub const DENIED: Self = Self::new(403, "-", "rbac_access_denied", "RBAC: access denied");
     /// The waypoint does not carry this any more.

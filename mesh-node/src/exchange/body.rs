@@ -88,11 +88,6 @@ impl Kept {
     pub fn bytes(&self) -> u64 {
         self.0.borrow().bytes
     }
-
-    /// Whether any of it was taken.
-    pub fn begun(&self) -> bool {
-        self.0.borrow().begun
-    }
 }
 
 /// A body on its way to an endpoint.
@@ -145,6 +140,8 @@ impl Replay {
             keep.trailers = Some(trailers.clone());
             (keep.ended, self.told) = (true, true);
         }
+        // Nobody asks again for a body whose announced length has come.
+        keep.ended |= keep.source.is_end_stream();
         Poll::Ready(Some(Ok(frame)))
     }
 }

@@ -21,10 +21,13 @@ use mesh_model::{
     resilience::{
         Affinity, HashTable, Outlier, Simple, TrafficPolicy, Weighing,
         outlier::{Ejections, Failure},
+        session_of, warmed,
     },
     route::http::{Endpoint, endpoints},
 };
 use tokio::sync::Notify;
+
+use super::Streaming;
 
 /// What requests are balanced over.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -105,7 +108,8 @@ struct State {
     generation: Option<u64>,
     listed: Option<Listed>,
     ejections: Option<(Outlier, Ejections<WorkloadUid>)>,
-    active: HashMap<WorkloadUid, Arc<Count>>,
+    /// Since when each endpoint has been one without a break, and what it does.
+    known: HashMap<WorkloadUid, (Instant, Arc<Count>)>,
     turns: RoundRobin,
 }
 
@@ -120,6 +124,7 @@ struct Listed {
 struct Member {
     rank: usize,
     weight: u32,
+    since: Instant,
     endpoint: Endpoint,
     active: Arc<Count>,
 }
@@ -145,6 +150,45 @@ pub struct Taken {
     _endpoint: Counted,
     /// The request among those of the cluster.
     pub request: Option<Counted>,
+    /// The request among those of its connection.
+    pub streaming: Option<Streaming>,
+}
+
+/// What a request wants, and does not want, of its endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish<'a> {
+    /// The endpoint of its session ([`mesh_model::resilience::session_of`]), if it has one.
+    pub session: Option<u64>,
+    /// What it was tried on. Not taken while there are others that fit as well.
+    pub tried: &'a [WorkloadUid],
+    /// Whether others that fit less well will do (`retryRemoteLocalities`).
+    pub elsewhere: bool,
+}
+
+/// A connection that carries no requests, among those of its cluster until this is dropped.
+#[derive(Debug)]
+pub struct Joined {
+    cluster: Arc<Cluster>,
+    counted: Option<Counted>,
+    _taken: Taken,
+}
+
+impl Joined {
+    /// One more.
+    pub fn new(cluster: Arc<Cluster>, counted: Counted, taken: Taken) -> Self {
+        Self {
+            cluster,
+            counted: Some(counted),
+            _taken: taken,
+        }
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        drop(self.counted.take());
+        self.cluster.freed.notify_one();
+    }
 }
 
 impl Clusters {
@@ -181,18 +225,19 @@ impl Clusters {
 impl Cluster {
     /// What holds for it in a snapshot.
     pub fn policy(&self, mesh: &Mesh, generation: u64, from: Viewpoint<'_>) -> Arc<TrafficPolicy> {
-        self.listed(mesh, generation, from).1
+        self.listed(mesh, generation, from, Instant::now()).1
     }
 
-    /// The endpoint for a request. `affinity` gives the request's hash, `tried` are not taken while there are others.
+    /// The endpoint for a request. `affinity` gives the request's hash; a request that has one goes where its hash says,
+    /// whatever it was tried on (as Istio, whose retries avoid nothing beside consistent hashing).
     pub fn pick(
         &self,
         (mesh, generation, from): (&Mesh, u64, Viewpoint<'_>),
         affinity: impl Fn(&Affinity) -> Option<u64>,
-        tried: &[WorkloadUid],
+        wish: Wish<'_>,
         now: Instant,
     ) -> Result<Picked, Reason> {
-        let mut state = self.listed(mesh, generation, from).0;
+        let mut state = self.listed(mesh, generation, from, now).0;
         let State {
             listed,
             ejections,
@@ -206,18 +251,40 @@ impl Cluster {
                 .as_ref()
                 .is_some_and(|(_, e)| e.is_ejected(&m.endpoint.workload.uid, now))
         };
-        let fresh = |m: &Member| !tried.contains(&m.endpoint.workload.uid);
-        let usable = |m: &&Member| !out(m);
-        let any_fresh = members.iter().filter(usable).any(fresh);
-        let fits = |m: &Member| !out(m) && (!any_fresh || fresh(m));
-        let best = members.iter().filter(|m| fits(m)).map(|m| m.rank).max();
-        let best = best.ok_or(Reason::NoEndpoints)?;
-        let fits = |m: &Member| m.rank == best && fits(m);
+        let hashed = matches!(listed.policy.balancing.weighing, Weighing::Consistent(_));
+        let fresh = |m: &Member| hashed || !wish.tried.contains(&m.endpoint.workload.uid);
+        let usable = |m: &&Member| !out(m) && m.weight > 0;
+        let best = |among: &dyn Fn(&Member) -> bool| {
+            let ranks = members.iter().filter(usable).filter(|m| among(m));
+            ranks.map(|m| m.rank).max()
+        };
+        let anywhere = best(&|_| true).ok_or(Reason::NoEndpoints)?;
+        let other = best(&|m| fresh(m) && (wish.elsewhere || m.rank == anywhere));
+        let fits = |m: &Member| match other {
+            Some(best) => m.rank == best && !out(m) && fresh(m),
+            None => m.rank == anywhere && !out(m),
+        };
         let weight = |m: &Member| if fits(m) { m.weight } else { 0 };
         let weights: Vec<u32> = members.iter().map(weight).collect();
         let draw = || fastrand::u64(..);
         let active = |at: usize| members[at].active.get() as usize;
-        let at = match &listed.policy.balancing.weighing {
+        let weights = match (
+            &listed.policy.balancing.weighing,
+            listed.policy.balancing.warmup,
+        ) {
+            (Weighing::Simple(Simple::LeastRequest | Simple::RoundRobin), Some(warmup)) => {
+                let age = |at: usize| now.saturating_duration_since(members[at].since);
+                warmed(&weights, |at| warmup.share(age(at)))
+            }
+            _ => weights,
+        };
+        let session = wish.session.and_then(|session| {
+            let is = |m: &Member| session_of(&m.endpoint.workload.uid) == session;
+            members
+                .iter()
+                .position(|m| is(m) && m.weight > 0 && !out(m) && fresh(m))
+        });
+        let at = session.or_else(|| match &listed.policy.balancing.weighing {
             Weighing::Simple(Simple::LeastRequest) => {
                 balance::least_request(&weights, active, [draw(), draw()])
             }
@@ -230,7 +297,7 @@ impl Cluster {
                 (Some(hash), Some(Table::Maglev(table))) => table.pick(hash, |at| weights[at] > 0),
                 (None, _) | (_, None) => balance::random(&weights, draw()),
             },
-        };
+        });
         let member = &members[at.ok_or(Reason::NoEndpoints)?];
         let busy = member.active.take(None).ok_or(Reason::Overloaded)?;
         Ok(Picked {
@@ -238,7 +305,29 @@ impl Cluster {
             taken: Taken {
                 _endpoint: busy,
                 request: None,
+                streaming: None,
             },
+        })
+    }
+
+    /// Whether a session's endpoint is among those that may be picked.
+    pub fn has_session(
+        &self,
+        (mesh, generation, from): (&Mesh, u64, Viewpoint<'_>),
+        session: u64,
+        now: Instant,
+    ) -> bool {
+        let state = self.listed(mesh, generation, from, now).0;
+        let members = state.listed.as_ref().map(|l| l.endpoints.as_deref());
+        let Some(Ok(members)) = members else {
+            return false;
+        };
+        let ejections = state.ejections.as_ref();
+        members.iter().any(|m| {
+            let uid = &m.endpoint.workload.uid;
+            session_of(uid) == session
+                && m.weight > 0
+                && !ejections.is_some_and(|(_, e)| e.is_ejected(uid, now))
         })
     }
 
@@ -247,6 +336,13 @@ impl Cluster {
         let mut state = self.state();
         let ejections = state.ejections.as_mut();
         ejections.is_some_and(|(_, e)| e.answered(who, status, now))
+    }
+
+    /// An endpoint could be connected to.
+    pub fn connected(&self, who: &WorkloadUid) {
+        if let Some((_, ejections)) = &mut self.state().ejections {
+            ejections.succeeded(who);
+        }
     }
 
     /// An endpoint did not answer; true when it is left out for it.
@@ -266,18 +362,19 @@ impl Cluster {
         mesh: &Mesh,
         generation: u64,
         from: Viewpoint<'_>,
+        now: Instant,
     ) -> (MutexGuard<'_, State>, Arc<TrafficPolicy>) {
         let mut state = self.state();
         // Another thread may be ahead: the newest list serves both.
         if state.generation.is_none_or(|held| held < generation) {
             state.generation = Some(generation);
-            self.list(&mut state, mesh, from);
+            self.list(&mut state, mesh, from, now);
         }
         let policy = state.listed.as_ref().map(|l| l.policy.clone());
         (state, policy.unwrap_or_default())
     }
 
-    fn list(&self, state: &mut State, mesh: &Mesh, from: Viewpoint<'_>) {
+    fn list(&self, state: &mut State, mesh: &Mesh, from: Viewpoint<'_>, now: Instant) {
         let ClusterKey {
             service,
             port,
@@ -294,11 +391,13 @@ impl Cluster {
         };
         let endpoints = found.map(|found| {
             let member = |(rank, weight, endpoint): (usize, u32, Endpoint)| {
-                let active = state.active.entry(endpoint.workload.uid.clone());
+                let known = state.known.entry(endpoint.workload.uid.clone());
+                let (since, active) = known.or_insert_with(|| (now, Arc::default()));
                 Member {
                     rank,
                     weight,
-                    active: active.or_default().clone(),
+                    since: *since,
+                    active: active.clone(),
                     endpoint,
                 }
             };
@@ -306,7 +405,7 @@ impl Cluster {
         });
         let members = endpoints.as_deref().unwrap_or_default();
         let uids: Vec<&WorkloadUid> = members.iter().map(|m| &m.endpoint.workload.uid).collect();
-        state.active.retain(|uid, _| uids.contains(&uid));
+        state.known.retain(|uid, _| uids.contains(&uid));
         eject(&mut state.ejections, policy.outlier.as_ref(), &uids);
         let table = match &policy.balancing.weighing {
             Weighing::Simple(_) => None,
@@ -321,6 +420,10 @@ impl Cluster {
                 })
             }
         };
+        if state.listed.as_ref().is_some_and(|l| l.policy != policy) {
+            // Whose turn it is was counted in other units.
+            state.turns = RoundRobin::default();
+        }
         state.listed = Some(Listed {
             endpoints,
             policy,

@@ -1,10 +1,11 @@
 //! Connections to endpoints: made over what was dialed, kept for the next request of the same client.
 //!
 //! Invariants: a connection is used for one client, endpoint and protocol only; idle ones are kept for a bounded time
-//! and let go when somebody else needs their place; everything stays on the thread that dialed.
+//! and let go when somebody else needs their place; one of HTTP/2 carries as many requests at once as its bounds allow,
+//! and while it is made others wait for it; everything stays on the thread that dialed.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
     future::Future,
     net::{IpAddr, SocketAddr},
@@ -20,8 +21,15 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_model::name::{Identity, WorkloadUid};
-use tokio::{io::AsyncWriteExt, sync::oneshot, time::Instant};
+use mesh_model::{
+    name::{Identity, WorkloadUid},
+    resilience::UpstreamTls,
+};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 use super::{
     Outgoing,
@@ -45,6 +53,8 @@ pub struct Key {
     pub address: Option<SocketAddr>,
     /// Whether HTTP/2 is spoken.
     pub h2: bool,
+    /// The TLS below it, where it is not the mesh's own as usual.
+    pub tls: Option<UpstreamTls>,
     /// The client, who is told to the endpoint's node.
     pub client: (Identity, IpAddr),
 }
@@ -81,6 +91,47 @@ pub struct Opened {
     requests: u32,
     /// What came and went after an upgrade; HTTP/1 only.
     pub upgraded: Option<oneshot::Receiver<(Link, Bytes)>>,
+    /// Its place on the connection, until the answer has ended; HTTP/2 only.
+    pub streaming: Option<Streaming>,
+}
+
+/// A connection that carries several requests at once.
+#[derive(Debug)]
+struct Shared {
+    sender: http2::SendRequest<Outgoing>,
+    since: Instant,
+    /// How many requests it was used for.
+    requests: Cell<u32>,
+    /// How many are under way.
+    active: Cell<u32>,
+    /// When the last one ended.
+    idle: Cell<Instant>,
+}
+
+/// One request on a connection that carries several, until this is dropped.
+#[derive(Debug)]
+pub struct Streaming {
+    shared: Rc<Shared>,
+    cluster: Arc<Cluster>,
+}
+
+impl Streaming {
+    fn begin(shared: &Rc<Shared>, cluster: &Arc<Cluster>) -> Self {
+        shared.requests.set(shared.requests.get() + 1);
+        shared.active.set(shared.active.get() + 1);
+        Self {
+            shared: shared.clone(),
+            cluster: cluster.clone(),
+        }
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.shared.active.set(self.shared.active.get() - 1);
+        self.shared.idle.set(Instant::now());
+        self.cluster.freed.notify_one();
+    }
 }
 
 /// Why a request was not answered.
@@ -88,6 +139,8 @@ pub struct Opened {
 pub enum SendError {
     /// It was not sent at all.
     Unsent,
+    /// The endpoint did not look at it (REFUSED_STREAM; RFC 9113, 8.7).
+    Refused,
     /// It may have been, in part.
     Broken(hyper::Error),
 }
@@ -143,6 +196,7 @@ pub async fn open(
         since: Instant::now(),
         requests: 0,
         upgraded,
+        streaming: None,
     })
 }
 
@@ -159,7 +213,10 @@ impl Opened {
         };
         answer.map_err(|mut error| match error.take_message() {
             Some(_) => SendError::Unsent,
-            None => SendError::Broken(error.into_error()),
+            None => match error.into_error() {
+                error if is_refusal(&error) => SendError::Refused,
+                error => SendError::Broken(error),
+            },
         })
     }
 
@@ -172,9 +229,15 @@ impl Opened {
 
     /// Whether it may take one more request under these bounds.
     fn is_fresh(&self, bounds: Bounds) -> bool {
-        let used_up = bounds.requests > 0 && self.requests >= bounds.requests;
-        !used_up && bounds.life.is_none_or(|life| self.since.elapsed() < life)
+        bounds.allow(self.requests, self.since)
     }
+}
+
+/// Whether a stream ended because the peer refused it.
+fn is_refusal(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let cause = source.and_then(|e| e.downcast_ref::<h2::Error>());
+    cause.is_some_and(|e| e.is_remote() && e.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 /// What bounds a connection's use.
@@ -186,6 +249,24 @@ pub struct Bounds {
     pub life: Option<Duration>,
     /// How long it may be idle; zero is for ever.
     pub idle: Duration,
+    /// Requests at a time on one connection of HTTP/2.
+    pub streams: Option<u32>,
+}
+
+impl Bounds {
+    /// Whether a connection of this age that was used so often may take one more request.
+    fn allow(&self, requests: u32, since: Instant) -> bool {
+        let used_up = self.requests > 0 && requests >= self.requests;
+        !used_up && self.is_young(since)
+    }
+
+    fn is_young(&self, since: Instant) -> bool {
+        self.life.is_none_or(|life| since.elapsed() < life)
+    }
+
+    fn is_awake(&self, idle: Instant) -> bool {
+        self.idle.is_zero() || idle.elapsed() < self.idle
+    }
 }
 
 /// The connections of one thread.
@@ -194,33 +275,50 @@ pub struct Connections(Rc<RefCell<Held>>);
 
 #[derive(Debug, Default)]
 struct Held {
-    idle: HashMap<Key, Vec<(Instant, Duration, Opened)>>,
-    shared: HashMap<Key, http2::SendRequest<Outgoing>>,
+    idle: HashMap<Key, Vec<Idle>>,
+    shared: HashMap<Key, Vec<(Bounds, Rc<Shared>)>>,
+    /// Connections of HTTP/2 that are being made.
+    opening: HashMap<Key, Rc<Notify>>,
     /// Clusters with a bound of connections, whose idle ones others may want.
     attended: HashSet<ClusterKey>,
 }
 
+#[derive(Debug)]
+struct Idle {
+    since: Instant,
+    bounds: Bounds,
+    opened: Opened,
+}
+
+/// That a connection of HTTP/2 is being made; whoever waits for it is told when this is dropped.
+#[derive(Debug)]
+pub struct Opening {
+    connections: Connections,
+    key: Key,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let told = self.connections.0.borrow_mut().opening.remove(&self.key);
+        if let Some(told) = told {
+            told.notify_waiters();
+        }
+    }
+}
+
 impl Connections {
     /// One that is there and may be used now.
-    pub fn take(&self, key: &Key, bounds: Bounds) -> Option<Opened> {
+    pub fn take(&self, key: &Key, bounds: Bounds, cluster: &Arc<Cluster>) -> Option<Opened> {
         let mut held = self.0.borrow_mut();
         if key.h2 {
-            let sender = held.shared.get(key)?.clone();
-            if sender.is_closed() {
-                held.shared.remove(key);
-                return None;
-            }
-            return Some(Opened {
-                sender: Sender::Http2(sender),
-                since: Instant::now(),
-                requests: 0,
-                upgraded: None,
-            });
+            return held.join(key, bounds, cluster);
         }
         let list = held.idle.get_mut(key)?;
         let found = loop {
             match list.pop() {
-                Some((_, _, opened)) if opened.is_usable() && opened.is_fresh(bounds) => {
+                Some(Idle { since, opened, .. })
+                    if opened.is_usable() && opened.is_fresh(bounds) && bounds.is_awake(since) =>
+                {
                     break Some(opened);
                 }
                 Some(_) => {}
@@ -233,20 +331,56 @@ impl Connections {
         found
     }
 
-    /// Keeps a connection for further requests: one of HTTP/2 at once, one of HTTP/1 when its response has ended.
+    /// Lets others use a connection of HTTP/2 that was just made, beside the request that it was made for.
+    pub fn share(&self, key: &Key, opened: &mut Opened, bounds: Bounds, cluster: &Arc<Cluster>) {
+        let Sender::Http2(sender) = &opened.sender else {
+            return;
+        };
+        let shared = Rc::new(Shared {
+            sender: sender.clone(),
+            since: opened.since,
+            requests: Cell::new(0),
+            active: Cell::new(0),
+            idle: Cell::new(opened.since),
+        });
+        opened.streaming = Some(Streaming::begin(&shared, cluster));
+        let mut held = self.0.borrow_mut();
+        let list = held.shared.entry(key.clone()).or_default();
+        list.push((bounds, shared));
+        cluster.freed.notify_waiters();
+    }
+
+    /// Waits until a connection of HTTP/2 that is being made is there, or was not to be had; at once when none is made.
+    pub async fn opened(&self, key: &Key) {
+        let opening = self.0.borrow().opening.get(key).cloned();
+        if let Some(opening) = opening {
+            // Nothing else ran on this thread since it was looked up.
+            opening.notified().await;
+        }
+    }
+
+    /// Says that a connection of HTTP/2 is being made.
+    pub fn opening(&self, key: &Key) -> Option<Opening> {
+        let mut held = self.0.borrow_mut();
+        if !key.h2 || held.opening.contains_key(key) {
+            return None;
+        }
+        held.opening.insert(key.clone(), Rc::default());
+        Some(Opening {
+            connections: self.clone(),
+            key: key.clone(),
+        })
+    }
+
+    /// Keeps a connection of HTTP/1 for further requests when its response has ended. Others are kept from the beginning.
     pub fn keep(&self, key: Key, opened: Opened, bounds: Bounds, cluster: Arc<Cluster>) {
-        match opened.sender {
-            // Its age and requests are the endpoint's own affair: streams end by GOAWAY.
-            Sender::Http2(ref sender) => {
-                self.0.borrow_mut().shared.insert(key, sender.clone());
-            }
-            Sender::Http1(_) if opened.is_fresh(bounds) => {
-                let this = self.clone();
-                tokio::task::spawn_local(async move {
-                    this.when_idle(key, opened, bounds, &cluster).await
-                });
-            }
-            Sender::Http1(_) => {}
+        if let Sender::Http1(_) = opened.sender
+            && opened.is_fresh(bounds)
+        {
+            let this = self.clone();
+            tokio::task::spawn_local(
+                async move { this.when_idle(key, opened, bounds, &cluster).await },
+            );
         }
     }
 
@@ -260,7 +394,11 @@ impl Connections {
             let mut held = self.0.borrow_mut();
             let list = held.idle.entry(key).or_default();
             if list.len() < IDLE {
-                list.push((Instant::now(), bounds.idle, opened));
+                list.push(Idle {
+                    since: Instant::now(),
+                    bounds,
+                    opened,
+                });
             }
         }
         cluster.freed.notify_one();
@@ -270,6 +408,10 @@ impl Connections {
     pub fn let_go(&self, cluster: &ClusterKey) {
         let mut held = self.0.borrow_mut();
         held.idle.retain(|key, _| key.cluster != *cluster);
+        held.shared.retain(|key, list| {
+            list.retain(|(_, s)| key.cluster != *cluster || s.active.get() > 0);
+            !list.is_empty()
+        });
     }
 
     /// From now on lets go of a cluster's idle connections whenever somebody on any thread waits for one.
@@ -280,20 +422,30 @@ impl Connections {
         let (this, cluster) = (Rc::downgrade(&self.0), cluster.clone());
         tokio::task::spawn_local(async move {
             loop {
-                cluster.wanted.notified().await;
+                // Made before anything is let go, so that nobody's wish is missed meanwhile.
+                let wanted = cluster.wanted.notified();
                 let Some(held) = this.upgrade() else { return };
                 Self(held).let_go(&cluster.key);
+                wanted.await;
             }
         });
     }
 
-    /// Lets go of what was idle for too long, or has ended.
+    /// Lets go of what was idle for too long, is too old, or has ended.
     pub fn sweep(&self) {
         let mut held = self.0.borrow_mut();
-        held.shared.retain(|_, sender| !sender.is_closed());
+        held.shared.retain(|_, list| {
+            list.retain(|(bounds, s)| {
+                let awake = s.active.get() > 0 || bounds.is_awake(s.idle.get());
+                !s.sender.is_closed() && bounds.is_young(s.since) && awake
+            });
+            !list.is_empty()
+        });
         held.idle.retain(|_, list| {
-            list.retain(|(since, idle, opened)| {
-                opened.is_usable() && (idle.is_zero() || since.elapsed() < *idle)
+            list.retain(|idle| {
+                let bounds = idle.bounds;
+                let young = bounds.is_young(idle.opened.since);
+                idle.opened.is_usable() && young && bounds.is_awake(idle.since)
             });
             !list.is_empty()
         });
@@ -304,5 +456,28 @@ impl Connections {
         let mut held = self.0.borrow_mut();
         held.idle.clear();
         held.shared.clear();
+    }
+}
+
+impl Held {
+    /// A place on a connection of HTTP/2; those that take no more requests are left to the ones they carry.
+    fn join(&mut self, key: &Key, bounds: Bounds, cluster: &Arc<Cluster>) -> Option<Opened> {
+        let list = self.shared.get_mut(key)?;
+        list.retain(|(_, s)| {
+            let awake = s.active.get() > 0 || bounds.is_awake(s.idle.get());
+            !s.sender.is_closed() && bounds.allow(s.requests.get(), s.since) && awake
+        });
+        let room = |s: &Shared| bounds.streams.is_none_or(|most| s.active.get() < most);
+        let found = list.iter().find(|(_, s)| room(s)).map(|(_, s)| Opened {
+            sender: Sender::Http2(s.sender.clone()),
+            since: s.since,
+            requests: 0,
+            upgraded: None,
+            streaming: Some(Streaming::begin(s, cluster)),
+        });
+        if list.is_empty() {
+            self.shared.remove(key);
+        }
+        found
     }
 }

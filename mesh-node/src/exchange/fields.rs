@@ -39,6 +39,16 @@ pub fn upgrade(headers: &HeaderMap) -> Option<Upgrade> {
 }
 
 impl Upgrade {
+    /// To a protocol of this name; `None` when it is no name.
+    pub fn to(protocol: &str) -> Option<Self> {
+        HeaderValue::try_from(protocol).ok().map(Self)
+    }
+
+    /// Whether it is to WebSocket.
+    pub fn is_websocket(&self) -> bool {
+        self.0.as_bytes().eq_ignore_ascii_case(b"websocket")
+    }
+
     /// Asks, or answers, for it on the next connection.
     pub fn put(&self, headers: &mut HeaderMap) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

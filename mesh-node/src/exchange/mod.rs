@@ -14,8 +14,10 @@ mod sniff;
 
 pub use answer::{Local, grpc_status, local};
 pub use body::{Failure, Kept, Outgoing, Reply};
-pub use cluster::{Cluster, ClusterKey, Clusters, Count, Counted, Picked, Taken};
-pub use connection::{Bounds, Connections, Key, OnThread, Opened, SendError, Sender, open};
+pub use cluster::{Cluster, ClusterKey, Clusters, Count, Counted, Joined, Picked, Taken, Wish};
+pub use connection::{
+    Bounds, Connections, Key, OnThread, Opened, SendError, Sender, Streaming, open,
+};
 pub use cors::{Crossing, crossing};
 pub use fields::{Upgrade, forwarded, is_grpc, strip, upgrade};
-pub use sniff::{Spoken, spoken};
+pub use sniff::{Spoken, server_name, spoken};

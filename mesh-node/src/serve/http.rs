@@ -21,8 +21,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{
     body::Incoming,
+    ext::Protocol,
     server::conn::{http1, http2},
     service::service_fn,
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_model::{
@@ -37,7 +39,7 @@ use self::{forward::Forward, head::Head};
 use super::{
     Data,
     thread::Place,
-    waypoint::{Carry, joined},
+    waypoint::{Carry, Near, joined},
 };
 use crate::{
     authorize,
@@ -90,6 +92,7 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
+            .enable_connect_protocol()
             .max_header_list_size(HEADERS)
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1);
@@ -147,13 +150,18 @@ async fn finish(session: &Rc<Session>, mut near: Io, read: Bytes, place: Place) 
         return;
     };
     near.unread(read);
-    let data = &session.data;
-    let mut report = session.report_flow();
-    report.record_mut().service = match &session.carry.permitted.permit.subject().target {
-        Target::Service(service, _) => Some(service.name.clone()),
-        Target::Workload(..) | Target::External => None,
+    session.joined(near, far.after(first), place);
+}
+
+/// Goes on with a stream among others that has become something else.
+async fn through(session: Rc<Session>, near: OnUpgrade, far: oneshot::Receiver<(Link, Bytes)>) {
+    let (Ok(near), Ok((far, first))) = tokio::join!(near, far) else {
+        return;
     };
-    joined(data, &session.carry, near, far.after(first), report, place);
+    let Some(place) = session.data.shared.place() else {
+        return;
+    };
+    session.joined(TokioIo::new(near), far.after(first), place);
 }
 
 /// Answers a request.
@@ -187,9 +195,6 @@ async fn decide(
     kept: &Kept,
     guard: &mut RequestGuard,
 ) -> Result<Response<Reply>, Local> {
-    if parts.method == Method::CONNECT {
-        return Err(Local::UNSUPPORTED);
-    }
     let (shared, carry) = (&session.data.shared, &session.carry);
     let (pod, identity) = (&carry.arrived.pod, &carry.arrived.identity);
     let original = carry.permitted.permit.subject().original;
@@ -207,7 +212,11 @@ async fn decide(
         namespace: Some(&identity.namespace),
         groups: extra.map_or(&[], |e| &*e.groups),
         port,
-        method: parts.method.as_str(),
+        // An upgrade as HTTP/2 says it is the request that HTTP/1.1 makes of it.
+        method: match parts.extensions.get::<Protocol>() {
+            Some(_) => Method::GET.as_str(),
+            None => parts.method.as_str(),
+        },
         scheme: "http",
         authority: &head.authority,
         path: &head.path,
@@ -321,6 +330,16 @@ impl Session {
         record.destination.addr = Some(subject.original);
         record.source.workload = self.client(&self.carry.permitted.snapshot.mesh, &subject.source);
         report
+    }
+
+    /// Relays what is no HTTP any more, reported as a flow of its own.
+    fn joined(&self, near: impl Near, far: Link, place: Place) {
+        let mut report = self.report_flow();
+        report.record_mut().service = match &self.carry.permitted.permit.subject().target {
+            Target::Service(service, _) => Some(service.name.clone()),
+            Target::Workload(..) | Target::External => None,
+        };
+        joined(&self.data, &self.carry, near, far, report, place);
     }
 
     /// Begins to report a request.

@@ -5,8 +5,10 @@
 
 mod http;
 mod parties;
+mod reach;
 mod sessions;
 mod stopped;
+mod streams;
 pub mod tcp;
 mod thread;
 mod waypoint;

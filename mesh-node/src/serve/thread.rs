@@ -31,7 +31,7 @@ use crate::{
     config::Limits,
     dial::Tunnels,
     dns::Names,
-    exchange::{Clusters, Connections},
+    exchange::{Clusters, Connections, Joined},
     identify::{Certificates, Handshakes, Held},
     observe::Observer,
     state::MeshState,
@@ -118,7 +118,7 @@ struct Listening {
 
 /// One of the bounded number of places for flows; dropping it gives it back.
 #[derive(Debug)]
-pub struct Place(Arc<Shared>);
+pub struct Place(Arc<Shared>, Option<Box<Joined>>);
 
 impl DataThreads {
     /// Starts one thread per receiver.
@@ -182,8 +182,16 @@ impl Shared {
     /// A place for one more flow, if there is one.
     pub fn place(self: &Arc<Self>) -> Option<Place> {
         let taken = self.flows.fetch_add(1, Relaxed);
-        let place = Place(self.clone());
+        let place = Place(self.clone(), None);
         (taken < self.limits.flows).then_some(place)
+    }
+}
+
+impl Place {
+    /// Holds, beside itself, a flow's place among its cluster's connections.
+    pub fn holding(mut self, joined: Option<Joined>) -> Self {
+        self.1 = joined.map(Box::new);
+        self
     }
 }
 

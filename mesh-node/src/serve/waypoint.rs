@@ -12,11 +12,15 @@ use mesh_model::{
     mesh::AppProtocol,
     reason::Reason,
 };
-use tokio::{io::AsyncReadExt, time::sleep};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    time::sleep,
+};
 
 use super::{
     Data, http, parties,
     stopped::Stopped,
+    streams,
     tcp::{Arrived, Carried, Live, refuse},
     thread::Place,
 };
@@ -74,6 +78,11 @@ pub(super) async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, request: Incomi
         permitted,
     };
     match declared(&carry.permitted) {
+        AppProtocol::Tls if streams::wants_name(&carry) => {
+            let near = Io::new(request.accept(Headers::new()));
+            let first = BytesMut::new();
+            spoken_first(&data, carry, (near, first), report, place).await;
+        }
         AppProtocol::Tcp | AppProtocol::Tls => bytes(&data, carry, request, report, place).await,
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
             let mut near = Io::new(request.accept(Headers::new()));
@@ -136,13 +145,14 @@ async fn either(data: Rc<Data>, carry: Carry, mut near: Io, mut report: FlowGuar
     let (mut first, mut said) = (BytesMut::new(), BytesMut::new());
     let server = async {
         sleep(SILENCE).await;
-        let Ok(mut far) = reach(&data, &carry, &mut report).await else {
+        let reached = streams::reach(&data, &carry, &mut report, None).await;
+        let Ok((mut far, held)) = reached else {
             // Perhaps requests can be answered all the same.
             return std::future::pending().await;
         };
         // When nothing can be read, the relay finds out by itself.
         let _ = far.read_buf(&mut said).await;
-        far
+        (far, held)
     };
     let heard = tokio::select! {
         biased;
@@ -153,19 +163,36 @@ async fn either(data: Rc<Data>, carry: Carry, mut near: Io, mut report: FlowGuar
         Ok(Ok(spoken @ (Spoken::Http1 | Spoken::Http2))) => {
             requests(data, carry, near, first, spoken, report, place).await;
         }
-        Ok(Ok(Spoken::Bytes)) => {
-            near.unread(first.freeze());
-            match reach(&data, &carry, &mut report).await {
-                Ok(far) => joined(&data, &carry, near, far, report, place),
-                // Dropped before its end, the client's stream is reset.
-                Err(stopped) => stopped.report(&mut report),
-            }
-        }
+        Ok(Ok(Spoken::Bytes)) => spoken_first(&data, carry, (near, first), report, place).await,
         Ok(Err(error)) => report.fail(Reason::PeerReset, error.to_string()),
-        Err(far) => {
+        Err((far, held)) => {
             near.unread(first.freeze());
-            joined(&data, &carry, near, far.after(said.freeze()), report, place);
+            let (far, place) = (far.after(said.freeze()), place.holding(held));
+            joined(&data, &carry, near, far, report, place);
         }
+    }
+}
+
+/// Carries bytes of a client that has begun, or is to begin, to speak: what it asks for may decide where they go.
+async fn spoken_first(
+    data: &Rc<Data>,
+    carry: Carry,
+    (mut near, mut first): (Io, BytesMut),
+    mut report: FlowGuard,
+    place: Place,
+) {
+    let name = match streams::wants_name(&carry) {
+        true => match streams::hear_name(&mut near, &mut first).await {
+            Ok(name) => name,
+            Err(error) => return report.fail(Reason::PeerReset, error.to_string()),
+        },
+        false => None,
+    };
+    near.unread(first.freeze());
+    match streams::reach(data, &carry, &mut report, name.as_deref()).await {
+        Ok((far, held)) => joined(data, &carry, near, far, report, place.holding(held)),
+        // Dropped before its end, the client's stream is reset.
+        Err(stopped) => stopped.report(&mut report),
     }
 }
 
@@ -185,22 +212,27 @@ async fn bytes(
     place: Place,
 ) {
     let dialed = tokio::select! {
-        dialed = reach(data, &carry, &mut report) => dialed,
+        dialed = streams::reach(data, &carry, &mut report, None) => dialed,
         () = request.cancelled() => Err(Stopped::Abandoned),
     };
-    let far = match dialed {
-        Ok(far) => far,
+    let (far, held) = match dialed {
+        Ok(reached) => reached,
         Err(stopped) => return refuse(request, &stopped, &mut report),
     };
     let near = Io::new(request.accept(Headers::new()));
-    joined(data, &carry, near, far, report, place);
+    joined(data, &carry, near, far, report, place.holding(held));
 }
+
+/// A client's side of what is relayed.
+pub(super) trait Near: AsyncRead + AsyncWrite + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Near for T {}
 
 /// Begins the task that relays between both.
 pub(super) fn joined(
     data: &Rc<Data>,
     carry: &Carry,
-    near: Io,
+    near: impl Near,
     far: Link,
     mut report: FlowGuard,
     place: Place,
@@ -219,7 +251,7 @@ pub(super) fn joined(
 
 /// Connects to an endpoint of what was addressed.
 pub(super) async fn reach(
-    data: &Rc<Data>,
+    data: &Data,
     carry: &Carry,
     report: &mut FlowGuard,
 ) -> Result<Link, Stopped> {

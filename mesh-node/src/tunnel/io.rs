@@ -15,6 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+use tokio_rustls::client::TlsStream;
 
 use super::{
     ends::Stream,
@@ -241,6 +242,8 @@ pub enum Link {
     Tunnel(Io),
     /// Plain TCP, and what was read of it before.
     Plain(TcpStream, Bytes),
+    /// TLS to a server that is no part of the mesh, over one of the others.
+    Tls(Box<TlsStream<Link>>, Bytes),
 }
 
 impl Link {
@@ -252,13 +255,17 @@ impl Link {
                 Self::Tunnel(io)
             }
             Self::Plain(tcp, _) => Self::Plain(tcp, first),
+            Self::Tls(tls, _) => Self::Tls(tls, first),
         }
     }
 
     /// Ends it with a reset.
     pub fn reset(self) {
-        if let Self::Plain(tcp, _) = &self {
-            reset(tcp);
+        match self {
+            // Dropped before its end, a stream is reset.
+            Self::Tunnel(_) => {}
+            Self::Plain(tcp, _) => reset(&tcp),
+            Self::Tls(tls, _) => tls.into_inner().0.reset(),
         }
     }
 }
@@ -271,12 +278,13 @@ impl AsyncRead for Link {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Plain(_, before) if before.has_remaining() => {
+            Self::Plain(_, before) | Self::Tls(_, before) if before.has_remaining() => {
                 let n = before.len().min(buf.remaining());
                 buf.put_slice(&before.split_to(n));
                 Poll::Ready(Ok(()))
             }
             Self::Plain(tcp, _) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls, _) => Pin::new(tls).poll_read(cx, buf),
         }
     }
 }
@@ -290,6 +298,7 @@ impl AsyncWrite for Link {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write(cx, buf),
             Self::Plain(tcp, _) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls, _) => Pin::new(tls).poll_write(cx, buf),
         }
     }
 
@@ -301,6 +310,7 @@ impl AsyncWrite for Link {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Plain(tcp, _) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls, _) => Pin::new(tls).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -312,6 +322,7 @@ impl AsyncWrite for Link {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
             Self::Plain(tcp, _) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls, _) => Pin::new(tls).poll_flush(cx),
         }
     }
 
@@ -319,6 +330,7 @@ impl AsyncWrite for Link {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
             Self::Plain(tcp, _) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls, _) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use mesh_model::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{CutSignal, End, Io, Link, Meter, Side};
+use super::{CutSignal, End, Link, Meter, Side};
 
 /// What is read at once.
 const CHUNK: usize = 64 << 10;
@@ -27,12 +27,12 @@ thread_local! {
 }
 
 /// Moves bytes between both until both directions have ended. `meter.forward` counts what came from `first`.
-pub fn join(
-    first: Io,
+pub fn join<F: AsyncRead + AsyncWrite + Unpin>(
+    first: F,
     second: Link,
     meter: &Meter,
     cut: CutSignal,
-) -> impl Future<Output = End> + Unpin + use<> {
+) -> impl Future<Output = End> + Unpin + use<F> {
     let meter = meter.clone();
     let mut ends = Some((first, second));
     let (mut forward, mut backward) = (Way::default(), Way::default());
@@ -128,7 +128,12 @@ impl Way {
         count: &impl Fn(usize),
     ) -> Poll<Result<(), Failed>> {
         let mut space = ReadBuf::new(scratch);
-        ready!(Pin::new(source).poll_read(cx, &mut space)).map_err(Failed::Source)?;
+        let Poll::Ready(read) = Pin::new(source).poll_read(cx, &mut space) else {
+            // What TLS could not send yet goes on while nothing comes.
+            ready!(Pin::new(sink).poll_flush(cx)).map_err(Failed::Sink)?;
+            return Poll::Pending;
+        };
+        read.map_err(Failed::Source)?;
         let read = space.filled();
         if read.is_empty() {
             self.ended = true;

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BackendRef, NameValueMatch, ParentReference, RouteFilter};
+use super::{BackendRef, NameValueMatch, ParentReference, RouteFilter, SessionPersistence};
 use crate::{Kind, ObjectMeta};
 
 /// Rules for gRPC.
@@ -41,7 +41,7 @@ pub struct GrpcRouteRule {
     /// Where calls go.
     pub backend_refs: Vec<BackendRef>,
     /// How calls of a session stay together.
-    pub session_persistence: Option<serde_json::Map<String, serde_json::Value>>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// What a call must be like: everything that is given.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BackendRef, ParentReference, RouteFilter};
+use super::{BackendRef, ParentReference, RouteFilter, SessionPersistence};
 use crate::{Kind, ObjectMeta};
 
 /// Rules for HTTP.
@@ -45,7 +45,7 @@ pub struct HttpRouteRule {
     /// When they are tried again.
     pub retry: Option<HttpRouteRetry>,
     /// How requests of a session stay together.
-    pub session_persistence: Option<serde_json::Map<String, serde_json::Value>>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// What a request must be like: everything that is given.

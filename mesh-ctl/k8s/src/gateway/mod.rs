@@ -7,6 +7,7 @@ mod grpc_route;
 mod http_route;
 mod reference_grant;
 pub mod refs;
+mod session_persistence;
 
 pub use filter::RouteFilter;
 pub use gateway_class::{GatewayClass, GatewayClassSpec};
@@ -21,3 +22,4 @@ pub use http_route::{
 };
 pub use reference_grant::{ReferenceGrant, ReferenceGrantSpec};
 pub use refs::{BackendRef, ParentReference};
+pub use session_persistence::{CookieConfig, SessionPersistence};

@@ -7,9 +7,12 @@ use mesh_model::{
         Abort, Affinity, AffinityKey, Destination, Fault, HashTable, LocalityPreference, Outlier,
         Pool, Retries, RetryOn, Share, Simple, TrafficPolicy, UpstreamTls, Weighing,
     },
-    route::http::{
-        Action, Backend, Cors, Filters, HeaderEdits, Match, Mirror, PathMatch, PathRewrite,
-        RouteSet, Routes, Rule, Text,
+    route::{
+        http::{
+            Action, Backend, Cors, Filters, HeaderEdits, Match, Mirror, PathMatch, PathRewrite,
+            RouteSet, Routes, Rule, Text,
+        },
+        stream::{StreamAction, StreamMatch, StreamRule},
     },
 };
 use serde_json::{Map, Value, json};
@@ -28,7 +31,44 @@ fn set(set: &RouteSet) -> Value {
         "clients": set.clients.as_ref().map(ToString::to_string),
         "ports": set.ports,
         "rules": set.rules.iter().map(rule).collect::<Vec<_>>(),
+        "streams": set.streams.iter().map(stream).collect::<Vec<_>>(),
     })))
+}
+
+fn stream(rule: &StreamRule) -> Value {
+    let (what, value) = match &rule.action {
+        StreamAction::Forward(backends) => {
+            let to: Vec<Value> = backends.iter().map(backend).collect();
+            ("to", Value::Array(to))
+        }
+        StreamAction::Invalid(reason) => ("invalid", json!(&**reason)),
+    };
+    let mut fields = only(json!({
+        "rule": &*rule.name,
+        "matches": rule.matches.iter().map(connecting).collect::<Vec<_>>(),
+    }));
+    fields.insert(what.to_owned(), value);
+    Value::Object(fields)
+}
+
+/// One line: what a connection must be like.
+fn connecting(wanted: &StreamMatch) -> String {
+    let mut parts = Vec::new();
+    if !wanted.hosts.is_empty() {
+        parts.push(format!("TLS for {}", texts(&wanted.hosts).join(" or ")));
+    }
+    if !wanted.networks.is_empty() {
+        parts.push(format!("to {}", texts(&wanted.networks).join(" or ")));
+    }
+    parts.extend(wanted.port.map(|port| format!("port {port}")));
+    let labels = wanted.source.as_ref();
+    parts.extend(labels.map(|labels| format!("from {}", labels.0)));
+    let namespace = wanted.source_namespace.as_ref();
+    parts.extend(namespace.map(|namespace| format!("from namespace {namespace}")));
+    match parts.is_empty() {
+        true => "everything".to_owned(),
+        false => parts.join(", "),
+    }
 }
 
 fn rule(rule: &Rule) -> Value {
@@ -62,6 +102,7 @@ fn rule(rule: &Rule) -> Value {
         "fault": rule.fault.as_ref().map(fault),
         "mirrors": rule.mirrors.iter().map(mirror).collect::<Vec<_>>(),
         "cors": rule.cors.as_ref().map(cors),
+        "session": rule.session.as_ref().map(hashed),
     }));
     fields.extend(filters(&rule.filters));
     fields.insert(what.to_owned(), value);
@@ -333,7 +374,15 @@ fn policy(policy: &TrafficPolicy) -> Map<String, Value> {
 }
 
 fn affinity(by: &Affinity) -> String {
-    let key = match &by.key {
+    let key = hashed(&by.key);
+    match by.table {
+        HashTable::Ring(size) => format!("hash of {key}, ring {size}"),
+        HashTable::Maglev(size) => format!("hash of {key}, maglev {size}"),
+    }
+}
+
+fn hashed(key: &AffinityKey) -> String {
+    match key {
         AffinityKey::Header(name) => format!("header {name}"),
         AffinityKey::Cookie {
             name, path, ttl, ..
@@ -345,10 +394,6 @@ fn affinity(by: &Affinity) -> String {
         }
         AffinityKey::Source => "source address".to_owned(),
         AffinityKey::Query(name) => format!("query {name}"),
-    };
-    match by.table {
-        HashTable::Ring(size) => format!("hash of {key}, ring {size}"),
-        HashTable::Maglev(size) => format!("hash of {key}, maglev {size}"),
     }
 }
 
@@ -414,12 +459,16 @@ fn tls(tls: &UpstreamTls) -> Value {
             names,
             roots,
             credential,
+            files,
             insecure,
         } => Value::Object(only(json!({
             "origin": sni.as_deref().unwrap_or("*"),
             "names": texts(names),
             "roots": roots.is_some(),
             "credential": credential.as_deref(),
+            "rootsFile": files.roots.as_deref(),
+            "chainFile": files.chain.as_deref(),
+            "keyFile": files.key.as_deref(),
             "insecure": insecure,
         }))),
     }

@@ -6,4 +6,5 @@ pub(crate) mod needs;
 mod parents;
 pub(crate) mod routes;
 pub(crate) mod rules;
+mod session;
 pub(crate) mod waypoint;

@@ -135,6 +135,7 @@ pub(crate) fn collect(
                 api: Api::Gateway,
                 ports: port.into_iter().collect(),
                 rules: rules.into_iter().map(|(_, _, rule)| rule.clone()).collect(),
+                streams: Vec::new(),
             });
         }
     }

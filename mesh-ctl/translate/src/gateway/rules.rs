@@ -10,7 +10,7 @@ use mesh_k8s::{
     core::Service,
     gateway::{
         BackendRef, GrpcRouteMatch, GrpcRouteRule, HttpPathMatch, HttpRouteMatch, HttpRouteRule,
-        NameValueMatch,
+        NameValueMatch, SessionPersistence,
     },
 };
 use mesh_model::{
@@ -20,7 +20,10 @@ use mesh_model::{
     },
 };
 
-use super::filters::{self, escaped};
+use super::{
+    filters::{self, escaped},
+    session,
+};
 use crate::{
     istio::http_rule::refusing,
     settings::Settings,
@@ -51,7 +54,7 @@ struct Parts<'w> {
     matches: Vec<(Rank, Match)>,
     filters: &'w [mesh_k8s::gateway::RouteFilter],
     backends: &'w [BackendRef],
-    sticky: bool,
+    session: Option<&'w SessionPersistence>,
 }
 
 impl Around<'_, '_> {
@@ -78,7 +81,7 @@ impl Around<'_, '_> {
             matches: matches.collect(),
             filters: &wire.filters,
             backends: &wire.backend_refs,
-            sticky: wire.session_persistence.is_some(),
+            session: wire.session_persistence.as_ref(),
         };
         let retries = retries(reader, path, wire);
         let request = wire.timeouts.as_ref().and_then(|t| t.request.as_ref());
@@ -110,7 +113,7 @@ impl Around<'_, '_> {
             matches: matches.collect(),
             filters: &wire.filters,
             backends: &wire.backend_refs,
-            sticky: wire.session_persistence.is_some(),
+            session: wire.session_persistence.as_ref(),
         };
         self.rules(reader, parts, None, Some(Retries::default_of_istio()))
     }
@@ -130,9 +133,9 @@ impl Around<'_, '_> {
                 "is not a condition that this version knows".to_owned(),
             );
         }
-        if parts.sticky {
-            reader.warn(format!("{path}.sessionPersistence"), "is not honoured");
-        }
+        let session = parts
+            .session
+            .and_then(|wire| session::read(reader, path, &parts.name, wire));
         let found = filters::read(reader, path, parts.filters);
         let mirrors = found.mirrors.iter().map(|(field, wire, share)| Mirror {
             backend: self.backend(reader, field, &wire.backend_ref),
@@ -150,7 +153,7 @@ impl Around<'_, '_> {
             }
         };
         let refused = reader.invalid.take();
-        let rule = |one: Match| match &refused {
+        let rule = |one: Match, sticky| match &refused {
             Some(reason) => refusing(parts.name.clone(), [one].into(), reason.clone()),
             None => Rule {
                 name: parts.name.clone(),
@@ -162,10 +165,16 @@ impl Around<'_, '_> {
                 fault: None,
                 mirrors: mirrors.clone(),
                 cors: found.cors.clone(),
+                session: sticky,
             },
         };
         let matches = parts.matches.into_iter();
-        matches.map(|(rank, one)| (rank, rule(one))).collect()
+        matches
+            .map(|(rank, one)| {
+                let sticky = session.as_ref().map(|key| session::for_match(key, &one));
+                (rank, rule(one, sticky))
+            })
+            .collect()
     }
 
     fn backend(&self, reader: &mut Reader, path: &str, wire: &BackendRef) -> Backend {

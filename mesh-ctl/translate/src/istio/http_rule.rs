@@ -77,6 +77,7 @@ impl Around<'_, '_> {
                 .cors_policy
                 .as_ref()
                 .map(|cors| http_filter::cors(reader, path, cors)),
+            session: None,
             action,
         };
         Some(match reader.invalid.take() {
@@ -159,7 +160,7 @@ impl Around<'_, '_> {
         mirrors
     }
 
-    fn backend(
+    pub(super) fn backend(
         &self,
         reader: &mut Reader,
         path: &str,
@@ -247,5 +248,6 @@ pub(crate) fn refusing(name: Arc<str>, matches: Box<[Match]>, reason: String) ->
         fault: None,
         mirrors: Box::default(),
         cors: None,
+        session: None,
     }
 }

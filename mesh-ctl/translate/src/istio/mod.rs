@@ -12,6 +12,7 @@ pub(crate) mod matches;
 pub(crate) mod peer_authentication;
 pub(crate) mod presence;
 pub(crate) mod service_entry;
+mod stream_rule;
 mod traffic_policy;
 pub(crate) mod virtual_service;
 pub(crate) mod workload_entry;

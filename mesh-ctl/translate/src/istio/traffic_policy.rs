@@ -12,11 +12,13 @@ use mesh_k8s::networking::destination_rule::{
 };
 use mesh_model::resilience::{
     Affinity, AffinityKey, HashTable, LoadBalancing, LocalityPreference, Outlier, Pool,
-    ProxyProtocol, Share, Simple, TrafficPolicy, UpstreamTls, Warmup, Weighing,
+    ProxyProtocol, Share, Simple, TlsFiles, TrafficPolicy, UpstreamTls, Warmup, Weighing,
 };
 
 use crate::traffic::{reader::Reader, values};
 
+/// What stands for the system's roots among files of roots.
+const SYSTEM_ROOTS: &str = "system";
 /// Istio's default sizes of hash tables.
 const RING: u64 = 1024;
 const MAGLEV: u64 = 65_537;
@@ -425,23 +427,26 @@ fn tls(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Option<Upst
             return None;
         }
     };
-    for (name, file) in [
-        ("clientCertificate", &wire.client_certificate),
-        ("privateKey", &wire.private_key),
-        ("caCertificates", &wire.ca_certificates),
-        ("caCrl", &wire.ca_crl),
-    ] {
-        // System roots where others were meant let in whom they should not.
-        if !file.is_empty() {
-            let text = "files are not read by this version; name a secret by credentialName";
-            reader.fail(&format!("{path}.{name}"), text.to_owned());
-        }
+    // Less than what was asked for would let in whom it should not.
+    let mut refuse =
+        |name: &str, text: &str| reader.fail(&format!("{path}.{name}"), text.to_owned());
+    if !wire.ca_crl.is_empty() {
+        refuse("caCrl", "revocations are not looked at by this version");
     }
-    if mutual && wire.credential_name.is_empty() {
-        let text = "is missing: MUTUAL needs a certificate".to_owned();
-        reader.fail(&format!("{path}.credentialName"), text);
+    if !wire.credential_name.is_empty() {
+        let text = "secrets are not given to waypoints by this version; name files in the waypoint";
+        refuse("credentialName", text);
+    } else if mutual && (wire.client_certificate.is_empty() || wire.private_key.is_empty()) {
+        let text = "MUTUAL needs a certificate and its key";
+        refuse("clientCertificate", text);
     }
     let text = |text: &str| (!text.is_empty()).then(|| text.into());
+    let roots = wire.ca_certificates.as_str();
+    let files = TlsFiles {
+        roots: text(roots).filter(|_| roots != SYSTEM_ROOTS),
+        chain: text(&wire.client_certificate).filter(|_| mutual),
+        key: text(&wire.private_key).filter(|_| mutual),
+    };
     Some(UpstreamTls::Origin {
         sni: text(&wire.sni),
         names: wire
@@ -451,6 +456,7 @@ fn tls(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Option<Upst
             .collect(),
         roots: None,
         credential: text(&wire.credential_name),
+        files,
         insecure: wire.insecure_skip_verify.unwrap_or(false),
     })
 }

@@ -13,17 +13,21 @@ use mesh_k8s::{
     Kind, ObjectRef,
     networking::{
         VirtualService,
-        virtual_service::{HttpDirectResponse, HttpRoute},
+        virtual_service::{HttpDirectResponse, HttpRoute, VirtualServiceSpec},
     },
 };
 use mesh_model::{
     resilience::Destination,
-    route::http::{Match, PathMatch, Rule, Selector},
+    route::{
+        http::{Backend, Filters, Match, PathMatch, Rule, Selector},
+        stream::{StreamAction, StreamRule},
+    },
 };
 
 use super::{
     delegate, http_match,
     http_rule::{Around, refusing},
+    stream_rule::Wire,
 };
 use crate::{
     core::service::Way,
@@ -79,17 +83,21 @@ pub(crate) fn collect(
             continue;
         };
         let rules = merge(indices.iter().map(|i| read[*i].rules.as_slice()));
+        let streams = streams(beside, *service, indices.iter().map(|i| &read[*i]));
         sets.entry(*service).or_default().push(Set {
             clients: clients.clone(),
             producer: *producer,
             api: Api::Istio,
             ports: Vec::new(),
             rules,
+            streams,
         });
     }
     let mut selectors = BTreeSet::new();
     for one in read {
         let matches = one.rules.iter().flat_map(|rule| &rule.matches);
+        selectors.extend(matches.filter_map(|one| one.source.as_ref()).map(labels_of));
+        let matches = one.streams.iter().flat_map(|rule| &rule.matches);
         selectors.extend(matches.filter_map(|one| one.source.as_ref()).map(labels_of));
         let object = ObjectRef::of::<VirtualService>(&one.entry.object.metadata);
         let origin = &one.entry.origin;
@@ -117,6 +125,8 @@ struct Read<'v> {
     entry: &'v Entry<VirtualService>,
     reader: Reader,
     rules: Vec<Rule>,
+    /// Its rules for connections, those for TLS first.
+    streams: Vec<StreamRule>,
     /// The services that it speaks of: pattern, service, the clients, and whether the service is of its namespace.
     claims: BTreeSet<(Pattern, usize, Option<String>, bool)>,
     in_force: InForce,
@@ -132,7 +142,7 @@ fn claims(read: &[Read<'_>]) -> Claims {
     for (index, one) in read
         .iter()
         .enumerate()
-        .filter(|(_, one)| !one.rules.is_empty())
+        .filter(|(_, one)| !(one.rules.is_empty() && one.streams.is_empty()))
     {
         for (pattern, service, clients, producer) in &one.claims {
             let by_pattern = all
@@ -175,6 +185,34 @@ fn note_merging(read: &mut [Read<'_>], claims: &Claims, hosts: &Hosts<'_, '_>) {
             }
         }
     }
+}
+
+/// Rules for connections of several, those for TLS first, in order. What none of them takes goes to the service itself.
+fn streams<'r, 'v: 'r>(
+    beside: &Beside<'_, '_>,
+    service: usize,
+    all: impl Iterator<Item = &'r Read<'v>>,
+) -> Vec<StreamRule> {
+    let rules = all.flat_map(|one| one.streams.iter().cloned());
+    let by_name = |rule: &StreamRule| rule.matches.iter().any(|m| !m.hosts.is_empty());
+    let (mut rules, plain): (Vec<StreamRule>, Vec<StreamRule>) = rules.partition(by_name);
+    rules.extend(plain);
+    if !rules.is_empty() {
+        let itself = Backend {
+            service: beside.hosts.get(service).service.name.clone(),
+            port: None,
+            subset: None,
+            weight: 1,
+            filters: Filters::default(),
+            invalid: None,
+        };
+        rules.push(StreamRule {
+            name: "default".into(),
+            matches: [].into(),
+            action: StreamAction::Forward([itself].into()),
+        });
+    }
+    rules
 }
 
 /// Rules of several, in order; those that let everything in come last.
@@ -227,18 +265,14 @@ impl Beside<'_, '_> {
     fn read<'v>(&self, entry: &'v Entry<VirtualService>, delegates: &BTreeSet<Key>) -> Read<'v> {
         let VirtualService { metadata, spec } = &*entry.object;
         let mut reader = Reader::default();
-        for (part, given) in [("tls", spec.tls.is_empty()), ("tcp", spec.tcp.is_empty())] {
-            if !given {
-                let text = "is not honoured yet; such connections go to the service itself";
-                reader.warn(format!("spec.{part}"), text);
-            }
-        }
         let export = Export::read(&metadata.namespace, &spec.export_to, &mut reader);
         let rules = self.rules(entry, &mut reader);
+        let streams = self.streams(entry, &mut reader);
         let mut one = Read {
             entry,
             reader,
             rules,
+            streams,
             claims: BTreeSet::new(),
             in_force: InForce::Wholly,
         };
@@ -268,10 +302,10 @@ impl Beside<'_, '_> {
         if *export == Export::Only(BTreeSet::new()) {
             return not("NotExported", "exportTo names nobody".to_owned());
         }
-        if spec.http.is_empty() {
-            return not("Unsupported", "has no rules for HTTP".to_owned());
+        if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
+            return not("NoRules", "has no rules".to_owned());
         }
-        if one.rules.is_empty() {
+        if one.rules.is_empty() && one.streams.is_empty() {
             return not("NoGateway", "its rules are for gateways only".to_owned());
         }
         if found.services == 0 {
@@ -409,6 +443,47 @@ impl Beside<'_, '_> {
                 rule.name
             );
             reader.warn("spec.http", text);
+        }
+        rules
+    }
+
+    /// The rules for connections.
+    fn streams(&self, entry: &Entry<VirtualService>, reader: &mut Reader) -> Vec<StreamRule> {
+        let VirtualService { metadata, spec } = &*entry.object;
+        let around = self.around(&metadata.namespace, &entry.unknown);
+        let name = |label: String| -> Arc<str> {
+            let VirtualService { metadata, .. } = &*entry.object;
+            let kind = VirtualService::KIND;
+            format!("{kind}/{}/{}#{label}", metadata.namespace, metadata.name).into()
+        };
+        let mut rules = Vec::new();
+        for (i, rule) in spec.tls.iter().enumerate() {
+            let wire = rule.matches.iter().map(|m| Wire {
+                hosts: &m.sni_hosts,
+                networks: &m.destination_subnets,
+                port: m.port,
+                labels: &m.source_labels,
+                gateways: &m.gateways,
+                namespace: &m.source_namespace,
+                source: "",
+            });
+            let (path, matches) = (format!("spec.tls[{i}]"), (wire.collect(), true));
+            let name = name(format!("tls-{i}"));
+            rules.extend(around.stream(reader, &path, name, matches, &rule.route));
+        }
+        for (i, rule) in spec.tcp.iter().enumerate() {
+            let wire = rule.matches.iter().map(|m| Wire {
+                hosts: &[],
+                networks: &m.destination_subnets,
+                port: m.port,
+                labels: &m.source_labels,
+                gateways: &m.gateways,
+                namespace: &m.source_namespace,
+                source: &m.source_subnet,
+            });
+            let (path, matches) = (format!("spec.tcp[{i}]"), (wire.collect(), false));
+            let name = name(format!("tcp-{i}"));
+            rules.extend(around.stream(reader, &path, name, matches, &rule.route));
         }
         rules
     }
@@ -555,8 +630,12 @@ fn rule_name(wire: &VirtualService, rule: &HttpRoute, index: usize) -> Arc<str> 
 
 /// Labels by which its rules select clients.
 pub(crate) fn selectors(wire: &VirtualService) -> impl Iterator<Item = &BTreeMap<String, String>> {
-    let matches = wire.spec.http.iter().flat_map(|rule| &rule.matches);
-    matches
-        .map(|one| &one.source_labels)
+    let VirtualServiceSpec { http, tls, tcp, .. } = &wire.spec;
+    let http = http.iter().flat_map(|rule| &rule.matches);
+    let tls = tls.iter().flat_map(|rule| &rule.matches);
+    let tcp = tcp.iter().flat_map(|rule| &rule.matches);
+    http.map(|one| &one.source_labels)
+        .chain(tls.map(|one| &one.source_labels))
+        .chain(tcp.map(|one| &one.source_labels))
         .filter(|labels| http_match::selector(labels).is_some())
 }

@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use mesh_model::route::http::{RouteSet, Routes, Rule};
+use mesh_model::route::{
+    http::{RouteSet, Routes, Rule},
+    stream::StreamRule,
+};
 
 use crate::core::service::ServiceDraft;
 
@@ -29,6 +32,7 @@ pub(crate) struct Set {
     /// The service's ports; all when empty.
     pub(crate) ports: Vec<u16>,
     pub(crate) rules: Vec<Rule>,
+    pub(crate) streams: Vec<StreamRule>,
 }
 
 /// Sets by service, as an index.
@@ -42,6 +46,7 @@ pub(crate) fn assemble(services: &[ServiceDraft<'_>], sets: Sets) -> BTreeMap<us
             clients: set.clients.map(|namespace| namespace.as_str().into()),
             ports: set.ports.into(),
             rules: set.rules.into(),
+            streams: set.streams.into(),
         });
         let routes = Routes {
             service: services[index].service.name.clone(),

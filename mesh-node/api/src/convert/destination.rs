@@ -8,9 +8,9 @@ use std::{sync::Arc, time::Duration};
 use mesh_model::{
     name::ServiceName,
     resilience::{
-        Affinity, AffinityKey, Destination, HashTable, LoadBalancing, LocalityPreference, Outlier,
-        PlaceShares, Pool, ProxyProtocol, Simple, Subset, TrafficPolicy, UpstreamTls, Warmup,
-        Weighing,
+        Affinity, AffinityKey, CookieAttribute, Destination, HashTable, LoadBalancing,
+        LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset, TlsFiles,
+        TrafficPolicy, UpstreamTls, Warmup, Weighing,
     },
     route::http::Selector,
 };
@@ -128,35 +128,42 @@ fn from_wire((place, to): &(Arc<str>, PlaceShares)) -> wire::DistributeFrom {
 fn affinity_wire(a: &Affinity) -> wire::Affinity {
     use wire::affinity::{Key, Table};
     let key = match &a.key {
-        AffinityKey::Header(name) => Key::Header(name.to_string()),
-        AffinityKey::Cookie {
-            name,
-            path,
-            ttl,
-            attributes,
-        } => Key::Cookie(wire::Cookie {
-            name: name.to_string(),
-            path: path.to_string(),
-            ttl: ttl.map(duration::wire),
-            attributes: attributes
-                .iter()
-                .map(|(name, value)| wire::CookieAttribute {
-                    name: name.to_string(),
-                    value: opt_text(value),
-                })
-                .collect(),
-        }),
-        AffinityKey::Source => Key::Source(()),
-        AffinityKey::Query(name) => Key::Query(name.to_string()),
+        AffinityKey::Header(name) => Some(Key::Header(name.to_string())),
+        AffinityKey::Cookie { .. } => cookie_wire(&a.key).map(Key::Cookie),
+        AffinityKey::Source => Some(Key::Source(())),
+        AffinityKey::Query(name) => Some(Key::Query(name.to_string())),
     };
     let table = match a.table {
         HashTable::Ring(size) => Table::Ring(size),
         HashTable::Maglev(size) => Table::Maglev(size),
     };
     wire::Affinity {
-        key: Some(key),
+        key,
         table: Some(table),
     }
+}
+
+/// The cookie of a key that is one.
+pub(super) fn cookie_wire(key: &AffinityKey) -> Option<wire::Cookie> {
+    let AffinityKey::Cookie {
+        name,
+        path,
+        ttl,
+        attributes,
+    } = key
+    else {
+        return None;
+    };
+    let attribute = |(name, value): &CookieAttribute| wire::CookieAttribute {
+        name: name.to_string(),
+        value: opt_text(value),
+    };
+    Some(wire::Cookie {
+        name: name.to_string(),
+        path: path.to_string(),
+        ttl: ttl.map(duration::wire),
+        attributes: attributes.iter().map(attribute).collect(),
+    })
 }
 
 fn pool_wire(p: &Pool) -> wire::Pool {
@@ -207,6 +214,7 @@ fn tls_wire(t: &UpstreamTls) -> wire::UpstreamTls {
             names,
             roots,
             credential,
+            files,
             insecure,
         } => Mode::Origin(wire::OriginTls {
             sni: opt_text(sni),
@@ -214,6 +222,9 @@ fn tls_wire(t: &UpstreamTls) -> wire::UpstreamTls {
             roots: opt_text(roots),
             credential: opt_text(credential),
             insecure: *insecure,
+            roots_file: opt_text(&files.roots),
+            chain_file: opt_text(&files.chain),
+            key_file: opt_text(&files.key),
         }),
     };
     wire::UpstreamTls { mode: Some(mode) }
@@ -341,16 +352,7 @@ fn affinity(a: wire::Affinity) -> Result<Affinity, Bad> {
     use wire::affinity::{Key, Table};
     let key = match need("key", a.key)? {
         Key::Header(name) => AffinityKey::Header(header_name("header", &name)?),
-        Key::Cookie(c) => AffinityKey::Cookie {
-            name: c.name.into(),
-            path: c.path.into(),
-            ttl: within("cookie.ttl", c.ttl, duration::read)?,
-            attributes: c
-                .attributes
-                .into_iter()
-                .map(|a| (a.name.into(), a.value.map(Arc::from)))
-                .collect(),
-        },
+        Key::Cookie(c) => cookie(c).map_err(|b| b.within("cookie"))?,
         Key::Source(()) => AffinityKey::Source,
         Key::Query(name) => AffinityKey::Query(name.into()),
     };
@@ -359,6 +361,18 @@ fn affinity(a: wire::Affinity) -> Result<Affinity, Bad> {
         Table::Maglev(size) => HashTable::Maglev(size),
     };
     Ok(Affinity { key, table })
+}
+
+pub(super) fn cookie(c: wire::Cookie) -> Result<AffinityKey, Bad> {
+    let attributes = c.attributes.into_iter();
+    Ok(AffinityKey::Cookie {
+        name: c.name.into(),
+        path: c.path.into(),
+        ttl: within("ttl", c.ttl, duration::read)?,
+        attributes: attributes
+            .map(|a| (a.name.into(), a.value.map(Arc::from)))
+            .collect(),
+    })
 }
 
 fn pool(p: wire::Pool) -> Result<Pool, Bad> {
@@ -411,6 +425,11 @@ fn tls(t: wire::UpstreamTls) -> Result<UpstreamTls, Bad> {
             names: texts(o.names),
             roots: o.roots.map(Arc::from),
             credential: o.credential.map(Arc::from),
+            files: TlsFiles {
+                roots: o.roots_file.map(Arc::from),
+                chain: o.chain_file.map(Arc::from),
+                key: o.key_file.map(Arc::from),
+            },
             insecure: o.insecure,
         },
     })

@@ -11,6 +11,7 @@ mod field;
 pub mod foreign;
 mod policy;
 mod routes;
+mod streams;
 #[cfg(test)]
 mod tests;
 

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue};
 use mesh_model::{
     name::ServiceName,
-    resilience::{Abort, Fault, Retries, RetryOn, Share},
+    resilience::{Abort, AffinityKey, Fault, Retries, RetryOn, Share},
     route::http::{
         Action, Backend, Cors, Filters, HeaderEdits, HeaderMatch, Match, Mirror, PathMatch,
         PathRewrite, Pattern, QueryMatch, Redirect, Respond, Rewrite, RouteSet, Routes, Rule,
@@ -17,9 +17,13 @@ use mesh_model::{
 };
 use prost::Message;
 
-use super::field::{
-    Bad, Problem, all, duration, namespace, need, not_understood, opt_text, port, service_name,
-    share, strings, texts, within,
+use super::{
+    destination::{cookie, cookie_wire},
+    field::{
+        Bad, Problem, all, duration, namespace, need, not_understood, opt_text, port, service_name,
+        share, strings, texts, within,
+    },
+    streams,
 };
 use crate::warren as wire;
 
@@ -39,6 +43,7 @@ fn set_wire(s: &RouteSet) -> wire::RouteSet {
         clients: s.clients.as_ref().map(ToString::to_string),
         ports: s.ports.iter().map(|p| u32::from(*p)).collect(),
         rules: s.rules.iter().map(rule_wire).collect(),
+        streams: s.streams.iter().map(streams::encode).collect(),
     }
 }
 
@@ -73,6 +78,7 @@ fn rule_wire(r: &Rule) -> wire::RouteRule {
         fault: r.fault.as_ref().map(fault_wire),
         mirrors: r.mirrors.iter().map(mirror_wire).collect(),
         cors: r.cors.as_ref().map(cors_wire),
+        session: r.session.as_ref().map(session_wire),
     }
 }
 
@@ -159,7 +165,7 @@ fn path_rewrite_wire(p: &PathRewrite) -> wire::PathRewrite {
     }
 }
 
-fn backend_wire(b: &Backend) -> wire::Backend {
+pub(super) fn backend_wire(b: &Backend) -> wire::Backend {
     wire::Backend {
         service: b.service.to_string(),
         port: b.port.map(u32::from),
@@ -232,6 +238,18 @@ fn cors_wire(c: &Cors) -> wire::Cors {
     }
 }
 
+/// What is no part of a message is left out, and then not understood.
+fn session_wire(key: &AffinityKey) -> wire::Session {
+    use wire::session::Key;
+    wire::Session {
+        key: match key {
+            AffinityKey::Header(name) => Some(Key::Header(name.to_string())),
+            AffinityKey::Cookie { .. } => cookie_wire(key).map(Key::Cookie),
+            AffinityKey::Source | AffinityKey::Query(_) => None,
+        },
+    }
+}
+
 /// The rules, and what was not understood of them. Fails only when the resource's name is not a service's name.
 pub(super) fn decode(resource: &str, body: &[u8]) -> Result<(Routes, Option<Bad>), Bad> {
     let service = service_name("", resource)?;
@@ -255,7 +273,8 @@ fn understood(service: &ServiceName, body: &[u8]) -> Result<Routes, Bad> {
     if wire.service != service.to_string() {
         return Err(Bad::new("service", Problem::NameMismatch(wire.service)));
     }
-    let count: usize = wire.sets.iter().map(|s| 1 + s.rules.len()).sum();
+    let size = |s: &wire::RouteSet| 1 + s.rules.len() + s.streams.len();
+    let count: usize = wire.sets.iter().map(size).sum();
     if count > MAX_RULES {
         return Err(Bad::new("sets", Problem::TooMany(MAX_RULES)));
     }
@@ -282,6 +301,7 @@ fn set(s: wire::RouteSet) -> Result<RouteSet, Bad> {
         clients: clients.transpose()?,
         ports: all("ports", s.ports, |p| port("", p))?,
         rules: all("rules", s.rules, rule)?,
+        streams: all("streams", s.streams, streams::decode)?,
     })
 }
 
@@ -309,6 +329,7 @@ fn rule(r: wire::RouteRule) -> Result<Rule, Bad> {
         fault: within("fault", r.fault, fault)?,
         mirrors: all("mirrors", r.mirrors, mirror)?,
         cors: within("cors", r.cors, cors)?,
+        session: within("session", r.session, session)?,
     })
 }
 
@@ -419,7 +440,7 @@ fn path_rewrite(p: wire::PathRewrite) -> Result<PathRewrite, Bad> {
     })
 }
 
-fn backend(b: wire::Backend) -> Result<Backend, Bad> {
+pub(super) fn backend(b: wire::Backend) -> Result<Backend, Bad> {
     Ok(Backend {
         service: service_name("service", &b.service)?,
         port: b.port.map(|p| port("port", p)).transpose()?,
@@ -508,5 +529,13 @@ fn cors(c: wire::Cors) -> Result<Cors, Bad> {
         max_age: within("max_age", c.max_age, duration::read)?,
         credentials: c.credentials,
         forward_unmatched: c.forward_unmatched,
+    })
+}
+
+fn session(s: wire::Session) -> Result<AffinityKey, Bad> {
+    use wire::session::Key;
+    Ok(match need("key", s.key)? {
+        Key::Header(name) => AffinityKey::Header(header_name("header", &name)?),
+        Key::Cookie(c) => cookie(c).map_err(|b| b.within("cookie"))?,
     })
 }

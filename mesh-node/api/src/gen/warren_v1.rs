@@ -169,6 +169,44 @@ pub struct RouteSet {
     pub ports: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, repeated, tag = "3")]
     pub rules: ::prost::alloc::vec::Vec<RouteRule>,
+    #[prost(message, repeated, tag = "4")]
+    pub streams: ::prost::alloc::vec::Vec<StreamRule>,
+}
+/// A rule for connections that carry no HTTP.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamRule {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Any of these; none means every connection.
+    #[prost(message, repeated, tag = "2")]
+    pub matches: ::prost::alloc::vec::Vec<StreamMatch>,
+    #[prost(oneof = "stream_rule::Action", tags = "3, 4")]
+    pub action: ::core::option::Option<stream_rule::Action>,
+}
+/// Nested message and enum types in `StreamRule`.
+pub mod stream_rule {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Action {
+        #[prost(message, tag = "3")]
+        Forward(super::Forward),
+        #[prost(message, tag = "4")]
+        Invalid(super::Invalid),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamMatch {
+    #[prost(uint32, optional, tag = "1")]
+    pub port: ::core::option::Option<u32>,
+    /// Names that TLS asks for.
+    #[prost(string, repeated, tag = "2")]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Networks of the address that was dialed.
+    #[prost(string, repeated, tag = "3")]
+    pub networks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "4")]
+    pub source: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "5")]
+    pub source_namespace: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RouteRule {
@@ -189,6 +227,8 @@ pub struct RouteRule {
     pub mirrors: ::prost::alloc::vec::Vec<Mirror>,
     #[prost(message, optional, tag = "12")]
     pub cors: ::core::option::Option<Cors>,
+    #[prost(message, optional, tag = "13")]
+    pub session: ::core::option::Option<Session>,
     #[prost(oneof = "route_rule::Action", tags = "4, 5, 6, 7")]
     pub action: ::core::option::Option<route_rule::Action>,
 }
@@ -204,6 +244,22 @@ pub mod route_rule {
         Respond(super::Respond),
         #[prost(message, tag = "7")]
         Invalid(super::Invalid),
+    }
+}
+/// What keeps requests of a session at the endpoint that answered the first one.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Session {
+    #[prost(oneof = "session::Key", tags = "1, 2")]
+    pub key: ::core::option::Option<session::Key>,
+}
+/// Nested message and enum types in `Session`.
+pub mod session {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Key {
+        #[prost(string, tag = "1")]
+        Header(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        Cookie(super::Cookie),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -751,6 +807,13 @@ pub struct OriginTls {
     pub credential: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(bool, tag = "5")]
     pub insecure: bool,
+    /// Paths of PEM files where whoever dials runs.
+    #[prost(string, optional, tag = "6")]
+    pub roots_file: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "7")]
+    pub chain_file: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "8")]
+    pub key_file: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RetryBudget {

@@ -6,10 +6,13 @@ use fastrand::Rng;
 use http::{HeaderName, HeaderValue};
 use mesh_model::{
     resilience::*,
-    route::http::{
-        Action, Backend, Cors, Filters, HeaderEdits, HeaderMatch, Match, Mirror, PathMatch,
-        PathRewrite, Pattern, QueryMatch, Redirect, Respond, Rewrite, RouteSet, Routes, Rule,
-        Selector, Text,
+    route::{
+        http::{
+            Action, Backend, Cors, Filters, HeaderEdits, HeaderMatch, Match, Mirror, PathMatch,
+            PathRewrite, Pattern, QueryMatch, Redirect, Respond, Rewrite, RouteSet, Routes, Rule,
+            Selector, Text,
+        },
+        stream::{StreamAction, StreamMatch, StreamRule},
     },
 };
 
@@ -194,6 +197,41 @@ fn rule(r: &mut Rng) -> Rule {
             credentials: r.bool(),
             forward_unmatched: r.bool(),
         }),
+        session: opt(r, |r| match r.bool() {
+            true => AffinityKey::Header(header_name(r)),
+            false => cookie(r),
+        }),
+    }
+}
+
+fn cookie(r: &mut Rng) -> AffinityKey {
+    AffinityKey::Cookie {
+        name: word(r).into(),
+        path: word(r).into(),
+        ttl: opt(r, duration),
+        attributes: list(r, 2, |r| (word(r).into(), opt(r, |r| word(r).into()))),
+    }
+}
+
+fn stream(r: &mut Rng) -> StreamRule {
+    let network = |r: &mut Rng| {
+        pick(r, &["10.0.0.0/8", "fd00::/8"])
+            .parse()
+            .expect("is one")
+    };
+    StreamRule {
+        name: word(r).into(),
+        matches: list(r, 2, |r| StreamMatch {
+            port: opt(r, |r| r.u16(..)),
+            hosts: list(r, 2, |r| word(r).into()),
+            networks: list(r, 2, network),
+            source: opt(r, selector),
+            source_namespace: opt(r, |r| word(r).as_str().into()),
+        }),
+        action: match r.bool() {
+            true => StreamAction::Forward(list(r, 2, backend)),
+            false => StreamAction::Invalid(word(r).into()),
+        },
     }
 }
 
@@ -204,6 +242,7 @@ pub(crate) fn routes(r: &mut Rng) -> Routes {
             clients: opt(r, |r| word(r).as_str().into()),
             ports: list(r, 2, |r| r.u16(..)),
             rules: list(r, 2, rule),
+            streams: list(r, 2, stream),
         }),
         features: list(r, 1, |r| word(r).into()),
     }
@@ -221,12 +260,7 @@ fn weighing(r: &mut Rng) -> Weighing {
     }
     let key = match r.u8(0..4) {
         0 => AffinityKey::Header(header_name(r)),
-        1 => AffinityKey::Cookie {
-            name: word(r).into(),
-            path: word(r).into(),
-            ttl: opt(r, duration),
-            attributes: list(r, 2, |r| (word(r).into(), opt(r, |r| word(r).into()))),
-        },
+        1 => cookie(r),
         2 => AffinityKey::Source,
         _ => AffinityKey::Query(word(r).into()),
     };
@@ -253,6 +287,11 @@ fn policy(r: &mut Rng) -> std::sync::Arc<TrafficPolicy> {
             names: list(r, 2, |r| word(r).into()),
             roots: opt(r, |r| word(r).into()),
             credential: opt(r, |r| word(r).into()),
+            files: TlsFiles {
+                roots: opt(r, |r| word(r).into()),
+                chain: opt(r, |r| word(r).into()),
+                key: opt(r, |r| word(r).into()),
+            },
             insecure: r.bool(),
         },
     });

@@ -267,7 +267,7 @@ impl Default for Outlier {
 }
 
 /// TLS towards endpoints outside the mesh's own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamTls {
     /// None at all, not even the mesh's.
     Disable,
@@ -283,9 +283,22 @@ pub enum UpstreamTls {
         roots: Option<Arc<str>>,
         /// The client's certificate chain and key by the name of their secret (`MUTUAL`).
         credential: Option<Arc<str>>,
+        /// Where whoever dials finds them and its roots.
+        files: TlsFiles,
         /// Whether the server's certificate is not checked.
         insecure: bool,
     },
+}
+
+/// Files of PEM where whoever dials runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TlsFiles {
+    /// Roots; the system's when absent.
+    pub roots: Option<Arc<str>>,
+    /// The client's certificate chain.
+    pub chain: Option<Arc<str>>,
+    /// Its key.
+    pub key: Option<Arc<str>>,
 }
 
 /// The version of a PROXY protocol header.

@@ -9,10 +9,13 @@ pub mod outlier;
 pub mod retry;
 mod warmup;
 
+pub use affinity::session_of;
+pub use warmup::warmed;
+
 pub use destination::{
     Affinity, AffinityKey, CookieAttribute, Destination, HashTable, LoadBalancing,
-    LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset, TrafficPolicy,
-    UpstreamTls, Warmup, Weighing,
+    LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset, TlsFiles,
+    TrafficPolicy, UpstreamTls, Warmup, Weighing,
 };
 
 use std::{sync::Arc, time::Duration};

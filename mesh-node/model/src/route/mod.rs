@@ -6,6 +6,7 @@ mod endpoint;
 pub mod http;
 mod short;
 mod slots;
+pub mod stream;
 pub(crate) mod waypoint;
 
 pub use short::{Short, Shortcut, short, shortcut};

@@ -7,12 +7,14 @@ mod tries;
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, Method, Request, Response, request::Parts};
+use base64::Engine;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header, request::Parts};
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use mesh_model::{
     authz::Egress,
     balance::Viewpoint,
     mesh::{AppProtocol, Service, Workload},
-    resilience::{TrafficPolicy, UpstreamTls},
+    resilience::TrafficPolicy,
     route::http::{Action, Backend, Mirror, Rule, choose},
 };
 
@@ -23,7 +25,7 @@ use super::{
 use crate::{
     authorize::Permitted,
     exchange::{
-        Cluster, ClusterKey, Kept, Local, Outgoing, Reply, Upgrade, forwarded, strip, upgrade,
+        Cluster, ClusterKey, Kept, Local, Outgoing, Reply, Upgrade, Wish, forwarded, strip, upgrade,
     },
     observe::RequestGuard,
 };
@@ -58,7 +60,29 @@ struct Message {
     method: Method,
     uri: http::Uri,
     headers: HeaderMap,
-    upgrade: Option<Upgrade>,
+    /// What the connection is to become when the answer says so.
+    switch: Option<Switch>,
+    /// The client's side then, where it is a stream among others.
+    near: Option<OnUpgrade>,
+}
+
+/// What a connection becomes.
+enum Switch {
+    /// One of another protocol (RFC 9110, 7.8).
+    Upgrade(Upgrade),
+    /// A tunnel (RFC 9110, 9.3.6).
+    Connect,
+}
+
+/// What tries are made by, beside what is sent.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    /// The query, as it came.
+    query: Option<&'a str>,
+    /// The session that the request says it belongs to.
+    session: Option<u64>,
+    /// The rule.
+    rule: Option<&'a Rule>,
 }
 
 /// Why a try brought no answer.
@@ -69,8 +93,13 @@ enum Failed {
     Connect,
     /// The endpoint's node refused, by policy.
     Denied,
-    /// The connection ended without an answer.
-    Broken,
+    /// The endpoint refused the stream before it looked at it.
+    Refused,
+    /// The connection ended without an answer; whether any of the request may have been sent on it.
+    Broken {
+        /// It may have been.
+        sent: bool,
+    },
     /// The try took too long.
     Late,
 }
@@ -103,9 +132,12 @@ impl<'a> Forward<'a> {
         kept: &Kept,
         guard: &mut RequestGuard,
     ) -> Result<Response<Reply>, Local> {
+        let session = self.rule.and_then(|r| r.session.as_ref());
+        let session = session.and_then(|key| key.session(&parts.headers));
         let backend = match self.rule.map(|r| &r.action) {
             Some(Action::Forward(backends)) => {
-                let chosen = choose(backends, fastrand::u64(..));
+                let kept = session.and_then(|session| self.kept(backends, session));
+                let chosen = kept.or_else(|| choose(backends, fastrand::u64(..)));
                 Some(chosen.ok_or(Local::NO_CLUSTER)?)
             }
             Some(_) | None => None,
@@ -118,8 +150,12 @@ impl<'a> Forward<'a> {
         guard.record.forwarded_for = shown.and_then(|v| v.to_str().ok()).map(str::to_owned);
         let id = message.headers.get("x-request-id");
         guard.record.id = id.and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let query = head.query.as_deref();
-        let answer = way.tries(&message, query, self.rule, kept, guard).await;
+        let asked = Asking {
+            query: head.query.as_deref(),
+            session,
+            rule: self.rule,
+        };
+        let answer = way.tries(&message, asked, kept, guard).await;
         if let Some(rule) = self.rule {
             self.mirror(rule, parts, head, covered, kept);
         }
@@ -130,17 +166,38 @@ impl<'a> Forward<'a> {
         Ok(response)
     }
 
+    /// The backend that has a session's endpoint, whatever its share is.
+    fn kept<'b>(&self, backends: &'b [Backend], session: u64) -> Option<&'b Backend> {
+        let snapshot = &self.permitted.snapshot;
+        let shared = &self.session.data.shared;
+        let from = viewpoint(&shared.node, &self.permitted.permit.subject().source);
+        let now = std::time::Instant::now();
+        let has = |backend: &&Backend| {
+            let cluster = shared.clusters.get(&self.key(Some(backend)));
+            let view = (&snapshot.mesh, snapshot.generation, from);
+            cluster.has_session(view, session, now)
+        };
+        let usable = backends
+            .iter()
+            .filter(|b| b.weight > 0 && b.invalid.is_none());
+        usable.into_iter().find(has)
+    }
+
+    fn key(&self, backend: Option<&Backend>) -> ClusterKey {
+        ClusterKey {
+            service: backend.map_or(&self.service.name, |b| &b.service).clone(),
+            port: backend.and_then(|b| b.port).unwrap_or(self.port),
+            subset: backend.and_then(|b| b.subset.clone()),
+        }
+    }
+
     /// The way to a backend, or to the service itself.
     fn way(&self, backend: Option<&Backend>) -> Result<Way, Local> {
         if let Some(why) = backend.and_then(|b| b.invalid.as_ref()) {
             tracing::debug!(%why, "a backend that cannot be used refused a request");
             return Err(Local::NO_CLUSTER);
         }
-        let key = ClusterKey {
-            service: backend.map_or(&self.service.name, |b| &b.service).clone(),
-            port: backend.and_then(|b| b.port).unwrap_or(self.port),
-            subset: backend.and_then(|b| b.subset.clone()),
-        };
+        let key = self.key(backend);
         let snapshot = &self.permitted.snapshot;
         let service = snapshot.mesh.service(&key.service);
         let service = service.ok_or(Local::NO_CLUSTER)?;
@@ -150,10 +207,6 @@ impl<'a> Forward<'a> {
         let cluster = shared.clusters.get(&key);
         let from = viewpoint(&shared.node, &self.permitted.permit.subject().source);
         let policy = cluster.policy(&snapshot.mesh, snapshot.generation, from);
-        if let Some(UpstreamTls::Origin { .. }) = policy.tls {
-            tracing::debug!(cluster = %key, "TLS to a server outside the mesh is not supported yet");
-            return Err(Local::UNSUPPORTED_TLS);
-        }
         let same = self.session.h2;
         let h2 = match declared {
             _ if policy.pool.use_client_protocol => same,
@@ -183,7 +236,18 @@ impl<'a> Forward<'a> {
         h2: bool,
     ) -> Result<Message, Local> {
         let mut headers = parts.headers.clone();
-        let upgrade = upgrade(&headers).filter(|_| !self.session.h2);
+        let protocol = parts.extensions.get::<Protocol>();
+        let switch = match (&parts.method, protocol) {
+            (&Method::CONNECT, None) => Some(Switch::Connect),
+            // An upgrade as HTTP/2 says it (RFC 8441) is one of HTTP/1.1 on the other side.
+            (&Method::CONNECT, Some(protocol)) => {
+                let upgrade = Upgrade::to(protocol.as_str()).ok_or(Local::MALFORMED)?;
+                Some(Switch::Upgrade(upgrade))
+            }
+            _ => upgrade(&headers)
+                .filter(|_| !self.session.h2)
+                .map(Switch::Upgrade),
+        };
         strip(&mut headers);
         forwarded(&mut headers, self.session.carry.client.ip());
         let filters = [self.rule.map(|r| &r.filters), backend.map(|b| &b.filters)];
@@ -205,16 +269,31 @@ impl<'a> Forward<'a> {
             target = rewrite.target(&head.path, head.query.as_deref(), covered);
         }
         let target = target.unwrap_or_else(|| head.target());
-        let h2 = h2 && upgrade.is_none();
-        let uri = head::target(h2, &authority, &target, &mut headers)?;
-        if let Some(upgrade) = &upgrade {
-            upgrade.put(&mut headers);
+        let h2 = h2 && switch.is_none();
+        let mut uri = head::target(h2, &authority, &target, &mut headers)?;
+        let mut method = parts.method.clone();
+        match &switch {
+            Some(Switch::Upgrade(upgrade)) => {
+                upgrade.put(&mut headers);
+                if protocol.is_some() {
+                    method = Method::GET;
+                    if upgrade.is_websocket() {
+                        let key = base64::engine::general_purpose::STANDARD
+                            .encode(fastrand::u128(..).to_be_bytes());
+                        let key = HeaderValue::try_from(key).map_err(|_| Local::MALFORMED)?;
+                        headers.insert(header::SEC_WEBSOCKET_KEY, key);
+                    }
+                }
+            }
+            Some(Switch::Connect) => uri = authority.parse().map_err(|_| Local::MALFORMED)?,
+            None => {}
         }
         Ok(Message {
-            method: parts.method.clone(),
+            method,
             uri,
             headers,
-            upgrade,
+            switch,
+            near: parts.extensions.get::<OnUpgrade>().cloned(),
         })
     }
 
@@ -271,7 +350,8 @@ impl Way {
         let Some(_request) = self.cluster.requests.take(self.policy.pool.max_requests) else {
             return;
         };
-        let Ok(picked) = self.pick(message, None, &[], &mut None) else {
+        let query = message.uri.query();
+        let Ok(picked) = self.pick(message, query, Wish::default(), &mut None) else {
             return;
         };
         let Ok((key, mut opened)) = self.connection(&picked.endpoint, message, false).await else {
@@ -306,7 +386,8 @@ impl Failed {
             Self::Overflow => Local::OVERFLOW,
             Self::Connect => Local::UNREACHED,
             Self::Denied => Local::DENIED,
-            Self::Broken => Local::TERMINATED,
+            Self::Refused => Local::REFUSED,
+            Self::Broken { .. } => Local::TERMINATED,
             Self::Late => Local::TIMEOUT,
         }
     }

@@ -23,6 +23,7 @@ use tokio::{
 mod bounds;
 mod flows;
 mod requests;
+mod streams;
 mod waypoint;
 
 use super::*;
@@ -92,10 +93,18 @@ fn limits() -> Limits {
 
 impl Node {
     async fn start() -> Self {
-        Self::within(limits()).await
+        Self::with(limits(), AccessFormat::Text).await
     }
 
     async fn within(limits: Limits) -> Self {
+        Self::with(limits, AccessFormat::Text).await
+    }
+
+    async fn logging(format: AccessFormat) -> Self {
+        Self::with(limits(), format).await
+    }
+
+    async fn with(limits: Limits, format: AccessFormat) -> Self {
         let (state, kernel, lines) = (
             MeshState::new(),
             Arc::new(FakeDatapath::default()),
@@ -114,7 +123,7 @@ impl Node {
             state: state.clone(),
             certificates: certificates.clone(),
             datapath: kernel.clone(),
-            observer: Observer::new(Metrics::new(), sink, AccessFormat::Text, true),
+            observer: Observer::new(Metrics::new(), sink, format, true),
             handshakes: Handshakes::new(64, 32),
             limits,
             names,
@@ -277,6 +286,18 @@ async fn echo(ip: IpAddr) -> SocketAddr {
         }
     });
     address
+}
+
+/// Listeners at two addresses on one port. What is free at one address may be taken at the other, by a pod's own
+/// listeners as well.
+async fn same_port(one: IpAddr, two: IpAddr) -> (TcpListener, TcpListener) {
+    loop {
+        let first = TcpListener::bind((one, 0)).await.expect("a free port");
+        let port = first.local_addr().expect("bound").port();
+        if let Ok(second) = TcpListener::bind((two, port)).await {
+            return (first, second);
+        }
+    }
 }
 
 async fn ask(tcp: &mut TcpStream, text: &[u8]) -> io::Result<Vec<u8>> {

@@ -101,7 +101,7 @@ pub fn explain(mesh: &Mesh, service: &ServiceName, asked: &Asked<'_>) -> Explana
 impl Explanation {
     /// Sets and rules in the order of looking.
     fn look(&mut self, routes: &Routes, asked: &Asked<'_>) {
-        for set in &routes.sets {
+        for set in routes.sets.iter().filter(|s| s.is_for_requests()) {
             if !set.speaks_of(asked) {
                 self.passed_over.push(not_spoken_of(set, asked));
                 continue;

@@ -60,7 +60,9 @@ impl Routes {
         if !knows_features(&self.features) {
             return Found::Refused(Reason::RouteInvalid);
         }
-        let Some(set) = self.sets.iter().find(|s| s.speaks_of(asked)) else {
+        // A set of rules for connections only says nothing of requests.
+        let mut sets = self.sets.iter().filter(|s| s.is_for_requests());
+        let Some(set) = sets.find(|s| s.speaks_of(asked)) else {
             return Found::Unrouted;
         };
         set.rules
@@ -76,9 +78,19 @@ impl Routes {
 impl RouteSet {
     /// Whether it is for this client and port.
     pub fn speaks_of(&self, asked: &Asked<'_>) -> bool {
+        self.speaks_to(asked.namespace, asked.port)
+    }
+
+    /// Whether it is for a client of a namespace and this port.
+    pub(crate) fn speaks_to(&self, namespace: Option<&Namespace>, port: u16) -> bool {
         let client = self.clients.as_ref();
-        client.is_none_or(|c| asked.namespace == Some(c))
-            && (self.ports.is_empty() || self.ports.contains(&asked.port))
+        client.is_none_or(|c| namespace == Some(c))
+            && (self.ports.is_empty() || self.ports.contains(&port))
+    }
+
+    /// Whether it says anything of requests.
+    pub(super) fn is_for_requests(&self) -> bool {
+        !self.rules.is_empty() || self.streams.is_empty()
     }
 }
 

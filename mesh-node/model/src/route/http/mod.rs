@@ -28,6 +28,7 @@ use std::{
 
 use regex::Regex;
 
+use super::stream::StreamRule;
 use crate::name::{Namespace, ServiceName};
 
 /// All rules for requests to one service.
@@ -48,8 +49,10 @@ pub struct RouteSet {
     pub clients: Option<Namespace>,
     /// The service's ports that it is for; all when empty.
     pub ports: Box<[u16]>,
-    /// The rules, in the order of matching.
+    /// The rules for requests, in the order of matching.
     pub rules: Box<[Rule]>,
+    /// The rules for connections that carry none, in the order of matching.
+    pub streams: Box<[StreamRule]>,
 }
 
 /// Labels that workloads are selected by, in the canonical form that [`crate::mesh::WorkloadExtra::groups`] lists:

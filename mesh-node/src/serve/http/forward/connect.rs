@@ -2,22 +2,19 @@
 //!
 //! Invariant: bounds are asked before anything is dialed.
 
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
-use mesh_model::{
-    reason::Reason,
-    resilience::UpstreamTls,
-    route::{Plan, Via, http::Endpoint},
-};
+use mesh_model::{reason::Reason, route::http::Endpoint};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Failed, Message, Session, Way};
+use super::super::through;
+use super::{Failed, Message, Session, Switch, Way};
 use crate::{
-    dial::{self, Behalf, Upstream},
     exchange::{
         Bounds, Kept, Key, Opened, Outgoing, Picked, Reply, SendError, open, strip, upgrade,
     },
-    tunnel::{Io, Link},
+    serve::reach::Reaching,
+    tunnel::Link,
 };
 
 impl Way {
@@ -33,17 +30,21 @@ impl Way {
         let mut body = Some(body);
         for fresh in [false, true] {
             let (key, mut opened) = self.connection(endpoint, message, fresh).await?;
-            let body = body.take().or_else(|| kept.begin()).ok_or(Failed::Broken)?;
+            let body = body
+                .take()
+                .or_else(|| kept.begin())
+                .ok_or(Failed::Broken { sent: true })?;
             match opened.send(message.request(body, attempt)).await {
                 Ok(response) => return Ok((response, opened, key)),
                 Err(SendError::Unsent) => {}
+                Err(SendError::Refused) => return Err(Failed::Refused),
                 Err(SendError::Broken(error)) => {
                     tracing::debug!(%error, cluster = %self.cluster.key, "no answer");
-                    return Err(Failed::Broken);
+                    return Err(Failed::Broken { sent: true });
                 }
             }
         }
-        Err(Failed::Broken)
+        Err(Failed::Broken { sent: false })
     }
 
     /// A connection to an endpoint: an idle one, unless it must be fresh, or a new one as far as bounds allow.
@@ -57,16 +58,18 @@ impl Way {
             cluster: self.cluster.key.clone(),
             endpoint: endpoint.workload.uid.clone(),
             address: endpoint.address,
-            h2: self.h2 && message.upgrade.is_none(),
+            h2: self.h2 && message.switch.is_none(),
+            tls: self.policy.tls.clone(),
             client: (
                 self.session.carry.arrived.identity.clone(),
                 self.session.carry.client.ip(),
             ),
         };
         let connections = &self.session.data.connections;
-        let idle = || match fresh || message.upgrade.is_some() {
+        let alone = fresh || message.switch.is_some();
+        let idle = || match alone {
             true => None,
-            false => connections.take(&key, self.bounds()),
+            false => connections.take(&key, self.bounds(), &self.cluster),
         };
         if let Some(opened) = idle() {
             return Ok((key, opened));
@@ -74,6 +77,9 @@ impl Way {
         let pool = &self.policy.pool;
         let pending = self.cluster.pending.take(pool.max_pending);
         let _pending = pending.ok_or(Failed::Overflow)?;
+        if !alone {
+            connections.opened(&key).await;
+        }
         let counted = loop {
             let mut freed = std::pin::pin!(self.cluster.freed.notified());
             // From here on nothing that becomes free is missed.
@@ -91,13 +97,17 @@ impl Way {
         if pool.max_connections.is_some() {
             connections.attend(&self.cluster);
         }
-        let link = self.dial(endpoint).await?;
+        let _opening = connections.opening(&key);
+        let link = self.dial(endpoint, key.h2).await?;
         let opened = open(link, key.h2, self.cluster.clone(), counted).await;
         match opened {
-            Ok(opened) => Ok((key, opened)),
+            Ok(mut opened) => {
+                connections.share(&key, &mut opened, self.bounds(), &self.cluster);
+                Ok((key, opened))
+            }
             Err(error) => {
                 tracing::debug!(%error, "an endpoint does not speak HTTP");
-                Err(Failed::Broken)
+                Err(Failed::Broken { sent: false })
             }
         }
     }
@@ -108,60 +118,79 @@ impl Way {
             requests: pool.requests_per_connection,
             life: pool.max_duration,
             idle: pool.http_idle,
+            streams: pool.max_streams,
         }
     }
 
-    /// Dials an endpoint with the waypoint's own certificate, for the client.
-    async fn dial(&self, endpoint: &Endpoint) -> Result<Link, Failed> {
+    /// Dials an endpoint for the client.
+    async fn dial(&self, endpoint: &Endpoint, h2: bool) -> Result<Link, Failed> {
         let Session { data, carry, .. } = &*self.session;
-        let mut candidate = endpoint.candidate.clone();
-        if let (Some(UpstreamTls::Disable), Some(address)) = (&self.policy.tls, endpoint.address) {
-            candidate.via = Via::Plain(address);
-        }
-        let plan = Plan {
-            service: Some(self.cluster.key.service.clone()),
-            candidates: vec![candidate],
+        let reaching = Reaching {
+            data,
+            carry,
+            permitted: &self.permitted,
+            client: self.client.as_deref(),
+            service: &self.cluster.key.service,
+            policy: &self.policy,
         };
-        let request = dial::Request {
-            pod: &carry.arrived.pod,
-            permit: &self.permitted.permit,
-            client: carry.client,
-            behalf: Some(Behalf {
-                identity: &carry.arrived.identity,
-                workload: self.client.as_deref(),
-            }),
-            timeout: self.policy.pool.connect_timeout,
-            names: &data.shared.names,
-        };
-        match dial::outbound(&data.tunnels, &request, &plan).await {
-            Ok((Upstream::Tunnel(stream), _)) => Ok(Link::Tunnel(Io::new(stream))),
-            Ok((Upstream::Plain(tcp), _)) => Ok(Link::Plain(tcp, Default::default())),
-            Err(error) if error.reason() == Reason::PeerDenied => Err(Failed::Denied),
-            Err(error) => {
-                tracing::debug!(%error, workload = %endpoint.workload.uid, "an endpoint could not be reached");
-                Err(Failed::Connect)
+        let alpn = if h2 { "h2" } else { "http/1.1" };
+        reaching.link(endpoint, Some(alpn)).await.map_err(|error| {
+            tracing::debug!(%error, workload = %endpoint.workload.uid, "an endpoint could not be reached");
+            match error.reason() {
+                Reason::PeerDenied => Failed::Denied,
+                _ => Failed::Connect,
             }
-        }
+        })
     }
 
     /// The response as it goes back; its connection is kept for the next request.
     pub(super) fn answered(
         &self,
+        message: &Message,
         (response, mut opened, key): (Response<Incoming>, Opened, Key),
-        picked: Picked,
+        mut picked: Picked,
         limit: Option<Instant>,
         began: Instant,
     ) -> Response<Reply> {
         let (mut parts, body) = response.into_parts();
-        let switched = upgrade(&parts.headers);
+        let to = upgrade(&parts.headers);
         strip(&mut parts.headers);
         let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let name = HeaderName::from_static("x-envoy-upstream-service-time");
         parts.headers.insert(name, HeaderValue::from(took));
-        if let (StatusCode::SWITCHING_PROTOCOLS, Some(to)) = (parts.status, switched) {
-            to.put(&mut parts.headers);
-            *self.session.upgraded.borrow_mut() = opened.upgraded.take();
+        let switched = match (&message.switch, to) {
+            (Some(Switch::Upgrade(_)), Some(to)) => {
+                let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+                if switched && !self.session.h2 {
+                    to.put(&mut parts.headers);
+                } else if switched {
+                    // What HTTP/2 says instead (RFC 8441, 5).
+                    parts.status = StatusCode::OK;
+                    parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+                }
+                switched
+            }
+            (Some(Switch::Connect), _) => {
+                let switched = parts.status.is_success();
+                if switched {
+                    // A tunnel's answer has no content, whatever it says.
+                    parts.headers.remove(header::CONTENT_LENGTH);
+                }
+                switched
+            }
+            (Some(Switch::Upgrade(_)), None) | (None, _) => false,
+        };
+        if switched {
+            let far = opened.upgraded.take();
+            match (&message.near, far) {
+                (Some(near), Some(far)) if self.session.h2 => {
+                    let session = self.session.clone();
+                    tokio::task::spawn_local(through(session, near.clone(), far));
+                }
+                (_, far) => *self.session.upgraded.borrow_mut() = far,
+            }
         } else {
+            picked.taken.streaming = opened.streaming.take();
             let connections = &self.session.data.connections;
             connections.keep(key, opened, self.bounds(), self.cluster.clone());
         }

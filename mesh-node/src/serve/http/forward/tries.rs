@@ -8,28 +8,46 @@ use hyper::body::Incoming;
 use mesh_model::{
     name::WorkloadUid,
     reason::Reason,
-    resilience::{Affinity, Retries, retry::Outcome},
-    route::http::{Endpoint, Rule},
+    resilience::{Affinity, Retries, retry::Outcome, session_of},
+    route::http::Endpoint,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{FOREVER, Failed, Message, Way, viewpoint};
+use super::{Asking, FOREVER, Failed, Message, Way, viewpoint};
 use crate::{
-    exchange::{Counted, Kept, Key, Local, Opened, Picked, Reply},
+    exchange::{Counted, Kept, Key, Local, Opened, Picked, Reply, Wish},
     observe::RequestGuard,
     serve::parties,
 };
+
+/// What follows a try.
+enum Again<'r> {
+    /// Its outcome is what the client gets.
+    Unwanted,
+    /// Another try, counted among the cluster's retries.
+    Yes(&'r Retries, Counted),
+    /// It was the last one of those that are wanted.
+    Used,
+    /// The destination's bound of retries is reached.
+    Overflow,
+    /// The body is not there any more.
+    Gone,
+}
 
 impl Way {
     /// Tries until there is an answer to give.
     pub(super) async fn tries(
         self,
         message: &Message,
-        query: Option<&str>,
-        rule: Option<&Rule>,
+        asked: Asking<'_>,
         kept: &Kept,
         guard: &mut RequestGuard,
     ) -> Result<Response<Reply>, Local> {
+        let Asking {
+            query,
+            session,
+            rule,
+        } = asked;
         let under_way = self.cluster.requests.take(self.policy.pool.max_requests);
         let mut under_way = Some(under_way.ok_or(Local::OVERFLOW)?);
         let standard;
@@ -42,14 +60,18 @@ impl Way {
         };
         let now = Instant::now();
         let limit = rule.and_then(|r| r.timeout).map(|t| now + t);
-        let (mut tried, mut cookie) = (Vec::new(), None);
+        let (mut tried, mut made) = (Vec::<WorkloadUid>::new(), None);
         let mut retrying: Option<Counted> = None;
         for attempt in 1.. {
-            let avoided: &[WorkloadUid] = match retries {
-                Some(retries) if retries.avoid_previous => &tried,
-                Some(_) | None => &[],
+            let wish = Wish {
+                session,
+                tried: match retries {
+                    Some(retries) if retries.avoid_previous => &tried,
+                    Some(_) | None => &[],
+                },
+                elsewhere: retries.is_some_and(|r| r.remote_localities),
             };
-            let mut picked = self.pick(message, query, avoided, &mut cookie)?;
+            let mut picked = self.pick(message, query, wish, &mut made)?;
             self.to(&picked.endpoint, guard);
             guard.record.attempts = attempt;
             let per_try = retries
@@ -65,58 +87,86 @@ impl Way {
             if limit.is_some_and(|l| Instant::now() >= l) && outcome.is_err() {
                 return Err(Local::TIMEOUT);
             }
-            let again = retries.filter(|r| attempt <= r.attempts && wants(r, &outcome, kept));
             drop(retrying.take());
-            if let Some(retries) = again
-                && kept.begin().is_some()
-                && let Some(counted) = self.may_retry()
-            {
-                tried.push(picked.endpoint.workload.uid.clone());
-                retrying = Some(counted);
-                let pause = retries.pause(attempt, fastrand::u64(..));
-                let limit = limit.unwrap_or_else(|| Instant::now() + FOREVER);
-                if timeout_at(limit, sleep(pause)).await.is_err() {
-                    return Err(Local::TIMEOUT);
+            match self.again(retries, attempt, &outcome, kept) {
+                Again::Unwanted => {}
+                Again::Yes(retries, counted) => {
+                    tried.push(picked.endpoint.workload.uid.clone());
+                    retrying = Some(counted);
+                    let pause = retries.pause(attempt, fastrand::u64(..));
+                    let limit = limit.unwrap_or_else(|| Instant::now() + FOREVER);
+                    if timeout_at(limit, sleep(pause)).await.is_err() {
+                        return Err(Local::TIMEOUT);
+                    }
+                    continue;
                 }
-                continue;
-            }
-            if again.is_some()
-                || retries.is_some_and(|r| {
-                    r.attempts > 0 && attempt > r.attempts && wants(r, &outcome, kept)
-                })
-            {
-                guard.flag("URX");
+                Again::Used => guard.flag("URX"),
+                Again::Overflow => guard.flag("UO"),
+                Again::Gone => guard.record.details = "request_payload_exceeded_retry_buffer_limit",
             }
             let response = outcome.map_err(|failed| failed.local())?;
             guard.record.upstream = Some(began.elapsed());
             picked.taken.request = under_way.take();
-            let mut response = self.answered(response, picked, limit, began);
-            if let Some(cookie) = cookie {
-                response
-                    .headers_mut()
-                    .append(http::header::SET_COOKIE, cookie);
+            let endpoint = picked.endpoint.workload.uid.clone();
+            let mut response = self.answered(message, response, picked, limit, began);
+            if let Some((_, cookie)) = made {
+                let headers = response.headers_mut();
+                headers.append(http::header::SET_COOKIE, cookie);
+            }
+            let sticky = rule.and_then(|r| r.session.as_ref());
+            if session != Some(session_of(&endpoint))
+                && let Some((name, value)) = sticky.and_then(|key| key.begin_session(&endpoint))
+            {
+                response.headers_mut().append(name, value);
             }
             return Ok(response);
         }
         Err(Local::TERMINATED)
     }
 
-    /// The endpoint for the next try; a cookie that is to be made is made once.
+    /// Whether there is another try after this one.
+    fn again<'r>(
+        &self,
+        retries: Option<&'r Retries>,
+        attempt: u32,
+        outcome: &Result<(Response<Incoming>, Opened, Key), Failed>,
+        kept: &Kept,
+    ) -> Again<'r> {
+        let wanting = retries.filter(|r| r.attempts > 0 && wants(r, outcome));
+        let Some(retries) = wanting else {
+            return Again::Unwanted;
+        };
+        if attempt > retries.attempts {
+            return Again::Used;
+        }
+        if kept.begin().is_none() {
+            return Again::Gone;
+        }
+        match self.may_retry() {
+            Some(counted) => Again::Yes(retries, counted),
+            None => Again::Overflow,
+        }
+    }
+
+    /// The endpoint for the next try; a cookie that is to be made is made once, with its hash.
     pub(super) fn pick(
         &self,
         message: &Message,
         query: Option<&str>,
-        avoided: &[WorkloadUid],
-        cookie: &mut Option<HeaderValue>,
+        wish: Wish<'_>,
+        made: &mut Option<(u64, HeaderValue)>,
     ) -> Result<Picked, Local> {
         let client = self.session.carry.client.ip();
-        let made = std::cell::RefCell::new(None);
+        let made = std::cell::RefCell::new(made);
         let hash = |affinity: &Affinity| {
             let found = affinity.hash(&message.headers, query, client);
             found.or_else(|| {
-                let (hash, text) = affinity.new_cookie(fastrand::u64(..))?;
-                *made.borrow_mut() = HeaderValue::try_from(text).ok();
-                Some(hash)
+                let mut made = made.borrow_mut();
+                if made.is_none() {
+                    let (hash, text) = affinity.new_cookie(fastrand::u64(..))?;
+                    **made = Some((hash, HeaderValue::try_from(text).ok()?));
+                }
+                made.as_ref().map(|(hash, _)| *hash)
             })
         };
         let snapshot = &self.permitted.snapshot;
@@ -124,10 +174,7 @@ impl Way {
         let from = viewpoint(&shared.node, &self.permitted.permit.subject().source);
         let view = (&snapshot.mesh, snapshot.generation, from);
         let now = Instant::now().into_std();
-        let picked = self.cluster.pick(view, hash, avoided, now);
-        if cookie.is_none() {
-            *cookie = made.into_inner();
-        }
+        let picked = self.cluster.pick(view, hash, wish, now);
         picked.map_err(|reason| {
             tracing::debug!(cluster = %self.cluster.key, reason = reason.shown().key, "no endpoint");
             match reason {
@@ -143,7 +190,7 @@ impl Way {
         parties::chosen(&endpoint.candidate, &mut guard.flow);
     }
 
-    /// One more retry, where the destination's bounds allow it.
+    /// One more retry, where the destination's bounds allow it. A budget holds instead of a fixed bound.
     fn may_retry(&self) -> Option<Counted> {
         let by_budget = self.policy.retry_budget.map(|(share, least)| {
             let active = u64::from(self.cluster.requests.get()) * u64::from(share.parts());
@@ -151,8 +198,8 @@ impl Way {
                 .unwrap_or(u32::MAX)
                 .max(least)
         });
-        let most = [by_budget, self.policy.pool.max_retries];
-        self.cluster.retries.take(most.into_iter().flatten().min())
+        let most = by_budget.or(self.policy.pool.max_retries);
+        self.cluster.retries.take(most)
     }
 
     /// Tells the cluster what came of a try.
@@ -164,7 +211,9 @@ impl Way {
         let now = Instant::now().into_std();
         let out = match outcome {
             Ok((response, ..)) => self.cluster.answered(who, response.status().as_u16(), now),
-            Err(Failed::Connect | Failed::Broken | Failed::Late) => self.cluster.failed(who, now),
+            Err(Failed::Connect | Failed::Refused | Failed::Broken { .. } | Failed::Late) => {
+                self.cluster.failed(who, now)
+            }
             // Neither says anything of the endpoint.
             Err(Failed::Overflow | Failed::Denied) => false,
         };
@@ -175,11 +224,7 @@ impl Way {
 }
 
 /// Whether a rule's retries want another try after this.
-fn wants(
-    retries: &Retries,
-    outcome: &Result<(Response<Incoming>, Opened, Key), Failed>,
-    kept: &Kept,
-) -> bool {
+fn wants(retries: &Retries, outcome: &Result<(Response<Incoming>, Opened, Key), Failed>) -> bool {
     retries.on.wants(match outcome {
         Ok((response, ..)) => Outcome::Response {
             status: response.status().as_u16(),
@@ -190,8 +235,9 @@ fn wants(
                 .and_then(|v| v.to_str().ok()?.parse().ok()),
         },
         Err(Failed::Connect) => Outcome::ConnectFailure,
-        Err(Failed::Broken) => Outcome::Reset {
-            request_sent: kept.begun(),
+        Err(Failed::Refused) => Outcome::RefusedStream,
+        Err(Failed::Broken { sent }) => Outcome::Reset {
+            request_sent: *sent,
         },
         Err(Failed::Late) => Outcome::TimedOut,
         Err(Failed::Overflow | Failed::Denied) => return false,

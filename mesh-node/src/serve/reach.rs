@@ -1,0 +1,101 @@
+//! A waypoint's way to one endpoint: dialed with its own certificate, for the client; what the destination's policy wants
+//! to be said or proven comes before the first byte of the application.
+//!
+//! Invariants: TLS that a policy demands is never left out; all of it together is bounded in time.
+
+use mesh_model::{
+    authz::Egress,
+    mesh::Workload,
+    name::ServiceName,
+    resilience::{TrafficPolicy, UpstreamTls},
+    route::{Plan, Via, http::Endpoint},
+};
+use tokio::{io::AsyncWriteExt, time::timeout};
+
+use super::{Data, waypoint::Carry};
+use crate::{
+    authorize::Permitted,
+    dial::{self, Behalf, DialError, Upstream, proxy_protocol},
+    tunnel::{Io, Link},
+};
+
+/// What is reached for whom.
+pub(super) struct Reaching<'a> {
+    pub data: &'a Data,
+    pub carry: &'a Carry,
+    pub permitted: &'a Permitted<Egress>,
+    /// The client, where the mesh knows it.
+    pub client: Option<&'a Workload>,
+    /// The service whose endpoint it is.
+    pub service: &'a ServiceName,
+    /// How its endpoints are used.
+    pub policy: &'a TrafficPolicy,
+}
+
+impl Reaching<'_> {
+    /// Connects to an endpoint. `alpn` is what will be spoken, if that is known.
+    pub async fn link(
+        &self,
+        endpoint: &Endpoint,
+        alpn: Option<&'static str>,
+    ) -> Result<Link, DialError> {
+        let connected = async {
+            let mut link = self.dial(endpoint).await?;
+            if let Some(version) = self.policy.proxy_protocol {
+                let server = self.permitted.permit.subject().original;
+                let header = proxy_protocol::header(version, self.carry.client, server);
+                link.write_all(&header).await.map_err(DialError::Tcp)?;
+            }
+            match &self.policy.tls {
+                Some(tls @ UpstreamTls::Origin { .. }) => {
+                    let host = self.service.hostname.as_str();
+                    Ok(dial::originate(link, tls, host, alpn).await?)
+                }
+                Some(UpstreamTls::Disable | UpstreamTls::Mesh) | None => Ok(link),
+            }
+        };
+        let connected = timeout(self.policy.pool.connect_timeout, connected).await;
+        connected.unwrap_or(Err(DialError::Timeout))
+    }
+
+    async fn dial(&self, endpoint: &Endpoint) -> Result<Link, DialError> {
+        let Self { data, carry, .. } = self;
+        let mut candidate = endpoint.candidate.clone();
+        match (&self.policy.tls, endpoint.address) {
+            (Some(UpstreamTls::Disable), Some(address)) => candidate.via = Via::Plain(address),
+            (Some(UpstreamTls::Mesh), _) if !is_tunnelled(&candidate.via) => {
+                return Err(DialError::NotMutual);
+            }
+            _ => {}
+        }
+        let plan = Plan {
+            service: Some(self.service.clone()),
+            candidates: vec![candidate],
+        };
+        let request = dial::Request {
+            pod: &carry.arrived.pod,
+            permit: &self.permitted.permit,
+            client: carry.client,
+            behalf: Some(Behalf {
+                identity: &carry.arrived.identity,
+                workload: self.client,
+            }),
+            timeout: self.policy.pool.connect_timeout,
+            names: &data.shared.names,
+        };
+        let dialed = dial::outbound(&data.tunnels, &request, &plan).await;
+        Ok(match dialed?.0 {
+            Upstream::Tunnel(stream) => Link::Tunnel(Io::new(stream)),
+            Upstream::Plain(tcp) => Link::Plain(tcp, Default::default()),
+        })
+    }
+}
+
+/// Whether a way is one of mutual TLS.
+fn is_tunnelled(via: &Via) -> bool {
+    match via {
+        Via::Hbone { .. } => true,
+        Via::Named(named) => named.identities.is_some(),
+        Via::Plain(_) => false,
+    }
+}
