@@ -109,6 +109,7 @@ mod tests {
             origin: Origin::default(),
             conditions: Vec::new(),
             messages: Vec::new(),
+            addresses: Vec::new(),
             parents: vec![ParentStatus {
                 parent: ParentReference {
                     group: Some(String::new()),
