@@ -44,6 +44,7 @@ use crate::{
     monitor::{self, Metrics},
     publish::{self, Handle},
     status::{self, Statuses},
+    taint,
     token::JoinKey,
     view::{Refresh, View},
     watch::{Cluster, Delta, Manifests, Objects, Source},
@@ -82,6 +83,8 @@ pub struct Options {
     pub leaf_ttl: Duration,
     /// The CA to begin with.
     pub given: Option<Given>,
+    /// Whether the leader takes the taint of nodes that are not ready off those that are.
+    pub taint: bool,
 }
 
 /// Where objects are read from.
@@ -124,6 +127,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         trust_domain,
         leaf_ttl,
         given,
+        taint,
     } = options;
     let _lock = ca::lock(&state)?;
     let source = match &from {
@@ -144,7 +148,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     let webhook = match &from {
         Input::Manifests(_) => None,
         Input::Cluster(client) => {
-            lead(client, &authority, &keep, &view, &mut tasks)?;
+            lead(client, &authority, &keep, &view, taint, &mut tasks)?;
             let clients = Clients::ApiServer;
             let (address, incoming) =
                 secured(webhook, &authority, &names, clients, &mut tasks).await?;
@@ -280,6 +284,7 @@ fn lead(
     authority: &Arc<Authority>,
     said: &watch::Receiver<Statuses>,
     view: &Arc<RwLock<View>>,
+    taint: bool,
     tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
     let namespace = client.default_namespace().to_owned();
@@ -297,6 +302,10 @@ fn lead(
         leads.clone(),
     );
     tasks.spawn(named("keeping the webhook's configuration", keeping));
+    if taint {
+        let freeing = taint::keep(client.clone(), namespace.clone(), leads.clone());
+        tasks.spawn(named("freeing nodes that are ready", freeing));
+    }
     let keeping = bundle::keep(authority.clone(), client.clone(), namespace, leads);
     tasks.spawn(named("keeping the roots in the cluster", keeping));
     Ok(())

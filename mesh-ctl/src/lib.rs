@@ -16,6 +16,7 @@ pub mod listen;
 pub mod monitor;
 pub mod publish;
 pub mod status;
+mod taint;
 pub mod token;
 pub mod view;
 pub mod watch;
