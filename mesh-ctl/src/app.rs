@@ -45,6 +45,7 @@ use crate::{
     provision,
     publish::{self, Handle},
     status::{self, Statuses},
+    taint,
     token::JoinKey,
     view::{Refresh, View},
     watch::{Cluster, Delta, Manifests, Objects, Source},
@@ -83,6 +84,8 @@ pub struct Options {
     pub leaf_ttl: Duration,
     /// The CA to begin with.
     pub given: Option<Given>,
+    /// Whether the leader takes the taint of nodes that are not ready off those that are.
+    pub taint: bool,
 }
 
 /// Where objects are read from.
@@ -125,6 +128,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         trust_domain,
         leaf_ttl,
         given,
+        taint,
     } = options;
     let _lock = ca::lock(&state)?;
     let source = match &from {
@@ -152,7 +156,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         }
         Input::Cluster(client) => {
             let making = (to_make, troubles);
-            lead(client, &authority, &keep, &view, making, &mut tasks)?;
+            lead(client, &authority, &keep, &view, making, taint, &mut tasks)?;
             let clients = Clients::ApiServer;
             let (address, incoming) =
                 secured(webhook, &authority, &names, clients, &mut tasks).await?;
@@ -294,6 +298,7 @@ fn lead(
         watch::Receiver<provision::List>,
         watch::Sender<provision::Troubles>,
     ),
+    taint: bool,
     tasks: &mut Tasks,
 ) -> anyhow::Result<()> {
     let namespace = client.default_namespace().to_owned();
@@ -320,6 +325,10 @@ fn lead(
         troubles,
     );
     tasks.spawn(named("making waypoints", making));
+    if taint {
+        let freeing = taint::keep(client.clone(), namespace.clone(), leads.clone());
+        tasks.spawn(named("freeing nodes that are ready", freeing));
+    }
     let keeping = bundle::keep(authority.clone(), client.clone(), namespace, leads);
     tasks.spawn(named("keeping the roots in the cluster", keeping));
     Ok(())

@@ -17,6 +17,7 @@ pub mod monitor;
 pub mod provision;
 pub mod publish;
 pub mod status;
+mod taint;
 pub mod token;
 pub mod view;
 pub mod watch;

@@ -114,6 +114,7 @@ fn the_chart_renders_the_same_objects() {
     for set in [
         &["node.privileged=true", "node.drain=90", "node.maxSurge=25%"][..],
         &["cni.enabled=false", "crds.install=false"],
+        &["taint=true"],
         &[
             "cni.binDir=/home/kubernetes/bin",
             "cni.confDir=/etc/kubernetes/cni",

@@ -266,6 +266,7 @@ async fn two_controllers_do_not_share_a_state_directory() {
         trust_domain: "cluster.local".into(),
         leaf_ttl: SOON,
         given: None,
+        taint: false,
     };
     let error = start(options).await.err().expect("is refused");
     assert!(

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::{Form, manifest};
 use crate::install::{
+    Asked,
     check::{self, Finding},
     cluster::Cluster,
 };
@@ -23,7 +24,7 @@ pub struct Args {
 
 /// Runs the command; fails when a check did.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let values = args.what.read()?;
+    let values = args.what.read(Asked::default())?.values()?;
     super::at_hand(async {
         let cluster = Cluster::connect(&args.what.namespace).await?;
         let findings = match args.pre {

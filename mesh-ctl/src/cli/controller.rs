@@ -101,6 +101,9 @@ pub struct Args {
         env = "WARREN_CTL_CA_KEY"
     )]
     ca_key: Option<PathBuf>,
+    /// With --kubernetes: take the taint warren.dev/not-ready off nodes whose node proxy is ready.
+    #[arg(long, env = "WARREN_CTL_NODE_TAINT", requires = "kubernetes")]
+    node_taint: bool,
     /// What to log, for example `info` or `mesh_ctl=debug`.
     #[arg(
         long,
@@ -135,6 +138,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         leaf_ttl,
         ca_cert,
         ca_key,
+        node_taint,
         log,
         log_format,
     } = args;
@@ -167,6 +171,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         trust_domain,
         leaf_ttl,
         given,
+        taint: node_taint,
     };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -4,15 +4,15 @@ use std::{fs, path::PathBuf};
 
 use anyhow::Context;
 
-use crate::install::{self, Assignment, Profile, Values};
+use crate::install::{self, Asked, Assignment, Profile};
 
 /// What to install, and where.
 #[derive(clap::Args)]
 #[group(skip)]
 pub struct Args {
-    /// The set of values to begin with.
-    #[arg(long, value_enum, default_value_t)]
-    profile: Profile,
+    /// The set of values to begin with; `default` unless an upgrade remembers another.
+    #[arg(long, value_enum)]
+    profile: Option<Profile>,
     /// A YAML file with values; can be given several times.
     #[arg(short = 'f', long, value_name = "FILE")]
     values: Vec<PathBuf>,
@@ -28,8 +28,8 @@ pub struct Args {
 }
 
 impl Args {
-    /// The values, checked.
-    pub(super) fn read(&self) -> anyhow::Result<Values> {
+    /// What is asked for, over what was asked for before.
+    pub(super) fn read(&self, before: Asked) -> anyhow::Result<Asked> {
         let files: Vec<(String, String)> = self
             .values
             .iter()
@@ -45,13 +45,13 @@ impl Args {
                 assignments.extend(Assignment::parse(one, text)?);
             }
         }
-        Ok(install::values(self.profile, &files, assignments)?)
+        Ok(before.with(self.profile, &files, assignments)?)
     }
 }
 
 /// The objects as YAML documents.
 pub(super) fn text(args: &Args) -> anyhow::Result<String> {
-    let values = args.read()?;
+    let values = args.read(Asked::default())?.values()?;
     let mut text = String::new();
     for object in install::objects(&values, &args.namespace) {
         let yaml = serde_saphyr::to_string(&object).context("writing an object as YAML")?;

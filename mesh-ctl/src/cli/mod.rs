@@ -50,8 +50,8 @@ enum Command {
     Crds,
     /// Install into a cluster, wait until everything runs, and say how it is.
     Install(install::Args),
-    /// Replace another version of an installation, or its values; existing connections are carried on.
-    Upgrade(install::Args),
+    /// Replace another version of an installation, or some of its values; existing connections are carried on.
+    Upgrade(install::UpgradeArgs),
     /// Restore every node and remove an installation; what holds users' objects or keys stays unless --purge.
     Uninstall(uninstall::Args),
     /// Say what is well and what is not, in a cluster or of an installation, with hints; fails when something failed.
@@ -92,8 +92,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Analyze(args) => return analyze::run(args),
         Command::Why(args) => return why::run(args),
         Command::Crds => print!("{}", crds::text()?),
-        Command::Install(args) => return install::run(args, false),
-        Command::Upgrade(args) => return install::run(args, true),
+        Command::Install(args) => return install::run(args),
+        Command::Upgrade(args) => return install::upgrade(args),
         Command::Uninstall(args) => return uninstall::run(args),
         Command::Check(args) => return check::run(args),
         Command::Manifest(args) => print!("{}", manifest::text(&args)?),

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Values;
 use super::object::{env_field, image, meta, pod_meta, pull_secrets, selector, set_unless_empty};
+use crate::taint;
 
 /// The name of everything that is the controller's.
 pub(super) const NAME: &str = "warren-controller";
@@ -60,7 +61,7 @@ fn deployment(values: &Values, namespace: &str) -> Value {
 }
 
 fn pod(values: &Values) -> Value {
-    let mut tolerations = vec![json!({"key": "warren.dev/not-ready", "operator": "Exists"})];
+    let mut tolerations = vec![json!({"key": taint::KEY, "operator": "Exists"})];
     tolerations.extend(values.controller.tolerations.iter().map(|t| json!(t)));
     let mut spec = json!({
         "serviceAccountName": NAME,
@@ -94,7 +95,7 @@ fn pod(values: &Values) -> Value {
 }
 
 fn container(values: &Values) -> Value {
-    let args = [
+    let mut args = vec![
         "controller".to_owned(),
         "--kubernetes".to_owned(),
         "--state=/var/lib/warren-controller".to_owned(),
@@ -103,6 +104,7 @@ fn container(values: &Values) -> Value {
         format!("--log={}", values.log.level),
         format!("--log-format={}", values.log.format),
     ];
+    args.extend(values.taint.then(|| "--node-taint".to_owned()));
     let port =
         |name: &str, port: u16| json!({"name": name, "containerPort": port, "protocol": "TCP"});
     let probe = |path: &str, period: u32, failures: u32| {

@@ -12,6 +12,7 @@ mod node;
 mod object;
 pub mod owner;
 mod rbac;
+mod remembered;
 pub mod remove;
 pub mod rollout;
 mod set;
@@ -19,7 +20,8 @@ mod steps;
 mod values;
 
 pub use object::VERSION;
-pub use set::{Assignment, Profile, SetError, values};
+pub use remembered::remembered;
+pub use set::{Asked, Assignment, Profile, SetError, values};
 pub use steps::{found, install};
 pub use values::{Cni, Controller, Crds, Image, Log, Node, Resources, Values};
 
@@ -32,7 +34,7 @@ pub const NAMESPACE: &str = "warren-system";
 pub fn objects(values: &Values, namespace: &str) -> Vec<Value> {
     let mut objects = vec![self::namespace(namespace)];
     objects.extend(crds::objects(values));
-    objects.extend(rbac::objects(namespace));
+    objects.extend(rbac::objects(values, namespace));
     objects.extend(controller::objects(values, namespace));
     objects.extend(node::objects(values, namespace));
     objects

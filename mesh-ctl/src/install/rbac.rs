@@ -7,11 +7,11 @@
 use serde_json::{Value, json};
 
 use super::object::{cluster_meta, meta};
-use super::{controller, node};
+use super::{Values, controller, node};
 use crate::webhook;
 
 /// The accounts and their rights.
-pub(super) fn objects(namespace: &str) -> Vec<Value> {
+pub(super) fn objects(values: &Values, namespace: &str) -> Vec<Value> {
     let name = controller::NAME;
     let of =
         |kind: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
@@ -21,7 +21,7 @@ pub(super) fn objects(namespace: &str) -> Vec<Value> {
         account(node::NAME, namespace),
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": cluster_meta(name), "rules": cluster_rules(),
+            "metadata": cluster_meta(name), "rules": cluster_rules(values),
         }),
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
@@ -87,8 +87,8 @@ fn waypoint_rules() -> Vec<Value> {
 
 const READ: [&str; 3] = ["get", "list", "watch"];
 
-fn cluster_rules() -> Vec<Value> {
-    vec![
+fn cluster_rules(values: &Values) -> Vec<Value> {
+    let mut rules = vec![
         rule(
             "",
             &["namespaces", "nodes", "pods", "serviceaccounts", "services"],
@@ -166,7 +166,12 @@ fn cluster_rules() -> Vec<Value> {
             webhook::NAME,
             &["get", "patch"],
         ),
-    ]
+    ];
+    if values.taint {
+        // Nothing but a taint is taken off; Kubernetes cannot limit it to that.
+        rules.push(rule("", &["nodes"], &["patch"]));
+    }
+    rules
 }
 
 fn rules() -> Vec<Value> {

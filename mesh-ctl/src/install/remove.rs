@@ -23,7 +23,7 @@ use super::{
     cluster::{Cluster, MANAGED_BY, MANAGER, title},
     controller, crds, node,
     object::PART_OF,
-    objects,
+    objects, remembered,
 };
 use crate::webhook;
 
@@ -188,6 +188,7 @@ fn removed(values: &Values, namespace: &str) -> Vec<Value> {
         .collect();
     let written = [
         ("v1", "ConfigMap", "warren-root"),
+        ("v1", "ConfigMap", remembered::NAME),
         ("coordination.k8s.io/v1", "Lease", controller::NAME),
     ];
     all.extend(written.map(|(version, kind, name)| {

@@ -177,23 +177,94 @@ pub fn values(
     files: &[(String, String)],
     assignments: Vec<Assignment>,
 ) -> Result<Values, SetError> {
-    let mut values = document("values.yaml", DEFAULTS)?;
-    merge(&mut values, document(profile.name(), profile.text())?);
-    for (name, text) in files {
-        merge(&mut values, document(name, text)?);
-    }
-    for assignment in assignments {
-        assignment.apply(&mut values)?;
-    }
-    checked(values)
+    Asked::default()
+        .with(Some(profile), files, assignments)?
+        .values()
 }
 
-fn document(what: &str, text: &str) -> Result<Value, SetError> {
+/// What a user asks for: a profile, and what is different from it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// The set of values to begin with.
+    pub profile: Profile,
+    /// What is set about it, as a mapping; `null` takes a field away.
+    pub changes: Value,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            profile: Profile::default(),
+            changes: Value::Object(Map::new()),
+        }
+    }
+}
+
+impl Asked {
+    /// The same with more on top: what is asked for later wins, and a profile stays unless one is given.
+    pub fn with(
+        mut self,
+        profile: Option<Profile>,
+        files: &[(String, String)],
+        assignments: Vec<Assignment>,
+    ) -> Result<Self, SetError> {
+        self.profile = profile.unwrap_or(self.profile);
+        for (name, text) in files {
+            lay_over(&mut self.changes, document(name, text)?);
+        }
+        for assignment in assignments {
+            assignment.apply(&mut self.changes)?;
+        }
+        Ok(self)
+    }
+
+    /// All values, checked.
+    pub fn values(&self) -> Result<Values, SetError> {
+        let mut values = document("values.yaml", DEFAULTS)?;
+        let profile = document(self.profile.name(), self.profile.text())?;
+        merge(&mut values, profile);
+        merge(&mut values, self.changes.clone());
+        checked(values)
+    }
+
+    /// The paths of what is set.
+    pub fn paths(&self) -> Vec<String> {
+        fn walk(at: &Value, path: &str, found: &mut Vec<String>) {
+            match at {
+                Value::Object(fields) if !fields.is_empty() => {
+                    for (name, value) in fields {
+                        let dot = if path.is_empty() { "" } else { "." };
+                        walk(value, &format!("{path}{dot}{name}"), found);
+                    }
+                }
+                _ if path.is_empty() => {}
+                _ => found.push(path.to_owned()),
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.changes, "", &mut found);
+        found
+    }
+}
+
+pub(super) fn document(what: &str, text: &str) -> Result<Value, SetError> {
     let value: Value = serde_saphyr::from_str(text).map_err(|e| invalid(what, &e))?;
     match value {
         Value::Null => Ok(Value::Object(Map::new())),
         Value::Object(_) => Ok(value),
         _ => Err(invalid(what, &"it is no mapping")),
+    }
+}
+
+/// One set of changes over another: what takes a field away is kept, for what will be below.
+fn lay_over(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (name, value) in from {
+                lay_over(into.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
     }
 }
 
@@ -220,7 +291,7 @@ fn checked(values: Value) -> Result<Values, SetError> {
     Ok(checked)
 }
 
-fn invalid(what: &str, why: &dyn std::fmt::Display) -> SetError {
+pub(super) fn invalid(what: &str, why: &dyn std::fmt::Display) -> SetError {
     SetError::Invalid {
         what: what.to_owned(),
         why: why.to_string(),

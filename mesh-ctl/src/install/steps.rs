@@ -6,12 +6,13 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::{
-    Values,
+    Asked, Values,
     cluster::{Change, Cluster, title},
     controller, crds,
     object::PART_OF,
     objects,
     owner::Found,
+    remembered,
 };
 
 /// What there is of an installation.
@@ -30,18 +31,23 @@ pub async fn found(cluster: &Cluster) -> anyhow::Result<Found> {
     })
 }
 
-/// Makes every object so; `say` hears of each. With `dry` the API server only says what it would do. Says how many
-/// objects changed.
+/// Makes every object so, and remembers what was asked for; `say` hears of each. With `dry` the API server only says
+/// what it would do. Says how many objects changed.
 pub async fn install(
     cluster: &Cluster,
-    values: &Values,
+    asked: &Asked,
     dry: bool,
     mut say: impl FnMut(&str),
 ) -> anyhow::Result<usize> {
+    let values = &asked.values()?;
     let istio: Vec<String> = crds::istio().iter().map(title).collect();
     let mut changed = 0;
     let mut absent = false;
-    for object in objects(values, &cluster.namespace) {
+    let kept = remembered::object(asked, &cluster.namespace)?;
+    for object in objects(values, &cluster.namespace)
+        .into_iter()
+        .chain([kept])
+    {
         let name = title(&object);
         if istio.contains(&name) {
             let there = cluster.get(&object).await?;

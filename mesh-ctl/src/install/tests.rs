@@ -271,6 +271,19 @@ fn no_account_may_read_secrets_or_change_what_users_wrote() {
     );
 }
 
+#[test]
+fn nodes_may_be_changed_only_for_the_taints_sake() {
+    let change_nodes = |written: &[&str]| {
+        let role: ClusterRole = typed(&rendered(written), "ClusterRole", "warren-controller");
+        let rules = role.rules.expect("rules").into_iter();
+        let of_nodes = rules.filter(|r| r.resources.iter().flatten().any(|r| r == "nodes"));
+        let verbs: BTreeSet<String> = of_nodes.flat_map(|r| r.verbs).collect();
+        verbs.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(change_nodes(&[]), "get list watch");
+    assert_eq!(change_nodes(&["taint=true"]), "get list patch watch");
+}
+
 /// Every kind that the controller lists is one that it may list.
 #[test]
 fn every_kind_that_is_read_may_be_read() {

@@ -18,6 +18,8 @@ pub struct Values {
     /// The trust domain of the identities that are signed.
     #[schemars(regex(pattern = r"^[A-Za-z0-9._-]+$"))]
     pub trust_domain: String,
+    /// Whether the controller takes the taint `warren.dev/not-ready` off nodes whose node proxy is ready.
+    pub taint: bool,
     /// Logs of controller and node proxies.
     pub log: Log,
     /// The controller.

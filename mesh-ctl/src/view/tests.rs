@@ -125,11 +125,15 @@ fn only_what_changed_goes_out() {
         cluster.write("pods", Some(&pod("a", "10.0.0.1"))),
         [format!("removeWorkload {b}")]
     );
-    // A namespace that is enrolled changes its pods.
+    // A namespace that is enrolled changes its pods, and the list of such namespaces.
     let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {warren.dev/mesh: enabled}}\n";
     assert_eq!(
         cluster.write("ns", Some(namespace)),
-        [format!("workload {a}"), format!("workloadExtra {a}")]
+        [
+            "mesh cluster.local",
+            &format!("workload {a}"),
+            &format!("workloadExtra {a}")
+        ]
     );
     assert_eq!(
         cluster.write("policy", None),

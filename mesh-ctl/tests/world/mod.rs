@@ -80,6 +80,7 @@ pub async fn run(state: &Path, manifests: &Path, listen: SocketAddr) -> Running 
         trust_domain: "cluster.local".into(),
         leaf_ttl: ttl,
         given: None,
+        taint: false,
     };
     start(options).await.expect("starts")
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariants: renewal begins at half of a certificate's life, give or take a tenth of it; a failed renewal
 //! leaves the old certificate in use and is tried again with growing, jittered pauses; a bounded number of
-//! requests is under way at once.
+//! requests is under way at once; a clock that is set changes what is due, and no pause.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,8 +12,8 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use mesh_model::name::{Identity, NodeName};
-
 use prometheus_client::metrics::{counter::Counter, family::Family};
+use tokio::time::Instant;
 
 use super::{
     Certificates, Credential, Issued, KeyDir, NodeCertificate, Signer,
@@ -47,7 +47,7 @@ pub struct Renewer<S> {
 #[derive(Clone, Copy, Debug)]
 struct Pause {
     failures: u32,
-    until: SystemTime,
+    until: Instant,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -207,7 +207,7 @@ impl<S: Signer> Renewer<S> {
             whose,
             Pause {
                 failures,
-                until: self.certificates.now() + pause,
+                until: Instant::now() + pause,
             },
         );
     }
@@ -244,9 +244,13 @@ impl<S: Signer> Renewer<S> {
 
     fn after_pause(&self, whose: &Option<Identity>, by_life: Option<SystemTime>) -> SystemTime {
         let by_life = by_life.unwrap_or(SystemTime::UNIX_EPOCH);
-        self.pauses
-            .get(whose)
-            .map_or(by_life, |p| p.until.max(by_life))
+        let Some(pause) = self.pauses.get(whose) else {
+            return by_life;
+        };
+        match pause.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => by_life,
+            left => by_life.max(self.certificates.now() + left),
+        }
     }
 
     fn until_next_due(&self) -> Duration {

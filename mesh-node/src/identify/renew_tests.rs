@@ -2,7 +2,7 @@
 
 use std::sync::{
     Mutex,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+    atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst},
 };
 
 use super::*;
@@ -13,6 +13,7 @@ struct Ca {
     life: Duration,
     broken: Mutex<bool>,
     calls: AtomicUsize,
+    now: fn() -> SystemTime,
 }
 
 #[derive(Clone)]
@@ -36,7 +37,7 @@ impl Signer for FakeSigner {
             "spiffe://cluster.local/warren/node/n1".to_owned(),
             ToString::to_string,
         );
-        let now = SystemTime::now();
+        let now = (self.0.now)();
         let leaf = Leaf {
             // Dated back far further than it lives, as CAs do for clocks that are late.
             from: now - Duration::from_secs(300),
@@ -48,7 +49,12 @@ impl Signer for FakeSigner {
 }
 
 fn ca(life: Duration) -> FakeSigner {
+    ca_by(SystemTime::now, life)
+}
+
+fn ca_by(now: fn() -> SystemTime, life: Duration) -> FakeSigner {
     FakeSigner(Arc::new(Ca {
+        now,
         authority: Authority::new("ca"),
         life,
         broken: Mutex::new(false),
@@ -177,4 +183,81 @@ fn times_are_spread_and_bounded() {
     assert_eq!(pause(1, LONGEST_PAUSE, 0.0), FIRST_PAUSE / 2);
     assert_eq!(pause(1_000_000, LONGEST_PAUSE, 1.0), LONGEST_PAUSE);
     assert_eq!(pause(1_000_000, LONGEST_WITHOUT, 1.0), LONGEST_WITHOUT);
+}
+
+/// The time plus what a test has set the clock ahead by, in seconds.
+fn set_by(ahead: &AtomicI64) -> SystemTime {
+    let ahead = ahead.load(SeqCst);
+    let by = Duration::from_secs(ahead.unsigned_abs());
+    match ahead >= 0 {
+        true => SystemTime::now() + by,
+        false => SystemTime::now() - by,
+    }
+}
+
+const DAY: i64 = 86_400;
+
+#[tokio::test]
+async fn a_clock_that_jumps_past_the_end_fails_closed_and_is_made_good_at_once() {
+    static AHEAD: AtomicI64 = AtomicI64::new(0);
+    fn clock() -> SystemTime {
+        set_by(&AHEAD)
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let signer = ca_by(clock, Duration::from_secs(3600));
+    let certificates = Certificates::new(clock);
+    let web = identity("shop", "web");
+    let _held = certificates.hold(&web);
+    let keys = KeyDir::open(dir.path()).expect("writable");
+    let metrics = Metrics::new();
+    let renewer = Renewer::new(certificates.clone(), keys, signer, "n1".into(), &metrics);
+    let task = tokio::spawn(renewer.run());
+    let first = within("a certificate", certificates.server(&web)).await;
+    // Time for the renewer to see that nothing is due, and to sleep for as long as it ever does.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    AHEAD.store(2 * DAY, SeqCst);
+    assert_eq!(
+        certificates.try_server(&web).err(),
+        Some(mesh_model::reason::Reason::NoCertificate),
+        "an expired certificate is never used"
+    );
+    // Without being woken the renewer would sleep longer than this waits.
+    let second = within("a new certificate", certificates.server(&web)).await;
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert!(certificates.node().is_some_and(|n| n.not_after > clock()));
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_back_makes_no_pause_longer() {
+    static AHEAD: AtomicI64 = AtomicI64::new(0);
+    fn clock() -> SystemTime {
+        set_by(&AHEAD)
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let signer = ca_by(clock, Duration::from_secs(3600));
+    *signer.0.broken.lock().expect("not poisoned") = true;
+    let certificates = Certificates::new(clock);
+    let web = identity("shop", "web");
+    let _held = certificates.hold(&web);
+    let keys = KeyDir::open(dir.path()).expect("writable");
+    let metrics = Metrics::new();
+    let renewer = Renewer::new(
+        certificates.clone(),
+        keys,
+        signer.clone(),
+        "n1".into(),
+        &metrics,
+    );
+    let task = tokio::spawn(renewer.run());
+    let asked = async {
+        while signer.0.calls.load(SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("requests that fail", asked).await;
+    AHEAD.store(-DAY, SeqCst);
+    *signer.0.broken.lock().expect("not poisoned") = false;
+    within("a certificate", certificates.server(&web)).await;
+    task.abort();
 }

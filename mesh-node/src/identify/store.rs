@@ -45,6 +45,8 @@ struct Entry {
     server: Option<Arc<ServerConfig>>,
     clients: HashMap<Box<[Identity]>, Arc<ClientConfig>>,
     failure: Option<String>,
+    /// Somebody wanted the certificate after its end.
+    missed: bool,
     /// Counts the certificates and roots that configurations were made from.
     generation: u64,
 }
@@ -116,7 +118,7 @@ impl Certificates {
             .entries
             .get_mut(identity)
             .ok_or(Reason::NoCertificate)?;
-        let own = entry.usable(self.now())?;
+        let own = self.usable(entry)?;
         if let Some(config) = &entry.server {
             return Ok(config.clone());
         }
@@ -138,7 +140,7 @@ impl Certificates {
             .entries
             .get_mut(identity)
             .ok_or(Reason::NoCertificate)?;
-        let own = entry.usable(self.now())?;
+        let own = self.usable(entry)?;
         if let Some(config) = entry.clients.get(expected) {
             return Ok(config.clone());
         }
@@ -165,6 +167,7 @@ impl Certificates {
         let entry = state.entries.entry(issued.identity.clone()).or_default();
         entry.current = Some(Arc::new(issued));
         entry.failure = None;
+        entry.missed = false;
         entry.forget_configs();
         drop(state);
         self.touch();
@@ -271,6 +274,20 @@ impl Certificates {
         state.entries.iter().map(line).collect()
     }
 
+    /// The certificate, unless it has expired. The first who finds it expired wakes whoever renews: one that was not
+    /// replaced in time may have expired at once, by a clock that was set.
+    fn usable(&self, entry: &mut Entry) -> Result<Arc<Issued>, Reason> {
+        let own = entry.current.clone().ok_or(Reason::NoCertificate)?;
+        if self.now() > own.not_after {
+            entry.forget_configs();
+            if !std::mem::replace(&mut entry.missed, true) {
+                self.touch();
+            }
+            return Err(Reason::NoCertificate);
+        }
+        Ok(own)
+    }
+
     async fn wait<T>(&self, get: impl Fn() -> Option<T>) -> T {
         let mut changes = self.changes();
         loop {
@@ -294,15 +311,6 @@ impl Certificates {
 }
 
 impl Entry {
-    fn usable(&mut self, now: SystemTime) -> Result<Arc<Issued>, Reason> {
-        let own = self.current.clone().ok_or(Reason::NoCertificate)?;
-        if now > own.not_after {
-            self.forget_configs();
-            return Err(Reason::NoCertificate);
-        }
-        Ok(own)
-    }
-
     fn forget_configs(&mut self) {
         self.generation += 1;
         self.server = None;
