@@ -19,6 +19,8 @@ use mesh_model::{
 use mesh_translate::{Severity, Status};
 use serde::Serialize;
 
+mod request;
+
 use super::Form;
 use crate::{
     status::{line_of, object_of},
@@ -45,6 +47,8 @@ pub struct Args {
     /// The folder of manifests.
     #[arg(long, value_name = "DIR")]
     manifests: PathBuf,
+    #[command(flatten)]
+    request: request::Request,
     /// How to show the answer.
     #[arg(short, long, value_name = "FORM", default_value = "table")]
     output: Form,
@@ -60,6 +64,8 @@ struct Answer {
     notes: Vec<String>,
     /// One explanation for each address that was meant.
     explanations: Vec<Explanation>,
+    /// What decides about the request, once for each address.
+    requests: Vec<request::Decided>,
     /// Where the policies that have a say were read.
     places: BTreeMap<String, String>,
 }
@@ -70,9 +76,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         source,
         destination,
         manifests,
+        request,
         output,
     } = args;
-    let answer = match ask(&manifests, &source, &destination) {
+    let answer = match ask(&manifests, &source, &destination, &request) {
         Ok(answer) => answer,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -83,22 +90,32 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(answer.code()))
 }
 
-fn ask(manifests: &Path, source: &str, destination: &str) -> anyhow::Result<Answer> {
+fn ask(
+    manifests: &Path,
+    source: &str,
+    destination: &str,
+    request: &request::Request,
+) -> anyhow::Result<Answer> {
     let mut view = View::default();
     view.apply(read_folder(manifests)?);
     let refresh = view.refresh().unwrap_or_default();
     let (mesh, _) = Mesh::empty().apply(refresh.changes);
     let source = workload(&mesh, source)?;
-    let explanations: Vec<Explanation> = destinations(&mesh, &source, destination)?
-        .into_iter()
-        .map(|dialed| explain::connection(&mesh, &source, dialed))
+    let dialed = destinations(&mesh, &source, destination)?;
+    let explanations: Vec<Explanation> = dialed
+        .iter()
+        .map(|dialed| explain::connection(&mesh, &source, *dialed))
         .collect();
+    let mut requests = Vec::new();
+    for dialed in dialed {
+        requests.extend(request::decide(&mesh, &source, dialed, request)?);
+    }
     let statuses: BTreeMap<ObjectRef, Status> = refresh
         .statuses
         .into_iter()
         .filter_map(|(object, status)| Some((object, status?)))
         .collect();
-    let mut notes = Vec::new();
+    let mut notes = request::meanings(request);
     let enrolled = mesh
         .extra(&source.uid)
         .is_some_and(|extra| extra.enrolment == Enrolment::Enrolled);
@@ -119,11 +136,13 @@ fn ask(manifests: &Path, source: &str, destination: &str) -> anyhow::Result<Answ
     }
     let passes = explanations
         .iter()
-        .any(|explanation| explanation.ways.iter().any(passes));
+        .any(|explanation| explanation.ways.iter().any(passes))
+        && (requests.is_empty() || requests.iter().any(|r| r.answered));
     Ok(Answer {
         passes,
         notes,
         explanations,
+        requests,
         places,
     })
 }
@@ -185,6 +204,7 @@ impl Answer {
         for explanation in &self.explanations {
             text.push_str(&explanation.to_string());
         }
+        self.requests.iter().for_each(|r| r.write(&mut text));
         for (policy, place) in &self.places {
             let _ = writeln!(text, "where: {policy} is at {place}");
         }

@@ -82,7 +82,13 @@ impl Manifests {
     }
 
     fn ask(&self, source: &str, destination: &str) -> Result<Answer, String> {
-        ask(self.0.path(), source, destination).map_err(|e| format!("{e:#}"))
+        ask(
+            self.0.path(),
+            source,
+            destination,
+            &request::Request::default(),
+        )
+        .map_err(|e| format!("{e:#}"))
     }
 
     /// The table, with the folder's name left out.
@@ -218,7 +224,8 @@ fn unknown_names_are_answered_with_a_hint() {
         "pod/shop/web-1",
         "a pod needs a port: write pod/shop/web-1:80",
     );
-    assert!(ask(Path::new("/nowhere"), "a", "b").is_err());
+    let no_request = request::Request::default();
+    assert!(ask(Path::new("/nowhere"), "a", "b", &no_request).is_err());
 }
 
 #[test]
@@ -241,4 +248,114 @@ fn programs_read_the_same() {
     let yaml: serde_json::Value =
         serde_saphyr::from_str(&answer.render(Form::Yaml).expect("YAML")).expect("YAML");
     assert_eq!(yaml, json);
+}
+
+const ROUTES: &str = r#"
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web]
+  http:
+  - name: jason
+    match: [{headers: {end-user: {exact: jason}}, uri: {prefix: /cart}}]
+    timeout: 2s
+    retries: {attempts: 3, perTryTimeout: 1s, retryOn: 5xx}
+    fault: {delay: {percentage: {value: 0.1}, fixedDelay: 5s}}
+    route: [{destination: {host: web, subset: v2}}]
+  - name: cart
+    match: [{uri: {prefix: /cart}}]
+    route: [{destination: {host: web}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec:
+  host: web
+  trafficPolicy:
+    connectionPool: {tcp: {maxConnections: 3}, http: {http1MaxPendingRequests: 3}}
+    outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 3m, maxEjectionPercent: 100}
+  subsets: [{name: v1, labels: {version: v1}}]
+"#;
+
+/// What is said of a request, with what follows from each.
+#[test]
+fn a_request_is_explained_by_the_rule_that_takes_it() {
+    let manifests = Manifests::new(&[ROUTES]);
+    let check = |request: &str, header: &[&str], passes: bool, parts: &[&str]| {
+        let asked = request::Request {
+            request: Some(request.to_owned()),
+            header: header.iter().map(|h| (*h).to_owned()).collect(),
+            flags: Vec::new(),
+        };
+        let answer = ask(manifests.0.path(), "shop/client", "shop/web:80", &asked);
+        let answer = answer.expect("an answer");
+        let text = answer.table();
+        assert_eq!(answer.passes, passes, "{text}");
+        for part in parts {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+    };
+    check(
+        "GET /cart/../cart/1?x=1",
+        &[],
+        true,
+        &[
+            "request GET /cart/1?x=1 for web:80",
+            "rule VirtualService/shop/web#jason: header end-user is not there",
+            "rule VirtualService/shop/web#cart: decides",
+            "at most 3 connections of each waypoint, then 503, UO",
+            "is left out for 180s after 1 answers of 5xx in a row, at most 100 % of them",
+            "the service has no waypoint",
+        ],
+    );
+    check(
+        "/cart",
+        &["end-user: jason"],
+        false,
+        &[
+            "rule VirtualService/shop/web#jason: decides",
+            "no destination rule defines the subset v2",
+            "the whole request may take 2s, then 504, UT",
+            "3 more tries, 1s each",
+            "0.1 % of such requests are delayed on purpose",
+        ],
+    );
+    check("POST /other", &[], false, &["=> 404: none of the rules"]);
+    for (request, header, expect) in [
+        ("GET /a%00", "", "would be answered 400"),
+        ("GET /", "nothing", "is no header"),
+    ] {
+        let asked = request::Request {
+            request: Some(request.to_owned()),
+            header: vec![header.to_owned()]
+                .into_iter()
+                .filter(|h| !h.is_empty())
+                .collect(),
+            flags: Vec::new(),
+        };
+        let error = ask(manifests.0.path(), "shop/client", "shop/web:80", &asked);
+        let error = format!("{:#}", error.expect_err("no request"));
+        assert!(error.contains(expect), "{error}");
+    }
+}
+
+#[test]
+fn flags_of_the_log_are_said_in_words() {
+    let manifests = Manifests::new(&[]);
+    let asked = request::Request {
+        flags: vec!["URX".to_owned(), "UF".to_owned(), "XX".to_owned()],
+        ..request::Request::default()
+    };
+    let answer = ask(manifests.0.path(), "shop/client", "shop/web:80", &asked);
+    let notes = answer.expect("an answer").notes;
+    assert!(
+        notes[0].starts_with("URX: the last of the tries"),
+        "{notes:?}"
+    );
+    assert!(
+        notes[1].starts_with("UF: 503: an endpoint could not be connected to"),
+        "{notes:?}"
+    );
+    assert_eq!(notes[2], "XX: is no flag that waypoints use");
 }
