@@ -56,7 +56,9 @@ pub async fn keep(
     mut leads: watch::Receiver<bool>,
     told: watch::Sender<Troubles>,
 ) {
-    let mut keeper = Keeper::new(client);
+    // Where the installation is, the node proxies' DaemonSet is too.
+    let namespace = client.default_namespace().to_owned();
+    let mut keeper = Keeper::new(client, namespace);
     let mut ticks = interval(LOOK);
     loop {
         tokio::select! {
@@ -84,6 +86,8 @@ pub async fn keep(
 /// What was made, and what is remembered of it.
 struct Keeper {
     client: Client,
+    /// The installation's namespace.
+    namespace: String,
     /// What was written last, and when.
     written: HashMap<(Kind, String, String), (Value, Instant)>,
     node: Option<(Value, Instant)>,
@@ -96,9 +100,10 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(client: Client) -> Self {
+    fn new(client: Client, namespace: String) -> Self {
         Self {
             client,
+            namespace,
             written: HashMap::new(),
             node: None,
             parameters: HashMap::new(),
@@ -108,8 +113,7 @@ impl Keeper {
     }
 
     fn forget(&mut self) {
-        let client = self.client.clone();
-        *self = Self::new(client);
+        *self = Self::new(self.client.clone(), std::mem::take(&mut self.namespace));
     }
 
     /// Goes one step for each waypoint. Returns what could not be done.
@@ -159,7 +163,7 @@ impl Keeper {
             let api = api(
                 &self.client,
                 ("apps/v1", "DaemonSet", "daemonsets"),
-                mesh_translate::HOME,
+                &self.namespace,
             );
             let found = bounded(api.get_opt(NODE)).await;
             match (found, &mut self.node) {
@@ -172,7 +176,7 @@ impl Keeper {
                 (Ok(None), None) => {
                     return Err(format!(
                         "DaemonSet {}/{NODE}, whose image waypoints run, is not there",
-                        mesh_translate::HOME
+                        self.namespace
                     ));
                 }
                 (Err(error), None) => return Err(format!("DaemonSet {NODE}: {error}")),

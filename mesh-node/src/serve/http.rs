@@ -33,7 +33,11 @@ use mesh_model::{
     resilience::{Abort, Fault},
     route::http::{Action, Asked, Found, Rule},
 };
-use tokio::sync::oneshot;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::oneshot,
+    time::timeout,
+};
 
 use self::{forward::Forward, head::Head};
 use super::{
@@ -56,6 +60,8 @@ const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
 const HEADERS: u32 = 64 << 10;
 /// How long the head of a request may take once its connection is idle (Envoy's `idle_timeout`).
 const IDLE: Duration = Duration::from_secs(3600);
+/// How long a client may take to end its side of a connection that was ended here.
+const LINGER: Duration = Duration::from_secs(5);
 /// What is kept of a request's body for another try, in bytes (Envoy's `per_connection_buffer_limit_bytes` is larger).
 const KEPT: usize = 256 << 10;
 
@@ -142,8 +148,15 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
 async fn finish(session: &Rc<Session>, mut near: Io, read: Bytes, place: Place) {
     let upgraded = session.upgraded.borrow_mut().take();
     let Some(upgraded) = upgraded else {
-        // A peer that is gone needs no orderly end.
-        let _ = tokio::io::AsyncWriteExt::shutdown(&mut near).await;
+        // A peer that is gone needs no orderly end. Another ends its side once it has read ours; were it reset before, it
+        // might lose what it has not read yet.
+        let ending = async {
+            near.shutdown().await?;
+            let mut rest = [0; 512];
+            while near.read(&mut rest).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        let _ = timeout(LINGER, ending).await;
         return;
     };
     let Ok((far, first)) = upgraded.await else {

@@ -46,7 +46,7 @@ impl World {
         server.put(DAEMON_SETS, node);
         Self {
             server,
-            keeper: Keeper::new(client),
+            keeper: Keeper::new(client, HOME.to_owned()),
             others: Vec::new(),
         }
     }
