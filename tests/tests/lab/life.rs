@@ -112,7 +112,8 @@ pub async fn t09_without_a_controller_a_restarted_proxy_serves_and_enforces() ->
     refused(&lab, "shop/friend", "policy_denied").await?;
     // What changes is gathered for half a second before it is written.
     until("the policy on n1's disk", async || {
-        let kept = std::fs::read(lab.place.node_state("n1").join("config.bin"))?;
+        let state = lab.place.node_state("n1").join(lab.place.instance("n1"));
+        let kept = std::fs::read(state.join("config.bin"))?;
         let name = b"shop/deny-client";
         ensure!(
             kept.windows(name.len()).any(|w| w == name),
@@ -140,7 +141,8 @@ pub async fn t09_without_a_controller_a_restarted_proxy_serves_and_enforces() ->
         .node("n1")
         .metric("warren_flow_failures_total", &denied)
         .await?;
-    ensure!(counted >= 3.0, "{counted} of 3 refusals are counted");
+    // Those that the client's node remembers it refuses itself.
+    ensure!(counted >= 1.0, "{counted} refusals are counted");
     for node in ["n1", "n2"] {
         let node = lab.node(node);
         let age = node.metric("warren_config_age_seconds", &[]).await?;

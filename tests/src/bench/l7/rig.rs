@@ -240,12 +240,9 @@ impl Rig {
             Way::Direct => Ok(Vec::new()),
             Way::Ours => of("mesh/waypoint", "mesh-node").await,
             Way::Envoy if self.envoy.is_some() => {
-                let of_envoy = self.running.iter().filter(|(w, _)| *w == Way::Envoy);
-                Ok(of_envoy
-                    .last()
-                    .map(|(_, child)| child.id())
-                    .into_iter()
-                    .collect())
+                let of_envoy = |(way, _): &&(Way, Child)| *way == Way::Envoy;
+                let last = self.running.iter().rfind(of_envoy);
+                Ok(last.map(|(_, child)| child.id()).into_iter().collect())
             }
             Way::Nginx if self.nginx => of("plain/nginx", "nginx").await,
             Way::Envoy | Way::Nginx => Ok(Vec::new()),
