@@ -137,16 +137,22 @@ pub async fn t09_without_a_controller_a_restarted_proxy_serves_and_enforces() ->
             "the policy is forgotten"
         );
     }
-    let counted = lab
-        .node("n1")
-        .metric("warren_flow_failures_total", &denied)
-        .await?;
     // Those that the client's node remembers it refuses itself.
-    ensure!(counted >= 1.0, "{counted} refusals are counted");
+    until("the refusals in the metrics", async || {
+        let n1 = lab.node("n1");
+        let counted = n1.metric("warren_flow_failures_total", &denied).await?;
+        ensure!(counted >= 1.0, "{counted} refusals are counted");
+        Ok(())
+    })
+    .await?;
     for node in ["n1", "n2"] {
         let node = lab.node(node);
-        let age = node.metric("warren_config_age_seconds", &[]).await?;
-        ensure!(age > 0.0, "the configuration's age is {age} s");
+        until("an age of the configuration", async || {
+            let age = node.metric("warren_config_age_seconds", &[]).await?;
+            ensure!(age > 0.0, "the configuration's age is {age} s");
+            Ok(())
+        })
+        .await?;
         let signed = [("result", "ok")];
         let signed = node
             .metric("warren_certificate_requests_total", &signed)
