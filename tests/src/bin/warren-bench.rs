@@ -1,12 +1,12 @@
 //! The benchmark as a program; `cargo xtask bench` builds what it needs and runs it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use mesh_tests::{
-    bench::{self, Options, Subject, app},
-    out,
+    bench::{self, Findings, Options, Subject, app},
+    kube, out,
 };
 
 /// Measures the ways from pod to pod against each other.
@@ -21,6 +21,8 @@ struct Cli {
 enum What {
     /// The L4 mesh: direct, same node, across nodes, Envoy.
     L4(L4),
+    /// The mesh on a cluster: a label to mutual TLS, memory and CPU of its parts, 10,000 pods.
+    Kube(Kube),
     /// The application that is measured; the benchmark starts it in pods.
     #[command(hide = true)]
     App {
@@ -47,15 +49,69 @@ struct L4 {
     /// Steady rounds of each row.
     #[arg(long)]
     rounds: Option<usize>,
+    #[command(flatten)]
+    shown: Shown,
+    /// The lab's name.
+    #[arg(long, default_value = "bench")]
+    name: String,
+}
+
+#[derive(clap::Args)]
+struct Kube {
+    /// Only these: label, usage, crowd.
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
+    /// Running pods that a label takes into the mesh.
+    #[arg(long, default_value_t = 100)]
+    pods: usize,
+    /// How often that is done.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Pods that no kubelet runs.
+    #[arg(long, default_value_t = 10_000)]
+    crowd: usize,
+    /// Services of those.
+    #[arg(long, default_value_t = 1000)]
+    services: usize,
+    /// Changes of which the latency is taken.
+    #[arg(long, default_value_t = 100)]
+    changes: usize,
+    /// Seconds for which memory and CPU are looked at, each time.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    #[command(flatten)]
+    shown: Shown,
+}
+
+/// Where what was found goes.
+#[derive(clap::Args)]
+struct Shown {
     /// How to print what was found.
     #[arg(short, long, default_value = "table")]
     output: Output,
     /// Write it as JSON to this file too.
     #[arg(long)]
     out: Option<PathBuf>,
-    /// The lab's name.
-    #[arg(long, default_value = "bench")]
-    name: String,
+}
+
+impl Shown {
+    fn show(&self, found: &Findings) -> Result<ExitCode> {
+        let json = found.to_json();
+        if let Some(file) = &self.out {
+            std::fs::write(file, format!("{json:#}\n"))
+                .with_context(|| format!("writing {}", file.display()))?;
+        }
+        match self.output {
+            Output::Table => out::print(found.to_table())?,
+            Output::Json => out::line(format_args!("{json:#}"))?,
+        }
+        // A lost comparison is a result; what did not work is not.
+        Ok(if found.failed.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -100,31 +156,29 @@ fn run() -> Result<ExitCode> {
             runtime.block_on(app::serve(port))?;
             Ok(ExitCode::SUCCESS)
         }
-        What::L4(args) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()?;
-            runtime.block_on(l4(&args))
-        }
+        What::L4(args) => threaded()?.block_on(l4(&args)),
+        What::Kube(args) => threaded()?.block_on(cluster(&args)),
     }
 }
 
+fn threaded() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Ok(builder.worker_threads(2).enable_all().build()?)
+}
+
 async fn l4(args: &L4) -> Result<ExitCode> {
-    let found = bench::run(args.options()?).await?;
-    let json = found.to_json();
-    if let Some(file) = &args.out {
-        std::fs::write(file, format!("{json:#}\n"))
-            .with_context(|| format!("writing {}", file.display()))?;
-    }
-    match args.output {
-        Output::Table => out::print(found.to_table())?,
-        Output::Json => out::line(format_args!("{json:#}"))?,
-    }
-    // A lost comparison is a result; what did not work is not.
-    Ok(if found.failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    args.shown.show(&bench::run(args.options()?).await?)
+}
+
+async fn cluster(args: &Kube) -> Result<ExitCode> {
+    let options = kube::bench::Options {
+        rows: args.rows.clone(),
+        pods: args.pods,
+        rounds: args.rounds,
+        crowd: args.crowd,
+        services: args.services,
+        changes: args.changes,
+        time: Duration::from_secs(args.seconds),
+    };
+    args.shown.show(&kube::bench::run(options).await?)
 }

@@ -43,6 +43,7 @@ fn main() -> ExitCode {
             life::a_rollout_of_every_node_proxy_loses_no_request,
             life::an_upgrade_under_load_loses_nothing,
             outage::without_a_controller_pods_go_on,
+            outage::without_an_api_server_pods_go_on,
             absent::without_a_node_proxy_enrolled_pods_wait_and_others_start,
             outage::a_killed_node_proxy_is_missed_and_nothing_else,
             outage::t07_a_node_comes_back_in_the_mesh,
