@@ -46,6 +46,8 @@ fn main() -> ExitCode {
             outage::without_an_api_server_pods_go_on,
             absent::without_a_node_proxy_enrolled_pods_wait_and_others_start,
             outage::a_killed_node_proxy_is_missed_and_nothing_else,
+            outage::a_node_proxy_without_memory_is_missed_and_nothing_else,
+            outage::restored_objects_are_in_force_again,
             outage::t07_a_node_comes_back_in_the_mesh,
             life::uninstalling_restores_every_node,
         ],

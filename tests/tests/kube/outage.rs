@@ -146,6 +146,47 @@ pub async fn a_killed_node_proxy_is_missed_and_nothing_else() -> Result<()> {
     .await
 }
 
+/// The same when it is the kernel that kills it, for want of memory: its container may have little more than it has, and
+/// streams are opened until that is not enough.
+pub async fn a_node_proxy_without_memory_is_missed_and_nothing_else() -> Result<()> {
+    Space::with("starved", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        space.apply(&Space::echo("echo", &nodes[0])).await?;
+        space.ready("echo").await?;
+        let (pod, id, before) = node_proxy(space, &nodes[0]).await?;
+        space.cluster.starve(&id, 2 << 20)?;
+        let streams = ["--seconds", "20", "streams", "echo:9000", "--count", "2000"];
+        space
+            .apply(&Space::load("hunger", &nodes[1], &streams))
+            .await?;
+        let what = "the node proxy to be killed for want of memory";
+        space
+            .cluster
+            .until(what, 60, async || {
+                let found = space
+                    .cluster
+                    .json(&["-n", SYSTEM, "get", "pod", &pod])
+                    .await?;
+                let container = &found["status"]["containerStatuses"][0];
+                let last = &container["lastState"]["terminated"];
+                ensure!(
+                    container["restartCount"].as_u64() > Some(before)
+                        && last["reason"] == "OOMKilled",
+                    "{container}"
+                );
+                Ok(())
+            })
+            .await?;
+        space
+            .kubectl(&["delete", "pod", "hunger", "--wait=false"])
+            .await?;
+        served_again(space, &nodes, &nodes[0]).await?;
+        policy_held(space).await?;
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
+}
+
 /// The name of a node's proxy, its container, and how often that was started again.
 async fn node_proxy(space: &Space, node: &str) -> Result<(String, String, u64)> {
     let of = format!("spec.nodeName={node},status.phase=Running");
@@ -193,6 +234,39 @@ async fn served_again(space: &Space, nodes: &[String; 2], killed: &str) -> Resul
         space.tally(asker)?.since(at).flawless(20)?;
     }
     Ok(())
+}
+
+/// Objects that are those of a backup again: connections go on, and what holds is what the backup says, although the
+/// controller had seen what came later.
+pub async fn restored_objects_are_in_force_again() -> Result<()> {
+    Space::with("restored", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+        space.cluster.save_objects().await?;
+        space
+            .kubectl(&["delete", "authorizationpolicy", "nobody"])
+            .await?;
+        space.is_answered("barred").await?;
+        space.cluster.restore_objects().await?;
+        let recovered = space.recovered().await;
+        let at = space.tally("barred")?;
+        let what = "barred to be refused again";
+        let refused = space.cluster.until(what, 30, async || {
+            let seen = space.tally("barred")?.since(&at);
+            let last = seen.failed.len() >= 20 && seen.ok == 0;
+            ensure!(last, "{seen}");
+            Ok(())
+        });
+        refused.await?;
+        recovered?;
+        for (node, before) in nodes.iter().zip(&before) {
+            let seen = space.tally(node)?.since(before);
+            println!("while objects were restored, {node}: {seen}");
+            seen.flawless(100)?;
+        }
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
 }
 
 /// T07: a node whose power is cut comes back with its pods in the mesh, and never had one of them out of it.
