@@ -72,7 +72,7 @@ pub struct Service {
     #[prost(string, repeated, tag = "5")]
     pub visible_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mesh {
     #[prost(string, tag = "1")]
     pub trust_domain: ::prost::alloc::string::String,
