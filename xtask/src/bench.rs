@@ -1,11 +1,11 @@
 //! `cargo xtask bench`: builds the benchmark with optimisation and runs it.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Subcommand;
 
-use crate::{ebpf, provision, root, step};
+use crate::{kube, provision, root, step};
 
 /// Measure.
 #[derive(Debug, clap::Args)]
@@ -28,24 +28,27 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// On a cluster: from a label to enforced mutual TLS, memory and CPU of every part, 10,000 pods and 1,000 services.
+    Kube {
+        /// Handed to the benchmark: `--rows`, `--pods`, `--crowd`, `-o table|json`, `--out FILE`; `--help` tells more.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// Builds, then runs the benchmark; its exit status says whether everything worked, not who won.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let (which, words) = match &args.what {
-        What::L4 { words } => ("l4", words),
-        What::L7 { words } => ("l7", words),
-    };
+    match &args.what {
+        What::L4 { words } => in_the_lab("l4", words),
+        What::L7 { words } => in_the_lab("l7", words),
+        What::Kube { words } => cluster(words),
+    }
+}
+
+fn in_the_lab(which: &str, words: &[String]) -> Result<ExitCode> {
     step::timed("preparing", || {
         provision::require_lab()?;
-        ebpf::run(&ebpf::Args::default())?;
-        step::run(step::cargo()?.args([
-            "build",
-            "--release",
-            "--locked",
-            "--workspace",
-            "--bins",
-        ]))?;
+        step::build_programs(true)?;
         // What deciding costs is measured by the model's own example.
         step::run(step::cargo()?.args([
             "build",
@@ -57,9 +60,31 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             "policy_cost",
         ]))
     })?;
-    let program = step::built()?
-        .with_file_name("release")
-        .join("warren-bench");
-    let mut command = root::command(&program, "the benchmark runs in the lab")?;
+    let mut command = root::command(&program()?, "the benchmark runs in the lab")?;
     step::hand_over(command.arg(which).args(words))
+}
+
+/// In a cluster that is started for it and removed after it, whatever becomes of it.
+fn cluster(words: &[String]) -> Result<ExitCode> {
+    step::timed("preparing", provision::require_lab)?;
+    let cluster = kube::Cluster::start(true)?;
+    let mut command = root::command(&program()?, "the benchmark enters the cluster's networks")?;
+    let measured = command
+        .arg("kube")
+        .args(words)
+        .envs(cluster.environment()?)
+        .status()
+        .with_context(|| format!("starting {}", step::show(&command)));
+    let removed = cluster.remove();
+    let measured = measured?;
+    removed?;
+    Ok(if measured.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn program() -> Result<PathBuf> {
+    Ok(step::built_as(true)?.join("warren-bench"))
 }

@@ -18,7 +18,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     step::timed("preparing", || {
         provision::require_lab()?;
-        step::build_programs()
+        step::build_programs(false)
     })?;
     let program = step::built()?.join("warren-demo");
     let mut command = root::command(

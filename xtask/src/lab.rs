@@ -28,7 +28,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // A lab that runs is used with the programs it was started with.
     if first == Some("up") && !helps {
         provision::require_lab()?;
-        step::build_programs()?;
+        step::build_programs(false)?;
     } else if !program.exists() {
         step::run(step::cargo()?.args(["build", "--locked", "--workspace", "--bins"]))?;
     }

@@ -73,14 +73,22 @@ pub fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Where cargo puts what it builds with the dev profile.
 pub fn built() -> Result<PathBuf> {
+    built_as(false)
+}
+
+/// Where cargo puts what it builds, with optimisation or with the dev profile.
+pub fn built_as(release: bool) -> Result<PathBuf> {
     let target =
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    Ok(workspace()?.join(target).join("debug"))
+    let profile = if release { "release" } else { "debug" };
+    Ok(workspace()?.join(target).join(profile))
 }
 
 /// Builds every program of the workspace, the kernel's first.
-pub fn build_programs() -> Result<()> {
+pub fn build_programs(release: bool) -> Result<()> {
     crate::ebpf::run(&crate::ebpf::Args::default()).context("the lab needs the kernel programs")?;
     // The whole workspace, so that features are the same as in the tests and nothing is compiled twice.
-    run(cargo()?.args(["build", "--locked", "--workspace", "--bins"]))
+    let mut build = cargo()?;
+    build.args(["build", "--locked", "--workspace", "--bins"]);
+    run(build.args(release.then_some("--release")))
 }

@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn prepare_lab() -> Result<()> {
     provision::for_tests()?;
-    step::build_programs()
+    step::build_programs(false)
 }
 
 fn unit(args: &Args, why_skip: &str) -> Result<()> {
@@ -120,7 +120,7 @@ fn unit(args: &Args, why_skip: &str) -> Result<()> {
 
 /// In a cluster that is started for the tests and removed after them, whatever becomes of them.
 fn kube(args: &Args) -> Result<()> {
-    let cluster = kube::Cluster::start()?;
+    let cluster = kube::Cluster::start(false)?;
     let tested = run_programs(
         args.filter.as_deref(),
         |name| name == "kube",

@@ -50,6 +50,21 @@ pid_of() {
   [ -n "$since" ] && [ "$(born "$pid")" = "$since" ] && echo "$pid"
 }
 
+# Kills a part of the control plane, and keeps how it was started for `start_again`.
+stop() {
+  local pid
+  pid=$(pid_of "$1") || { say "$1 is not running"; return 1; }
+  cp "/proc/$pid/cmdline" "$KUBE_STATE/$1.args"
+  kill -KILL "$pid"
+  wait_until 10 "the end of $1" is_gone "$pid"
+}
+is_gone() { ! [ -e "/proc/$1/exe" ]; }
+start_again() {
+  local words
+  mapfile -d '' -t words <"$KUBE_STATE/$1.args"
+  start "$1" "${words[@]}"
+}
+
 kubectl() { KUBECONFIG=$KUBE_STATE/admin.conf ip netns exec "$cp_ns" "$bin/kubectl" "$@"; }
 
 # Runs a command inside a node's namespaces.

@@ -15,7 +15,7 @@ mod round;
 mod row;
 mod subject;
 mod table;
-mod usage;
+pub(crate) mod usage;
 mod world;
 
 use std::{
@@ -37,7 +37,7 @@ use self::{
 };
 pub use self::{
     subject::{GROUPS, Subject},
-    table::Findings,
+    table::{Fact, Findings},
 };
 use crate::{interrupt::unless_interrupted, lab::place::LabName, peers::envoy};
 

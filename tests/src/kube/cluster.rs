@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::SYSTEM;
+use super::{SYSTEM, process};
 use crate::lab::suite;
 
 /// Set by `cargo xtask test kube`: where the cluster's programs are, and where it keeps its state.
@@ -64,6 +64,11 @@ impl Cluster {
             parts: told(PARTS)?,
             state: told(STATE)?,
         })
+    }
+
+    /// Where it keeps its state.
+    pub(super) fn state(&self) -> &Path {
+        &self.state
     }
 
     /// The nodes' names.
@@ -139,6 +144,22 @@ impl Cluster {
         self.done("node-up", &[node]).await
     }
 
+    /// Stops the API server, or starts it again as it ran.
+    pub async fn api_server(&self, on: bool) -> Result<()> {
+        self.done("apiserver", &[if on { "on" } else { "off" }])
+            .await
+    }
+
+    /// Keeps a copy of all objects as they are now.
+    pub async fn save_objects(&self) -> Result<()> {
+        self.done("etcd", &["save"]).await
+    }
+
+    /// Makes the objects again what they were when they were saved, as from a backup of etcd.
+    pub async fn restore_objects(&self) -> Result<()> {
+        self.done("etcd", &["restore"]).await
+    }
+
     /// Kills a container's processes; `id` as the API has it. It takes no API server.
     pub async fn kill_container(&self, node: &str, id: &str) -> Result<()> {
         let id = id.rsplit('/').next().unwrap_or(id);
@@ -152,6 +173,23 @@ impl Cluster {
             said.err.trim()
         );
         Ok(())
+    }
+
+    /// Lets a container have only so many bytes more than it has; `id` as the API has it.
+    pub fn starve(&self, id: &str, more: u64) -> Result<()> {
+        let id = id.rsplit('/').next().unwrap_or(id);
+        let (_, group) =
+            process::of(id).with_context(|| format!("container {id} has no process"))?;
+        let group = group.with_context(|| format!("container {id} has no memory cgroup"))?;
+        let (used, limit) = match group.join("memory.current").exists() {
+            true => ("memory.current", "memory.max"),
+            false => ("memory.usage_in_bytes", "memory.limit_in_bytes"),
+        };
+        let used = fs::read_to_string(group.join(used))?;
+        let most: u64 = used.trim().parse::<u64>()? + more;
+        let file = group.join(limit);
+        fs::write(&file, most.to_string())
+            .with_context(|| format!("writing {most} to {}", file.display()))
     }
 
     /// Every line that Warren's pods of this name have written on a node, the oldest first.

@@ -13,6 +13,11 @@ impl Cluster {
             .await
     }
 
+    /// Upgrades what is installed, saying no more than this of its values, and waits until it serves.
+    pub async fn upgrade(&self, words: &[&str]) -> Result<()> {
+        self.mesh_ctl(&[&["upgrade"], words].concat()).await
+    }
+
     /// Restores every node and removes Warren.
     pub async fn uninstall(&self) -> Result<()> {
         self.mesh_ctl(&["uninstall"]).await

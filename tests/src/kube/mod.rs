@@ -3,11 +3,16 @@
 //! Invariants: the cluster is made and removed by `cargo xtask test kube`, never from here; every wait has a bound, and
 //! an error says what was waited for and what was seen last.
 
+mod api;
+pub mod bench;
 mod cluster;
 mod install;
+mod process;
+mod recovery;
 mod space;
 mod traffic;
 
+pub use api::Api;
 pub use cluster::{Cluster, Said, reason_to_skip};
 pub use space::Space;
 pub use traffic::Tally;

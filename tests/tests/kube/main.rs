@@ -3,6 +3,7 @@
 //! Run them by `cargo xtask test kube [filter]`, which starts a cluster and loads Warren's images; without one each is
 //! printed as ignored, with the reason.
 
+mod absent;
 mod enrol;
 mod life;
 mod outage;
@@ -45,7 +46,11 @@ fn main() -> ExitCode {
             life::a_rollout_of_every_node_proxy_loses_no_request,
             life::an_upgrade_under_load_loses_nothing,
             outage::without_a_controller_pods_go_on,
+            outage::without_an_api_server_pods_go_on,
+            absent::without_a_node_proxy_enrolled_pods_wait_and_others_start,
             outage::a_killed_node_proxy_is_missed_and_nothing_else,
+            outage::a_node_proxy_without_memory_is_missed_and_nothing_else,
+            outage::restored_objects_are_in_force_again,
             outage::t07_a_node_comes_back_in_the_mesh,
             life::uninstalling_restores_every_node,
         ],

@@ -11,6 +11,10 @@ use mesh_tests::kube::{SYSTEM, Space};
 use super::workloads::ENROLLED;
 
 const URL: &str = "http://web/status/200";
+/// How long the API server is away: longer than the controller's lease (15 s), the memory of accepted tokens (10 s) and
+/// the first pauses of whoever tries again. What takes longer, such as the end of a certificate, is tested with injected
+/// time.
+const AWAY: Duration = Duration::from_secs(30);
 /// A server on the first node, and askers of it on both, named after where they are.
 async fn world(space: &Space) -> Result<[String; 2]> {
     let nodes = space.cluster.nodes()?;
@@ -85,49 +89,181 @@ pub async fn without_a_controller_pods_go_on() -> Result<()> {
     .await
 }
 
-/// A node proxy that is killed, as for want of memory, is started again: meanwhile connections are refused, never made in
-/// plaintext, and then served.
+/// Without an API server the same; kubelets start containers again all the same.
+pub async fn without_an_api_server_pods_go_on() -> Result<()> {
+    Space::with("headless", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+        let barred = space.container("barred").await?;
+        space.cluster.api_server(false).await?;
+        let outage = async {
+            space.cluster.kill_container(&barred.0, &barred.1).await?;
+            tokio::time::sleep(AWAY).await;
+            for (node, before) in nodes.iter().zip(&before) {
+                let seen = space.tally(node)?.since(before);
+                println!("without an API server, {node}: {seen}");
+                seen.flawless(100)?;
+            }
+            policy_held(space).await
+        };
+        let outcome = outage.await;
+        space.cluster.api_server(true).await?;
+        // Whatever came of it, later tests need a cluster that does what it is told.
+        let recovered = space.recovered().await;
+        outcome?;
+        recovered?;
+        // A change that is made afterwards takes effect: the watches are there again.
+        space
+            .kubectl(&["delete", "authorizationpolicy", "nobody"])
+            .await?;
+        let at = space.tally("barred")?;
+        space
+            .cluster
+            .until("an answer to barred", 120, async || {
+                let seen = space.tally("barred")?.since(&at);
+                ensure!(seen.ok > 0, "{seen}");
+                Ok(())
+            })
+            .await?;
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
+}
+
+/// A node proxy that is killed is started again: meanwhile connections are refused, never made in plaintext, and then
+/// served.
 pub async fn a_killed_node_proxy_is_missed_and_nothing_else() -> Result<()> {
     Space::with("killed", ENROLLED, async |space| {
         let nodes = world(space).await?;
-        for (killed, node) in nodes.iter().enumerate() {
-            let of = format!("spec.nodeName={node},status.phase=Running");
-            let args = [
-                "-n",
-                SYSTEM,
-                "get",
-                "pods",
-                "-l",
-                "app.kubernetes.io/name=warren-node",
-                "--field-selector",
-                &of,
-            ];
-            let pods = space.cluster.json(&args).await?;
-            let id = pods["items"][0]["status"]["containerStatuses"][0]["containerID"].as_str();
-            let id = id.context("the node proxy has a container")?;
-            space.cluster.kill_container(node, id).await?;
-            let at = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
-            for (asker, at) in nodes.iter().zip(&at) {
-                let what = format!("{asker} to be served after the proxy of {node} was killed");
-                space
-                    .cluster
-                    .until(&what, 30, async || {
-                        let seen = space.tally(asker)?.since(at);
-                        ensure!(seen.ok >= 100, "{seen}");
-                        Ok(())
-                    })
-                    .await?;
-                let seen = space.tally(asker)?.since(at);
-                println!("proxy {killed} killed, {asker}: {seen}");
-            }
-            // All is over: from here on nothing fails.
-            let at = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            for (asker, at) in nodes.iter().zip(&at) {
-                space.tally(asker)?.since(at).flawless(20)?;
-            }
+        for node in &nodes {
+            let (_, id, _) = node_proxy(space, node).await?;
+            space.cluster.kill_container(node, &id).await?;
+            served_again(space, &nodes, node).await?;
         }
         policy_held(space).await?;
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
+}
+
+/// The same when it is the kernel that kills it, for want of memory: its container may have little more than it has, and
+/// streams are opened until that is not enough.
+pub async fn a_node_proxy_without_memory_is_missed_and_nothing_else() -> Result<()> {
+    Space::with("starved", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        space.apply(&Space::echo("echo", &nodes[0])).await?;
+        space.ready("echo").await?;
+        let (pod, id, before) = node_proxy(space, &nodes[0]).await?;
+        space.cluster.starve(&id, 2 << 20)?;
+        let streams = ["--seconds", "20", "streams", "echo:9000", "--count", "2000"];
+        space
+            .apply(&Space::load("hunger", &nodes[1], &streams))
+            .await?;
+        let what = "the node proxy to be killed for want of memory";
+        space
+            .cluster
+            .until(what, 60, async || {
+                let found = space
+                    .cluster
+                    .json(&["-n", SYSTEM, "get", "pod", &pod])
+                    .await?;
+                let container = &found["status"]["containerStatuses"][0];
+                let last = &container["lastState"]["terminated"];
+                ensure!(
+                    container["restartCount"].as_u64() > Some(before)
+                        && last["reason"] == "OOMKilled",
+                    "{container}"
+                );
+                Ok(())
+            })
+            .await?;
+        space
+            .kubectl(&["delete", "pod", "hunger", "--wait=false"])
+            .await?;
+        served_again(space, &nodes, &nodes[0]).await?;
+        policy_held(space).await?;
+        nothing_in_the_clear(space, &nodes[0]).await
+    })
+    .await
+}
+
+/// The name of a node's proxy, its container, and how often that was started again.
+async fn node_proxy(space: &Space, node: &str) -> Result<(String, String, u64)> {
+    let of = format!("spec.nodeName={node},status.phase=Running");
+    let args = [
+        "-n",
+        SYSTEM,
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/name=warren-node",
+        "--field-selector",
+        &of,
+    ];
+    let pods = space.cluster.json(&args).await?;
+    let (pod, container) = (
+        &pods["items"][0],
+        &pods["items"][0]["status"]["containerStatuses"][0],
+    );
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let name = text(&pod["metadata"]["name"]);
+    let id = text(&container["containerID"]);
+    let (name, id) = name.zip(id).context("the node proxy has a container")?;
+    Ok((name, id, container["restartCount"].as_u64().unwrap_or(0)))
+}
+
+/// All askers are answered again within seconds, and from then on nothing fails.
+async fn served_again(space: &Space, nodes: &[String; 2], killed: &str) -> Result<()> {
+    let at = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+    for (asker, at) in nodes.iter().zip(&at) {
+        let what = format!("{asker} to be served after the proxy of {killed} was killed");
+        space
+            .cluster
+            .until(&what, 30, async || {
+                let seen = space.tally(asker)?.since(at);
+                ensure!(seen.ok >= 100, "{seen}");
+                Ok(())
+            })
+            .await?;
+        let seen = space.tally(asker)?.since(at);
+        println!("proxy of {killed} killed, {asker}: {seen}");
+    }
+    let at = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for (asker, at) in nodes.iter().zip(&at) {
+        space.tally(asker)?.since(at).flawless(20)?;
+    }
+    Ok(())
+}
+
+/// Objects that are those of a backup again: connections go on, and what holds is what the backup says, although the
+/// controller had seen what came later.
+pub async fn restored_objects_are_in_force_again() -> Result<()> {
+    Space::with("restored", ENROLLED, async |space| {
+        let nodes = world(space).await?;
+        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+        space.cluster.save_objects().await?;
+        space
+            .kubectl(&["delete", "authorizationpolicy", "nobody"])
+            .await?;
+        space.is_answered("barred").await?;
+        space.cluster.restore_objects().await?;
+        let recovered = space.recovered().await;
+        let at = space.tally("barred")?;
+        let what = "barred to be refused again";
+        let refused = space.cluster.until(what, 30, async || {
+            let seen = space.tally("barred")?.since(&at);
+            let last = seen.failed.len() >= 20 && seen.ok == 0;
+            ensure!(last, "{seen}");
+            Ok(())
+        });
+        refused.await?;
+        recovered?;
+        for (node, before) in nodes.iter().zip(&before) {
+            let seen = space.tally(node)?.since(before);
+            println!("while objects were restored, {node}: {seen}");
+            seen.flawless(100)?;
+        }
         nothing_in_the_clear(space, &nodes[0]).await
     })
     .await

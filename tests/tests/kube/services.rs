@@ -1,4 +1,4 @@
-//! Services of every kind, who may reach what is behind them, and pods that start while their node proxy is away.
+//! Services of every kind, and who may reach what is behind them.
 
 use anyhow::{Result, ensure};
 use mesh_tests::kube::Space;

@@ -88,9 +88,22 @@ pub struct Args {
     /// Which image.
     #[arg(value_enum, default_value = "all")]
     name: Name,
+    /// With optimisation, as for use and for measurements.
+    #[arg(long)]
+    release: bool,
     /// The folder for the tar files; `target/images` unless given.
     #[arg(long)]
     out: Option<PathBuf>,
+}
+
+impl Args {
+    /// All images, with optimisation or without.
+    pub fn all(release: bool) -> Self {
+        Self {
+            release,
+            ..Self::default()
+        }
+    }
 }
 
 /// Builds the programs and writes the images.
@@ -98,7 +111,7 @@ pub fn run(args: &Args) -> Result<()> {
     if !root::on_path("strip") {
         provision::packages(&["binutils"])?;
     }
-    step::build_programs()?;
+    step::build_programs(args.release)?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => usual_place()?,
@@ -112,7 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
             reference: &reference,
             entrypoint: &[&format!("/{}", recipe.programs[0])],
             user: recipe.user,
-            content: content(recipe, &step::built()?, &stripped)?,
+            content: content(recipe, &step::built_as(args.release)?, &stripped)?,
         };
         let written = image.write(&tar)?;
         let size = written.size / (1 << 20);

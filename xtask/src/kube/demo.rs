@@ -64,7 +64,7 @@ spec:
 
 /// Runs it; the cluster goes afterwards, unless it is to be kept.
 pub fn run(keep: bool) -> Result<()> {
-    let cluster = Cluster::start()?;
+    let cluster = Cluster::start(false)?;
     let outcome = show();
     if keep {
         println!(

@@ -166,11 +166,12 @@ pub fn missing(lenient: bool) -> Option<String> {
 
 impl Cluster {
     /// Builds what is missing, starts two nodes, and loads Warren's images. What is left of an earlier one goes first.
-    pub fn start() -> Result<Self> {
+    /// `release`: with images of optimised programs, for measurements.
+    pub fn start(release: bool) -> Result<Self> {
         if let Some(why) = missing(false) {
             bail!("{why}");
         }
-        crate::image::run(&crate::image::Args::default())?;
+        crate::image::run(&crate::image::Args::all(release))?;
         down()?;
         if let Err(e) = up(2).and_then(|()| load_all()) {
             // Its own failure would hide why there is something to remove.
