@@ -27,6 +27,7 @@ mod programs;
 mod reuse;
 mod samples;
 mod secrecy;
+mod seeds;
 mod trust;
 mod tunnel;
 mod vanish;
@@ -113,5 +114,8 @@ fn main() -> ExitCode {
         waypoint::requests_are_split_by_weight_and_seen_as_the_clients,
         waypoint::faults_and_retries_of_a_waypoint,
         waypoint::policies_mean_the_client_and_nothing_goes_around_a_waypoint,
+        seeds::shares_are_as_the_articles_say,
+        seeds::a_circuit_breaker_leaves_out_who_misbehaves,
+        seeds::faults_and_copies_are_as_many_as_the_articles_say,
     ])
 }

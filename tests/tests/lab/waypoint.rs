@@ -128,7 +128,7 @@ async fn ask(lab: &Lab, path: &str) -> Result<Asked> {
 }
 
 /// The bounds in which the number of hits of `n` tries at `share` is, but for one time in a million.
-fn bounds(n: u32, share: f64) -> RangeInclusive<u32> {
+pub fn bounds(n: u32, share: f64) -> RangeInclusive<u32> {
     // As a logarithm: the first chances are less than a float can be.
     let (mut chance, mut below) = (f64::from(n) * (1.0 - share).ln(), 0.0);
     let (mut low, mut high) = (None, n);
