@@ -115,6 +115,7 @@ fn main() -> ExitCode {
         waypoint::faults_and_retries_of_a_waypoint,
         waypoint::policies_mean_the_client_and_nothing_goes_around_a_waypoint,
         seeds::shares_are_as_the_articles_say,
+        seeds::tries_and_time_are_bounded_as_the_articles_say,
         seeds::a_circuit_breaker_leaves_out_who_misbehaves,
         seeds::faults_and_copies_are_as_many_as_the_articles_say,
     ])

@@ -2,7 +2,7 @@
 //!
 //! Invariant: whatever is drawn at random is held to bounds that it leaves once in a million runs.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mesh_tests::lab::{Lab, node::sum_metric, suite};
 
 use super::{
@@ -206,6 +206,93 @@ pub async fn shares_are_as_the_articles_say() -> Result<()> {
         "{first} and {second} calls are logged"
     );
     within("goods-service", first, 400, 0.8)
+}
+
+/// A whole request has 10 s, a try 2 s, and there are three more of them for what Istio tries again by itself.
+pub async fn tries_and_time_are_bounded_as_the_articles_say() -> Result<()> {
+    let slow = service("ratings").replace(
+        "'rating-service:v1.0.0',",
+        "'httpbin:1', env: [{name: PORT, value: '8080'}],",
+    );
+    let lab = world(&[slow, subsets("ratings"), service("rating")]).await?;
+    lab.apply(seed!("ratings-timeout-retries")).await?;
+    until("the route", async || {
+        let asked = ask(&lab, "http://ratings:8080/status/200").await?;
+        let lines = lab
+            .log_lines(POD, &["route_name=VirtualService/default/ratings"])
+            .await?;
+        ensure!(asked.ok == 1 && !lines.is_empty(), "{asked:?}");
+        Ok(())
+    })
+    .await?;
+    let asked = ask(&lab, "http://ratings:8080/status/503").await?;
+    ensure!(asked.failed == 1, "{asked:?}");
+    let line = lab
+        .log_lines(
+            POD,
+            &["path=/status/503", "attempts=4", "response_flags=URX"],
+        )
+        .await?;
+    println!("{}", line.last().context("no line of four tries")?);
+    // A try that is silent for 2 s is over. Silence is none of what is tried again where nothing says so.
+    let asked = ask(&lab, "http://ratings:8080/delay/5").await?;
+    ensure!(
+        asked.failed == 1 && (2.0..4.0).contains(&asked.seconds),
+        "{asked:?}"
+    );
+    let line = lab
+        .log_lines(
+            POD,
+            &[
+                "path=/delay/5",
+                "response_code=504",
+                "response_flags=UT",
+                "attempts=1",
+            ],
+        )
+        .await?;
+    println!("{}", line.last().context("no line of the silent try")?);
+    // The same object with what it is tried again for: four tries of 2 s are within the 10 s.
+    let silent = seed!("ratings-timeout-retries").replace(
+        "perTryTimeout: 2s}",
+        "perTryTimeout: 2s, retryOn: gateway-error}",
+    );
+    lab.apply(&silent).await?;
+    until("four tries", async || {
+        let asked = ask(&lab, "http://ratings:8080/delay/6").await?;
+        ensure!(
+            asked.failed == 1 && (8.0..10.0).contains(&asked.seconds),
+            "{asked:?}"
+        );
+        Ok(())
+    })
+    .await?;
+    // And the 10 s end what has more tries.
+    lab.apply(&silent.replace("attempts: 3", "attempts: 30"))
+        .await?;
+    until("ten seconds", async || {
+        let asked = ask(&lab, "http://ratings:8080/delay/7").await?;
+        ensure!(
+            asked.failed == 1 && (10.0..12.0).contains(&asked.seconds),
+            "{asked:?}"
+        );
+        Ok(())
+    })
+    .await?;
+    // retryOn: 5xx, with a server that misbehaves.
+    lab.apply(seed!("rating-retry")).await?;
+    misbehave(&lab, "rating-v2").await?;
+    until("retries", async || {
+        let asked = ask(&lab, "http://rating:8080/rate/[1-100]").await?;
+        ensure!(asked.ok == 100 && asked.first == 100, "{asked:?}");
+        Ok(())
+    })
+    .await?;
+    let lines = lab
+        .log_lines(POD, &["path=/rate/", "attempts=2", "response_code=200"])
+        .await?;
+    ensure!(!lines.is_empty(), "no request was tried again");
+    Ok(())
 }
 
 async fn misbehave(lab: &Lab, pod: &str) -> Result<()> {
