@@ -154,6 +154,11 @@ impl Demo {
         times: u32,
         version: fn(&str) -> Option<&'static str>,
     ) -> Result<Bars> {
+        let quoted = |word: &&str| match word.contains(' ') {
+            true => format!("'{word}'"),
+            false => (*word).to_owned(),
+        };
+        let shown = more.iter().map(quoted).collect::<Vec<_>>().join(" ");
         let many = format!("{url}?[1-{BATCH}]");
         let words = [
             &["curl", "-s", "-m", "30", "-w", "\n%{http_code}\n"],
@@ -161,10 +166,7 @@ impl Demo {
             &[&many],
         ]
         .concat();
-        say!(
-            "$ lab exec {who} -- curl -s {} '{url}?[1-{times}]'",
-            more.join(" ")
-        );
+        say!("$ lab exec {who} -- curl -s {} '{url}?[1-{times}]'", shown);
         let mut bars = Bars::new();
         while bars.total() < times {
             let ran = self.lab.exec(who, &words).await?;
