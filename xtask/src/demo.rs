@@ -12,6 +12,18 @@ pub struct Args {
     /// Leave the lab running afterwards, and say how to reach it.
     #[arg(long)]
     keep: bool,
+    /// What to show: connections, or requests through waypoints.
+    #[arg(value_enum, default_value = "l4")]
+    what: What,
+}
+
+/// What to show.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum What {
+    /// Connections: capture, encryption, policy, upgrades.
+    L4,
+    /// Requests: shares, retries, circuit breakers, faults.
+    L7,
 }
 
 /// Builds, then runs the demo; its exit status says whether every step held.
@@ -25,6 +37,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         &program,
         "the demo runs in the lab: network namespaces and kernel programs",
     )?;
+    if let What::L7 = args.what {
+        command.arg("--l7");
+    }
     if args.keep {
         command.arg("--keep");
     }

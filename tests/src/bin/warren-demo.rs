@@ -17,6 +17,9 @@ struct Cli {
     /// Leave the lab running afterwards.
     #[arg(long)]
     keep: bool,
+    /// Show requests through waypoints instead of connections.
+    #[arg(long)]
+    l7: bool,
     /// The lab's name.
     #[arg(long, default_value = "demo")]
     name: String,
@@ -32,6 +35,7 @@ async fn run() -> Result<ExitCode> {
     unless_interrupted(demo::run(Options {
         name: cli.name.parse()?,
         keep: cli.keep,
+        l7: cli.l7,
     }))
     .await
 }

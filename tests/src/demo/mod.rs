@@ -10,6 +10,8 @@ macro_rules! say {
     };
 }
 
+mod bars;
+mod l7;
 mod steps;
 
 use std::{
@@ -43,12 +45,20 @@ pub struct Options {
     pub name: LabName,
     /// Leave the lab running.
     pub keep: bool,
+    /// Show requests through waypoints instead of connections.
+    pub l7: bool,
 }
 
 /// Runs the demo; the exit code says whether all steps held.
 pub async fn run(options: Options) -> Result<ExitCode> {
     let begun = Instant::now();
-    say!("Warren: a two-node cluster of network namespaces, the bookstore, and the mesh.\n");
+    say!(
+        "Warren: a two-node cluster of network namespaces, {}, and the mesh.\n",
+        match options.l7 {
+            true => "two bookstores, a waypoint for each",
+            false => "the bookstore",
+        }
+    );
     let spec = Spec {
         name: options.name.clone(),
         nodes: 2,
@@ -63,7 +73,10 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         lab,
         held: Vec::new(),
     };
-    let outcome = demo.all().await;
+    let outcome = match options.l7 {
+        true => demo.requests().await,
+        false => demo.all().await,
+    };
     let failed = demo.held.iter().filter(|(_, held)| !held).count();
     say!("\n── Summary, after {:.0} s", begun.elapsed().as_secs_f32());
     for (title, held) in &demo.held {
@@ -73,8 +86,13 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         say!("   ✗ the demo broke off: {e:#}");
     }
     if options.keep {
+        let who = if options.l7 {
+            "books/client"
+        } else {
+            "demo/far"
+        };
         say!(
-            "\nThe lab goes on. Try:\n   cargo xtask lab --name {0} ps\n   cargo xtask lab --name {0} exec demo/far -- curl -s http://productpage.bookinfo:9080/api/v1/products\n   cargo xtask lab --name {0} logs -f n1\n   cargo xtask lab --name {0} down",
+            "\nThe lab goes on. Try:\n   cargo xtask lab --name {0} ps\n   cargo xtask lab --name {0} exec {who} -- curl -s http://productpage.bookinfo:9080/api/v1/products\n   cargo xtask lab --name {0} logs -f n1\n   cargo xtask lab --name {0} down",
             options.name
         );
         demo.lab.keep();

@@ -29,6 +29,7 @@ mod programs;
 mod reuse;
 mod samples;
 mod secrecy;
+mod seeds;
 mod trust;
 mod tunnel;
 mod vanish;
@@ -121,5 +122,9 @@ fn main() -> ExitCode {
         automatic::a_gateway_brings_its_waypoint,
         automatic::who_restricts_is_obeyed_from_the_first_moment,
         around::every_way_past_a_waypoint_that_is_demanded_is_refused,
+        seeds::shares_are_as_the_articles_say,
+        seeds::tries_and_time_are_bounded_as_the_articles_say,
+        seeds::a_circuit_breaker_leaves_out_who_misbehaves,
+        seeds::faults_and_copies_are_as_many_as_the_articles_say,
     ])
 }

@@ -43,7 +43,7 @@ const EXTENDED: [&str; 14] = [
 /// Runs the suite, or the one test of it with this name, in a cluster that goes afterwards.
 pub fn run(one: Option<&str>) -> Result<()> {
     let parts = build()?;
-    let cluster = Cluster::start()?;
+    let cluster = Cluster::start(false)?;
     let outcome = prepare(&parts).and_then(|()| suite(&parts, one));
     let removed = cluster.remove();
     outcome.and(removed)
