@@ -74,8 +74,8 @@ spec: {selector: {app: rating}, ports: [{name: http, port: 8080}]}
     [service, &version(1, &nodes[0]), &version(2, &nodes[1])].join("---\n")
 }
 
-/// Two versions, a client, and somebody who asks all the time.
-async fn world(space: &Space) -> Result<()> {
+/// Two versions, a client, and somebody who asks all the time; what came of that until it was answered.
+async fn world(space: &Space) -> Result<Tally> {
     let nodes = space.cluster.nodes()?;
     space.apply(&ratings(&nodes)).await?;
     space.apply(&Space::client("client", &nodes[1])).await?;
@@ -83,7 +83,9 @@ async fn world(space: &Space) -> Result<()> {
     for pod in ["v1", "v2", "client", "asker"] {
         space.ready(pod).await?;
     }
-    space.is_answered("asker").await.map(drop)
+    space.is_answered("asker").await?;
+    // A node learns of an endpoint a moment after it is ready.
+    space.tally("asker")
 }
 
 /// How many of so many requests were answered, and how many of those by the first version.
@@ -141,7 +143,8 @@ fn story(what: &str, tally: &Tally) {
 /// A virtual service brings a waypoint that several replicas share and whose rollout loses nothing; it goes with the rule.
 pub async fn a_rule_brings_a_waypoint_and_takes_it_along() -> Result<()> {
     Space::with("wprule", ENROLLED, async |space| {
-        world(space).await?;
+        let before = world(space).await?;
+        let asked = || anyhow::Ok(space.tally("asker")?.since(&before));
         space.apply(RULES).await?;
         let name = "waypoint-wprule";
         let message = programmed(space, "virtualservice", "rating").await?;
@@ -150,8 +153,8 @@ pub async fn a_rule_brings_a_waypoint_and_takes_it_along() -> Result<()> {
             "{message}"
         );
         split(space).await?;
-        story("until it split", &space.tally("asker")?);
-        space.tally("asker")?.flawless(20)?;
+        story("until it split", &asked()?);
+        asked()?.flawless(20)?;
         let events = space.kubectl(&["get", "events", "-o", "yaml"]).await?;
         ensure!(
             events.contains(name),
@@ -214,8 +217,8 @@ pub async fn a_rule_brings_a_waypoint_and_takes_it_along() -> Result<()> {
         system(&["rollout", "status", &deployment, "--timeout=100s"]).await?;
         let (all, _) = ask(space, 100).await?;
         ensure!(all == 100, "{all} of 100 answered");
-        story("until it was replaced", &space.tally("asker")?);
-        space.tally("asker")?.flawless(50)?;
+        story("until it was replaced", &asked()?);
+        asked()?.flawless(50)?;
         space
             .kubectl(&["delete", "virtualservice", "rating"])
             .await?;
@@ -231,8 +234,8 @@ pub async fn a_rule_brings_a_waypoint_and_takes_it_along() -> Result<()> {
             .await?;
         let (all, _) = ask(space, 50).await?;
         ensure!(all == 50, "{all} of 50 answered without it");
-        story("in the end", &space.tally("asker")?);
-        space.tally("asker")?.flawless(100)
+        story("in the end", &asked()?);
+        asked()?.flawless(100)
     })
     .await
 }
@@ -241,7 +244,8 @@ pub async fn a_rule_brings_a_waypoint_and_takes_it_along() -> Result<()> {
 pub async fn a_gateways_waypoint_is_missed_when_it_is_gone() -> Result<()> {
     Space::with("wpgate", ENROLLED, async |space| {
         space.cluster.apply(GATEWAYS).await?;
-        world(space).await?;
+        let before = world(space).await?;
+        let asked = || anyhow::Ok(space.tally("asker")?.since(&before));
         let parameters = |deployment: &str| {
             format!(
                 "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: more}}\ndata:\n  deployment: |\n    {deployment}\n  \
@@ -269,8 +273,8 @@ spec:
             .await?;
         space.apply(RULES).await?;
         split(space).await?;
-        story("until it split", &space.tally("asker")?);
-        space.tally("asker")?.flawless(20)?;
+        story("until it split", &asked()?);
+        asked()?.flawless(20)?;
         let label = "gateway.networking.k8s.io/gateway-name=wp";
         space
             .cluster
