@@ -149,7 +149,9 @@ fn with() -> Result<Command> {
 
 fn suite(parts: &Parts, one: Option<&str>) -> Result<()> {
     let log = workspace()?.join("target/conformance.log");
-    let report = workspace()?.join("deploy/conformance/report.yaml");
+    let reports = workspace()?.join("deploy/conformance");
+    fs::create_dir_all(&reports).with_context(|| reports.display().to_string())?;
+    let report = reports.join("report.yaml");
     let mut suite = with()?;
     suite.arg(&parts.suite).args([
         "-test.run",
