@@ -7,42 +7,8 @@ use mesh_tests::lab::{Lab, suite};
 
 use super::{
     tunnel::{SOON, until},
-    waypoint::{ask, bounds, weighted},
+    waypoint::{WORLD, ask, bounds, weighted},
 };
-
-/// A client on n2 and two versions of a service, one on each node; nothing about waypoints.
-const WORLD: &str = r#"
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {warren.dev/mesh: enabled}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client, namespace: shop}
-spec: {nodeName: n2, serviceAccountName: client, containers: [{name: c, image: idle}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: v1, namespace: shop, labels: {app: rating, version: v1}}
-spec: {nodeName: n1, serviceAccountName: rating, containers: [{name: c, image: 'rating-service:v1.0.0', ports: [{containerPort: 8080}]}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: v2, namespace: shop, labels: {app: rating, version: v2}}
-spec: {nodeName: n2, serviceAccountName: rating, containers: [{name: c, image: 'rating-service:v2.0.0', ports: [{containerPort: 8080}]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: rating, namespace: shop}
-spec: {selector: {app: rating}, ports: [{name: http, port: 8080}]}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: rating, namespace: shop}
-spec:
-  host: rating
-  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
-"#;
 
 /// The waypoint that is made for the namespace.
 const MADE: &str = "warren-system/waypoint-shop";
@@ -157,11 +123,16 @@ pub async fn a_waypoint_appears_for_a_rule_and_goes_with_it() -> Result<()> {
     .await?;
     goes_through(&lab, MADE, 40).await?;
     println!("{} requests answered until it split", asking.flawless()?);
-    let (reason, text) = programmed(&lab, "VirtualService", "rating")?;
-    ensure!(
-        reason == "Programmed" && text.contains(&format!("go through waypoint {MADE}")),
-        "{text}"
-    );
+    // The controller gathers statuses for a moment before it writes them.
+    until("its status", async || {
+        let (reason, text) = programmed(&lab, "VirtualService", "rating")?;
+        ensure!(
+            reason == "Programmed" && text.contains(&format!("go through waypoint {MADE}")),
+            "{text}"
+        );
+        Ok(())
+    })
+    .await?;
     lab.apply(&weighted(80)).await?;
     until("the second split", async || {
         let asked = ask(&lab, "/rate/[1-40]").await?;
@@ -208,8 +179,12 @@ pub async fn a_gateway_brings_its_waypoint() -> Result<()> {
         !is_there(&lab, MADE).await?,
         "the namespace has one of its own"
     );
-    let (reason, text) = programmed(&lab, "Gateway", "wp")?;
-    ensure!(reason == "Programmed", "{text}");
+    until("the gateway's status", async || {
+        let (reason, text) = programmed(&lab, "Gateway", "wp")?;
+        ensure!(reason == "Programmed", "{text}");
+        Ok(())
+    })
+    .await?;
     lab.delete_pod("shop/wp").await?;
     until("service with another pod", async || {
         let new = lab.status().await?.pod("shop/wp")?.uid.clone();

@@ -10,8 +10,8 @@ use super::{
     tunnel::{SOON, until},
 };
 
-/// A client on n2, the waypoint on n1, and two versions of a service, one on each node.
-const WORLD: &str = r#"
+/// A client on n2 and two versions of a service, one on each node; nothing about waypoints.
+pub const WORLD: &str = r#"
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {warren.dev/mesh: enabled}}
@@ -33,7 +33,7 @@ spec: {nodeName: n2, serviceAccountName: rating, containers: [{name: c, image: '
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: rating, namespace: shop, labels: {warren.dev/use-waypoint: waypoint}}
+metadata: {name: rating, namespace: shop}
 spec: {selector: {app: rating}, ports: [{name: http, port: 8080}]}
 ---
 apiVersion: networking.istio.io/v1
@@ -78,7 +78,11 @@ const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 
 async fn world() -> Result<Lab> {
     let lab = Lab::up(suite::spec()).await?;
-    lab.apply(&[WORLD, WAYPOINT, WAYPOINT_POD].join("---\n"))
+    let world = WORLD.replace(
+        "metadata: {name: rating, namespace: shop}\nspec: {selector",
+        "metadata: {name: rating, namespace: shop, labels: {warren.dev/use-waypoint: waypoint}}\nspec: {selector",
+    );
+    lab.apply(&[&*world, WAYPOINT, WAYPOINT_POD].join("---\n"))
         .await?;
     lab.wait_ready(SOON).await?;
     until("the first answer through the waypoint", async || {
