@@ -23,7 +23,7 @@ use mesh_model::{
         outlier::{Ejections, Failure},
         session_of, warmed,
     },
-    route::http::{Endpoint, endpoints},
+    route::http::{Backend, Endpoint, endpoints},
 };
 use tokio::sync::Notify;
 
@@ -38,6 +38,17 @@ pub struct ClusterKey {
     pub port: u16,
     /// The subset.
     pub subset: Option<Arc<str>>,
+}
+
+impl ClusterKey {
+    /// What a rule's backend names; what it leaves open, and everything where there is none, is as it was addressed.
+    pub fn of(addressed: &ServiceName, port: u16, backend: Option<&Backend>) -> Self {
+        Self {
+            service: backend.map_or(addressed, |b| &b.service).clone(),
+            port: backend.and_then(|b| b.port).unwrap_or(port),
+            subset: backend.and_then(|b| b.subset.clone()),
+        }
+    }
 }
 
 impl std::fmt::Display for ClusterKey {

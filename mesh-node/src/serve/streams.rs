@@ -133,20 +133,10 @@ async fn by_policy(
 ) -> Result<(Link, Option<Joined>), Stopped> {
     let refused = |reason| Stopped::Denied(Denial::new(reason));
     let snapshot = &carry.permitted.snapshot;
-    let key = ClusterKey {
-        service: backend.map_or(&service.name, |b| &b.service).clone(),
-        port: backend.and_then(|b| b.port).unwrap_or(port),
-        subset: backend.and_then(|b| b.subset.clone()),
-    };
+    let key = ClusterKey::of(&service.name, port, backend);
     report.record_mut().service = Some(key.service.clone());
     let cluster = data.shared.clusters.get(&key);
-    let own = &carry.permitted.permit.subject().source;
-    let from = Viewpoint {
-        node: &data.shared.node,
-        locality: &own.locality,
-        cluster: &own.cluster,
-        network: &own.network,
-    };
+    let from = Viewpoint::of(&data.shared.node, &carry.permitted.permit.subject().source);
     let policy = cluster.policy(&snapshot.mesh, snapshot.generation, from);
     let counted = cluster.connections.take(policy.pool.max_connections);
     let counted = counted.ok_or(refused(Reason::Overloaded))?;

@@ -36,6 +36,18 @@ pub struct Viewpoint<'a> {
     pub network: &'a NetworkId,
 }
 
+impl<'a> Viewpoint<'a> {
+    /// That of a workload that runs on `node`.
+    pub fn of(node: &'a NodeName, workload: &'a Workload) -> Self {
+        Self {
+            node,
+            locality: &workload.locality,
+            cluster: &workload.cluster,
+            network: &workload.network,
+        }
+    }
+}
+
 /// How well an endpoint fits a preference: the number of leading scopes in which it equals the client.
 /// `None` when it must not be used at all.
 pub fn rank(balancing: &Balancing, from: &Viewpoint<'_>, endpoint: &Workload) -> Option<usize> {

@@ -170,7 +170,7 @@ impl<'a> Forward<'a> {
     fn kept<'b>(&self, backends: &'b [Backend], session: u64) -> Option<&'b Backend> {
         let snapshot = &self.permitted.snapshot;
         let shared = &self.session.data.shared;
-        let from = viewpoint(&shared.node, &self.permitted.permit.subject().source);
+        let from = Viewpoint::of(&shared.node, &self.permitted.permit.subject().source);
         let now = std::time::Instant::now();
         let has = |backend: &&Backend| {
             let cluster = shared.clusters.get(&self.key(Some(backend)));
@@ -184,11 +184,7 @@ impl<'a> Forward<'a> {
     }
 
     fn key(&self, backend: Option<&Backend>) -> ClusterKey {
-        ClusterKey {
-            service: backend.map_or(&self.service.name, |b| &b.service).clone(),
-            port: backend.and_then(|b| b.port).unwrap_or(self.port),
-            subset: backend.and_then(|b| b.subset.clone()),
-        }
+        ClusterKey::of(&self.service.name, self.port, backend)
     }
 
     /// The way to a backend, or to the service itself.
@@ -205,7 +201,7 @@ impl<'a> Forward<'a> {
         let declared = declared.ok_or(Local::NO_CLUSTER)?.protocol;
         let shared = &self.session.data.shared;
         let cluster = shared.clusters.get(&key);
-        let from = viewpoint(&shared.node, &self.permitted.permit.subject().source);
+        let from = Viewpoint::of(&shared.node, &self.permitted.permit.subject().source);
         let policy = cluster.policy(&snapshot.mesh, snapshot.generation, from);
         let same = self.session.h2;
         let h2 = match declared {
@@ -332,15 +328,6 @@ fn shadow(authority: &str) -> String {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => format!("{host}-shadow:{port}"),
         _ => format!("{authority}-shadow"),
-    }
-}
-
-fn viewpoint<'a>(node: &'a mesh_model::name::NodeName, own: &'a Workload) -> Viewpoint<'a> {
-    Viewpoint {
-        node,
-        locality: &own.locality,
-        cluster: &own.cluster,
-        network: &own.network,
     }
 }
 

@@ -13,6 +13,8 @@ use mesh_model::{
         policy::{Match, StringMatch},
     },
     reason::Reason,
+    resilience::{Destination, Subset, TrafficPolicy},
+    route::http::Selector,
     testing::cast as testing,
 };
 use tokio::{
@@ -375,5 +377,24 @@ fn through(ip: IpAddr) -> Option<mesh_model::mesh::GatewayAddress> {
             },
         ),
         hbone_port: 15008,
+    })
+}
+
+/// A destination rule of `shop/db`: the same for the service and for each of two versions.
+fn destination(policy: TrafficPolicy) -> Change {
+    let policy = Arc::new(policy);
+    let subset = |name: &str| Subset {
+        name: name.into(),
+        selector: Selector(format!("version={name}").into()),
+        policy: policy.clone(),
+        ports: Box::default(),
+    };
+    Change::Destination(Destination {
+        service: testing::service_name("shop", "db"),
+        by: "shop/db".into(),
+        policy: policy.clone(),
+        ports: Box::default(),
+        subsets: Box::new([subset("v1"), subset("v2")]),
+        features: Box::default(),
     })
 }

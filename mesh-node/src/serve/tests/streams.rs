@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use mesh_model::{
     mesh::{AppProtocol, Change, MtlsMode},
-    resilience::{Destination, Outlier, Pool, Subset, TrafficPolicy},
+    resilience::{Outlier, Pool, TrafficPolicy},
     route::{
-        http::{Backend, Filters, RouteSet, Routes, Selector},
+        http::{Backend, Filters, RouteSet, Routes},
         stream::{StreamAction, StreamMatch, StreamRule},
     },
     testing::cast as testing,
@@ -72,21 +72,7 @@ async fn world(net: &str, protocol: AppProtocol) -> World {
 
 impl World {
     fn destination(&self, policy: TrafficPolicy) {
-        let policy = Arc::new(policy);
-        let subset = |name: &str| Subset {
-            name: name.into(),
-            selector: Selector(format!("version={name}").into()),
-            policy: policy.clone(),
-            ports: Box::default(),
-        };
-        self.node.state.apply([Change::Destination(Destination {
-            service: testing::service_name("shop", "db"),
-            by: "shop/db".into(),
-            policy: policy.clone(),
-            ports: Box::default(),
-            subsets: Box::new([subset("v1"), subset("v2")]),
-            features: Box::default(),
-        })]);
+        self.node.state.apply([destination(policy)]);
     }
 
     fn streams(&self, rules: Vec<StreamRule>) {

@@ -6,6 +6,7 @@
 use http::{HeaderValue, Response};
 use hyper::body::Incoming;
 use mesh_model::{
+    balance::Viewpoint,
     name::WorkloadUid,
     reason::Reason,
     resilience::{Affinity, Retries, retry::Outcome, session_of},
@@ -13,7 +14,7 @@ use mesh_model::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Asking, FOREVER, Failed, Message, Way, viewpoint};
+use super::{Asking, FOREVER, Failed, Message, Way};
 use crate::{
     exchange::{Counted, Kept, Key, Local, Opened, Picked, Reply, Wish},
     observe::RequestGuard,
@@ -171,7 +172,7 @@ impl Way {
         };
         let snapshot = &self.permitted.snapshot;
         let shared = &self.session.data.shared;
-        let from = viewpoint(&shared.node, &self.permitted.permit.subject().source);
+        let from = Viewpoint::of(&shared.node, &self.permitted.permit.subject().source);
         let view = (&snapshot.mesh, snapshot.generation, from);
         let now = Instant::now().into_std();
         let picked = self.cluster.pick(view, hash, wish, now);

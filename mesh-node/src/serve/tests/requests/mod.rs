@@ -23,11 +23,11 @@ use mesh_model::{
     mesh::{AppProtocol, Change, MtlsMode},
     resilience::{
         Abort, Affinity, AffinityKey, Destination, Fault, HashTable, LoadBalancing, Outlier, Pool,
-        Retries, RetryOn, Share, Simple, Subset, TrafficPolicy, Warmup, Weighing,
+        Retries, RetryOn, Share, Simple, TrafficPolicy, Warmup, Weighing,
     },
     route::http::{
         Action, Backend, Cors, Filters, HeaderEdits, Match, Mirror, PathMatch, PathRewrite,
-        Pattern, Redirect, Respond, Rewrite, RouteSet, Routes, Rule, Selector, Text,
+        Pattern, Redirect, Respond, Rewrite, RouteSet, Routes, Rule, Text,
     },
     testing::cast as testing,
 };
@@ -262,21 +262,7 @@ async fn world_on(node: Node, net: &str, protocol: AppProtocol) -> World {
 
 impl World {
     fn destination(&self, policy: TrafficPolicy) {
-        let policy = Arc::new(policy);
-        let subset = |name: &str| Subset {
-            name: name.into(),
-            selector: Selector(format!("version={name}").into()),
-            policy: policy.clone(),
-            ports: Box::default(),
-        };
-        self.node.state.apply([Change::Destination(Destination {
-            service: testing::service_name("shop", "db"),
-            by: "shop/db".into(),
-            policy: policy.clone(),
-            ports: Box::default(),
-            subsets: Box::new([subset("v1"), subset("v2")]),
-            features: Box::default(),
-        })]);
+        self.node.state.apply([destination(policy)]);
     }
 
     fn routes(&self, rules: Vec<Rule>) {
