@@ -107,26 +107,19 @@ impl Resources {
     }
 }
 
-/// What is written to an object.
-#[derive(Clone, Debug, PartialEq)]
-struct Said {
-    /// Null for routes.
-    conditions: Value,
-    /// What is said of a route's parents; null for everybody else.
-    parents: Value,
-    /// Where a gateway is reached; null for everybody else.
-    addresses: Value,
-}
+/// What is written to an object, by field of its status.
+type Said = BTreeMap<&'static str, Value>;
 
-impl Said {
-    /// That nothing is said of a route's parents any more.
-    fn nothing() -> Self {
-        Self {
-            conditions: Value::Null,
-            parents: json!([]),
-            addresses: Value::Null,
-        }
+/// What a status says: of a route's parents, of everybody else as conditions; of a gateway also where it is reached.
+fn said(status: &Status) -> Said {
+    if routes::is_route(&status.object.kind) {
+        return Said::from([("parents", routes::parents(status))]);
     }
+    let mut said = Said::from([("conditions", conditions(status))]);
+    if *status.object.kind == *Gateway::KIND {
+        said.insert("addresses", addresses(status));
+    }
+    said
 }
 
 struct Writer {
@@ -156,10 +149,13 @@ impl Writer {
             .collect();
         self.written.retain(|object, _| there.contains(object));
         // A route that has none of our parents any more keeps nothing of ours.
+        let nothing = Said::from([("parents", json!([]))]);
         for object in left {
-            if let Some(kind) = ours(&object.kind)
-                && let Err(error) = self.write(kind, &object, &Said::nothing()).await
-            {
+            let Some(kind) = ours(&object.kind) else {
+                continue;
+            };
+            let removed = timeout(DEADLINE, self.write(kind, &object, &nothing)).await;
+            if let Err(error) = removed.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
                 debug!(%object, error, "a route's former status could not be removed");
             }
         }
@@ -171,16 +167,7 @@ impl Writer {
                 self.events.say(&status.object, note, Instant::now());
                 continue;
             };
-            let route = routes::is_route(&status.object.kind);
-            let said = |wanted: bool, what: fn(&Status) -> Value| match wanted {
-                true => what(status),
-                false => Value::Null,
-            };
-            let wanted = Said {
-                conditions: said(!route, conditions),
-                parents: said(route, routes::parents),
-                addresses: addresses(status),
-            };
+            let wanted = said(status);
             if self.written.get(&status.object) == Some(&wanted) {
                 self.events.say(&status.object, note, Instant::now());
                 continue;
@@ -212,7 +199,7 @@ impl Writer {
         }
     }
 
-    /// Writes conditions or parents where they differ from what is there; whether they did.
+    /// Writes what differs from what is there; whether anything did.
     async fn write(
         &mut self,
         kind: &'static KindInfo,
@@ -225,23 +212,19 @@ impl Writer {
             return Ok(false);
         };
         let (generation, now) = (there.metadata.generation, Timestamp::now());
-        let before = |field: &str| &there.data["status"][field];
-        let conditions = merged(before("conditions"), &wanted.conditions, generation, now);
-        let parents = routes::merged(before("parents"), &wanted.parents, generation, now);
-        let after = [
-            ("conditions", &wanted.conditions, conditions),
-            ("parents", &wanted.parents, parents),
-            ("addresses", &wanted.addresses, wanted.addresses.clone()),
-        ];
         let none = json!([]);
-        let differs = |field: &str, after: &Value| {
-            let before = before(field);
-            after != if before.is_null() { &none } else { before }
-        };
-        let changed: serde_json::Map<String, Value> = after
-            .into_iter()
-            .filter(|(field, wanted, after)| !wanted.is_null() && differs(field, after))
-            .map(|(field, _, after)| (field.to_owned(), after))
+        let changed: serde_json::Map<String, Value> = wanted
+            .iter()
+            .filter_map(|(field, wanted)| {
+                let before = &there.data["status"][field];
+                let after = match *field {
+                    "conditions" => merged(before, wanted, generation, now),
+                    "parents" => routes::merged(before, wanted, generation, now),
+                    _ => wanted.clone(),
+                };
+                let before = if before.is_null() { &none } else { before };
+                (*before != after).then(|| ((*field).to_owned(), after))
+            })
             .collect();
         if changed.is_empty() {
             return Ok(false);
@@ -276,9 +259,6 @@ pub(super) fn ours(kind: &str) -> Option<&'static KindInfo> {
 
 /// Where a gateway is reached, as its status has it.
 fn addresses(status: &Status) -> Value {
-    if *status.object.kind != *Gateway::KIND {
-        return Value::Null;
-    }
     let one = |address: &String| {
         let kind = match address.parse::<IpAddr>() {
             Ok(_) => "IPAddress",
