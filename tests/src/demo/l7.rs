@@ -209,6 +209,11 @@ impl Demo {
         .map(drop)
     }
 
+    async fn ratings_settled(&self, good: impl Fn(&Bars) -> bool) -> Result<()> {
+        self.settled((BOOKS_CLIENT, RATING), &[], rating_version, good)
+            .await
+    }
+
     async fn rated(&self, times: u32) -> Result<Bars> {
         self.bars(BOOKS_CLIENT, RATING, &[], times, rating_version)
             .await
@@ -224,8 +229,7 @@ async fn shares(demo: &Demo) -> Result<()> {
     demo.apply("VirtualService rating: 75 to v1, 25 to v2", &weighted(75))
         .await?;
     let mixed = |b: &Bars| b.get("v1") > b.get("v2") && b.get("v2") > 0;
-    demo.settled((BOOKS_CLIENT, RATING), &[], rating_version, mixed)
-        .await?;
+    demo.ratings_settled(mixed).await?;
     let bars = demo.rated(400).await?;
     let v1 = bars.get("v1");
     bars.end()?;
@@ -255,10 +259,7 @@ async fn retries(demo: &Demo) -> Result<()> {
         &both("{attempts: 0}"),
     )
     .await?;
-    demo.settled((BOOKS_CLIENT, RATING), &[], rating_version, |b| {
-        b.get("503") > 0
-    })
-    .await?;
+    demo.ratings_settled(|b| b.get("503") > 0).await?;
     let bars = demo.rated(100).await?;
     let failed = bars.get("503");
     bars.end()?;
@@ -268,10 +269,7 @@ async fn retries(demo: &Demo) -> Result<()> {
         &both("{attempts: 2, perTryTimeout: 5s, retryOn: 5xx}"),
     )
     .await?;
-    demo.settled((BOOKS_CLIENT, RATING), &[], rating_version, |b| {
-        b.get("503") == 0
-    })
-    .await?;
+    demo.ratings_settled(|b| b.get("503") == 0).await?;
     let bars = demo.rated(100).await?;
     let failed = bars.get("503");
     bars.end()?;
@@ -285,19 +283,13 @@ async fn breaker(demo: &Demo) -> Result<()> {
         &both("{attempts: 0}"),
     )
     .await?;
-    demo.settled((BOOKS_CLIENT, RATING), &[], rating_version, |b| {
-        b.get("503") > 0
-    })
-    .await?;
+    demo.ratings_settled(|b| b.get("503") > 0).await?;
     demo.apply(
         "DestinationRule rating: outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 3m}",
         BREAKER,
     )
     .await?;
-    demo.settled((BOOKS_CLIENT, RATING), &[], rating_version, |b| {
-        b.get("v1") == BATCH
-    })
-    .await?;
+    demo.ratings_settled(|b| b.get("v1") == BATCH).await?;
     let bars = demo.rated(100).await?;
     let (v1, failed) = (bars.get("v1"), bars.get("503"));
     bars.end()?;
@@ -363,10 +355,7 @@ async fn faults(demo: &Demo) -> Result<()> {
         &faulty,
     )
     .await?;
-    demo.settled((BOOKS_CLIENT, RATING), &[], rating_version, |b| {
-        b.get("503") > 0
-    })
-    .await?;
+    demo.ratings_settled(|b| b.get("503") > 0).await?;
     let bars = demo.rated(200).await?;
     let failed = bars.get("503");
     bars.end()?;
