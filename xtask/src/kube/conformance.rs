@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Cluster, go::Module, image, image::Content, running, script};
+use super::{Cluster, INSTALL, go::Module, image, image::Content, running, script, with};
 use crate::{step, workspace};
 
 const SUITE: Module = Module("conformance");
@@ -131,20 +131,7 @@ fn prepare(parts: &Parts) -> Result<()> {
     }
     step::run(&mut apply)?;
     let mesh_ctl = step::built()?.join("mesh-ctl");
-    step::run(with()?.arg(mesh_ctl).args([
-        "install",
-        "--profile",
-        "minimal",
-        "--set",
-        "image.tag=dev,node.accessLog=true",
-    ]))
-}
-
-/// Runs something where the API server is reached.
-fn with() -> Result<Command> {
-    let mut with = script("with", Some(running()?))?;
-    with.arg("");
-    Ok(with)
+    step::run(with(None)?.arg(mesh_ctl).args(INSTALL))
 }
 
 fn suite(parts: &Parts, one: Option<&str>) -> Result<()> {
@@ -152,7 +139,7 @@ fn suite(parts: &Parts, one: Option<&str>) -> Result<()> {
     let reports = workspace()?.join("deploy/conformance");
     fs::create_dir_all(&reports).with_context(|| reports.display().to_string())?;
     let report = reports.join("report.yaml");
-    let mut suite = with()?;
+    let mut suite = with(None)?;
     suite.arg(&parts.suite).args([
         "-test.run",
         "^TestConformance$",

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Cluster, STATE, running, script};
+use super::{Cluster, INSTALL, STATE, script, with};
 use crate::step;
 
 /// How long until what was asked for shows.
@@ -92,20 +92,8 @@ fn show() -> Result<()> {
     println!("\n-- The first command --");
     let mesh_ctl = step::built()?.join("mesh-ctl").display().to_string();
     let begun = Instant::now();
-    let words = [
-        "install",
-        "--profile",
-        "minimal",
-        "--set",
-        "image.tag=dev,node.accessLog=true",
-    ];
-    println!("$ mesh-ctl {}", words.join(" "));
-    step::run(
-        script("with", Some(running()?))?
-            .arg("")
-            .arg(&mesh_ctl)
-            .args(words),
-    )?;
+    println!("$ mesh-ctl {}", INSTALL.join(" "));
+    step::run(with(None)?.arg(&mesh_ctl).args(INSTALL))?;
     println!("it took {:.1} s", begun.elapsed().as_secs_f32());
     println!(
         "client -> web: HTTP status {}, in plaintext still: nothing was enrolled",

@@ -128,9 +128,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 true => Some(helm::program()?),
                 false => None,
             };
-            let mut with = script("with", Some(running()?))?;
-            with.arg(helm.unwrap_or_default());
-            return step::hand_over(with.args(command));
+            return step::hand_over(with(helm)?.args(command));
         }
         Cmd::Exec { node, command } => {
             return step::hand_over(script("exec", None)?.arg(node).args(command));
@@ -281,6 +279,22 @@ fn kubectl(own: bool, args: &[String]) -> Result<Command> {
     command.args(args);
     Ok(command)
 }
+
+/// What runs a program of this machine in the control plane's network, with `helm` on its path where there is one.
+fn with(helm: Option<PathBuf>) -> Result<Command> {
+    let mut with = script("with", Some(running()?))?;
+    with.arg(helm.unwrap_or_default());
+    Ok(with)
+}
+
+/// What `mesh-ctl` is told to install the images of this tree.
+const INSTALL: [&str; 5] = [
+    "install",
+    "--profile",
+    "minimal",
+    "--set",
+    "image.tag=dev,node.accessLog=true",
+];
 
 /// A script of the cluster, told where things are.
 fn script(name: &str, nodes: Option<String>) -> Result<Command> {
