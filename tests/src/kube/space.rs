@@ -54,8 +54,17 @@ impl Space {
         }
         for node in self.cluster.nodes().unwrap_or_default() {
             let lines = self.cluster.log(&node, "warren-node").unwrap_or_default();
+            let refused = lines
+                .iter()
+                .filter(|l| l.contains("connection refused") && l.contains(&self.name));
+            let refused: Vec<&str> = refused.map(String::as_str).collect();
             let last = &lines[lines.len().saturating_sub(15)..];
-            story.push_str(&format!("-- log of {node} --\n{}\n", last.join("\n")));
+            story.push_str(&format!(
+                "-- refused on {node}, the first of {} --\n{}\n-- log of {node} --\n{}\n",
+                refused.len(),
+                refused[..refused.len().min(10)].join("\n"),
+                last.join("\n")
+            ));
         }
         story
     }
@@ -152,6 +161,13 @@ impl Space {
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  ports: [{{name: http, port: 80, targetPort: 8080}}]\n---\n{}",
             Self::deployment(name, node)
         )
+    }
+
+    /// The same without a readiness probe: it is ready as soon as it runs, which may be before it listens.
+    pub fn server_without_probe(name: &str, node: &str) -> String {
+        let probed = Self::server(name, node);
+        let lines = probed.lines().filter(|l| !l.contains("readinessProbe"));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// An HTTP server without a service.
