@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use mesh_api::{
     auth::istio_certificate_service_server::IstioCertificateServiceServer,
     discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    warren::replicas_server::ReplicasServer,
 };
 use mesh_model::{
     mesh::Change,
@@ -36,8 +37,8 @@ use tracing::{debug, error, info, warn};
 use crate::{
     admin::{self, Admin},
     ca::{
-        self, Authority, CertificateService, Given, Hosted, MemberTokens, Policy, Reviews,
-        SecretStore, Waypoint, bundle,
+        self, Answers, Authority, CertificateService, Given, Hosted, MemberTokens, Policy,
+        Replicas, Reviews, Rotation, SecretStore, Waypoint, bundle,
     },
     leader::Candidate,
     listen::{self, Clients, Conn, Credentials, Names},
@@ -209,7 +210,8 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         .add_service(
             IstioCertificateServiceServer::new(certificates)
                 .max_decoding_message_size(MAX_CERTIFICATE_REQUEST),
-        );
+        )
+        .add_service(ReplicasServer::new(Answers(authority.clone())));
     tasks.spawn(async move {
         (
             "serving nodes",
@@ -231,6 +233,19 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         "keeping statuses",
         keep_statuses(keep, state.join("statuses.json")),
     ));
+    let replicas = match from {
+        Input::Manifests(_) => None,
+        Input::Cluster(client) => Some(Replicas {
+            namespace: client.default_namespace().to_owned(),
+            port: address.port(),
+            view: view.clone(),
+        }),
+    };
+    let rotation = Rotation {
+        authority: authority.clone(),
+        hosted: placed.clone(),
+        replicas,
+    };
     let followers = Followers {
         handle: handle.clone(),
         placed,
@@ -243,7 +258,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     let admin = Arc::new(Admin {
         authority,
         leaf_ttl,
-        publish: Some(handle),
+        running: Some((handle, rotation)),
     });
     tasks.spawn(named(
         "the admin socket",
@@ -417,6 +432,21 @@ impl Hosted for Placed {
             pod.spec.account() == waypoint.account.as_str()
                 && pod.metadata.labels.contains_key(ca::GATEWAY)
         })
+    }
+
+    fn is_node(&self, node: &NodeName) -> bool {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let key = Key::new("", node.as_str());
+        view.cluster().nodes.contains_key(&key)
+    }
+
+    fn all(&self) -> Vec<(NodeName, Identity)> {
+        let hosted = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |(node, all): (&NodeName, &BTreeSet<Identity>)| {
+            let pairs = all.iter().map(|i| (node.clone(), i.clone()));
+            pairs.collect::<Vec<_>>()
+        };
+        hosted.iter().flat_map(of).collect()
     }
 }
 

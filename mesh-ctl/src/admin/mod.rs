@@ -26,7 +26,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    ca::{Authority, Given, Step},
+    ca::{Authority, Given, Rotation, Step, Usage},
     publish::Handle,
 };
 
@@ -71,13 +71,13 @@ pub struct Admin {
     pub authority: Arc<Authority>,
     /// The longest life of a certificate.
     pub leaf_ttl: Duration,
-    /// The publisher, in a running controller.
-    pub publish: Option<Handle>,
+    /// The publisher, and who uses roots, in a running controller.
+    pub running: Option<(Handle, Rotation)>,
 }
 
 impl Admin {
     /// Does what is asked.
-    pub fn answer(&self, command: Command) -> anyhow::Result<Value> {
+    pub async fn answer(&self, command: Command) -> anyhow::Result<Value> {
         match command {
             Command::Show => {}
             Command::Rotate { step, force, given } => {
@@ -85,8 +85,15 @@ impl Admin {
                     chain: g.chain,
                     key: g.key,
                 });
+                let usage = match &self.running {
+                    Some((_, rotation)) if step == Step::Finish && !force => {
+                        rotation.usage().await?
+                    }
+                    _ => Usage::default(),
+                };
+                let now = SystemTime::now();
                 self.authority
-                    .rotate(step, given, force, SystemTime::now(), self.leaf_ttl)?;
+                    .rotate(step, given, force, &usage, now, self.leaf_ttl)?;
                 info!(target: "audit", step = ?step, force, "root rotation step taken");
             }
             Command::Nodes => return Ok(self.nodes()),
@@ -97,7 +104,7 @@ impl Admin {
     }
 
     fn nodes(&self) -> Value {
-        let Some(publish) = &self.publish else {
+        let Some((publish, _)) = &self.running else {
             return json!({ "subscribers": [], "refusals": [] });
         };
         let refusal = |r: crate::publish::Refusal| json!({ "kind": r.kind.to_string(), "name": &*r.name, "node": r.node.as_str(), "message": r.message });
@@ -173,9 +180,10 @@ async fn one(mut stream: UnixStream, admin: &Admin) -> anyhow::Result<()> {
     BufReader::new(read.take(MAX_REQUEST))
         .read_line(&mut line)
         .await?;
-    let answer = serde_json::from_str(&line)
-        .context("not a command")
-        .and_then(|command| admin.answer(command));
+    let answer = match serde_json::from_str(&line).context("not a command") {
+        Ok(command) => admin.answer(command).await,
+        Err(error) => Err(error),
+    };
     let answer = match answer {
         Ok(value) => json!({ "ok": true, "answer": value }),
         Err(error) => json!({ "ok": false, "error": format!("{error:#}") }),

@@ -141,8 +141,53 @@ pub struct Authority {
     store: Store,
     domain: TrustDomain,
     kept: watch::Sender<Arc<Kept>>,
-    /// The newest certificate of each holder: the root it chains to and when it expires.
-    newest: Mutex<HashMap<String, (String, SystemTime)>>,
+    /// The newest certificate of each holder that was signed here.
+    newest: Mutex<HashMap<Held, Signed>>,
+}
+
+/// A name that a certificate says, and who has it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Held {
+    /// The URI.
+    pub name: String,
+    /// The node or waypoint that asked for it.
+    pub holder: String,
+}
+
+impl Held {
+    /// What `holder` has for `grant`.
+    pub fn new(grant: &Grant, holder: &Member) -> Self {
+        Self {
+            name: grant.uri(),
+            holder: holder.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} held by {}", self.name, self.holder)
+    }
+}
+
+/// A certificate that was signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// The root it chains to, PEM.
+    pub root: Arc<str>,
+    /// When.
+    pub at: SystemTime,
+    /// When it expires.
+    pub until: SystemTime,
+}
+
+/// What decides whether an old root is still in use.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// Everything that is to be certified now.
+    pub there: Vec<Held>,
+    /// What other replicas have signed.
+    pub signed: Vec<(Held, Signed)>,
 }
 
 impl Authority {
@@ -245,14 +290,22 @@ impl Authority {
             return Err(CaError::Request("the key must be ECDSA P-256".into()));
         }
         let chain = self.sign_key(&request.public_key, grant, now, ttl)?;
-        let root = chain.last().expect("a chain ends in a root").clone();
+        let root = chain
+            .last()
+            .expect("a chain ends in a root")
+            .as_str()
+            .into();
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.retain(|_, (_, until)| *until > now);
-        newest.insert(
-            format!("{} held by {holder}", grant.uri()),
-            (root, now + ttl),
-        );
+        newest.retain(|_, n| n.until > now);
+        let (at, until) = (now, now + ttl);
+        newest.insert(Held::new(grant, holder), Signed { root, at, until });
         Ok(chain)
+    }
+
+    /// The newest certificates that were signed here.
+    pub fn signed(&self) -> Vec<(Held, Signed)> {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.iter().map(|(h, s)| (h.clone(), s.clone())).collect()
     }
 
     /// Signs a key that the controller itself holds.
@@ -284,12 +337,14 @@ impl Authority {
     }
 
     /// Takes one step of root rotation and returns the roots that are trusted from now on. `prepare` takes the given
-    /// CA as the next one, or makes one. `ttl` is the longest life of what was signed so far.
+    /// CA as the next one, or makes one. `ttl` is the longest life of what was signed so far. Unless it is forced,
+    /// `finish` is refused until all that `usage` tells of is known to have been certified under the new root.
     pub fn rotate(
         &self,
         step: Step,
         given: Option<Given>,
         force: bool,
+        usage: &Usage,
         now: SystemTime,
         ttl: Duration,
     ) -> Result<String, CaError> {
@@ -320,7 +375,7 @@ impl Authority {
             }
             (Step::Finish, Phase::Switched, _) => {
                 if !force {
-                    self.unused(&kept, now)?;
+                    self.unused(&kept, usage, now)?;
                 }
                 steady(kept.active)
             }
@@ -347,30 +402,32 @@ impl Authority {
         Ok(roots)
     }
 
-    /// Whether nobody can still hold a certificate of an old root.
-    fn unused(&self, kept: &Kept, now: SystemTime) -> Result<(), CaError> {
+    /// Whether nobody can still need the old root: its certificates have expired, or everyone has a newer one.
+    fn unused(&self, kept: &Kept, usage: &Usage, now: SystemTime) -> Result<(), CaError> {
         if seconds(now) >= kept.old_until {
             return Ok(());
         }
-        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = |(_, (root, until)): &(&String, &(String, SystemTime))| {
-            root != kept.active.root() && *until > now
+        let mut newest = self.signed();
+        newest.extend(usage.signed.iter().cloned());
+        newest.sort_by_key(|(_, signed)| signed.at);
+        let newest: HashMap<Held, Signed> = newest.into_iter().collect();
+        let renewed = |held: &Held| {
+            newest
+                .get(held)
+                .is_some_and(|s| *s.root == *kept.active.root())
         };
-        let mut holders: Vec<&String> = newest
-            .iter()
-            .filter(old)
-            .map(|(holder, _)| holder)
-            .collect();
-        holders.sort_unstable();
-        let left = kept.old_until - seconds(now);
-        match holders.first() {
+        let mut waits: Vec<&Held> = usage.there.iter().filter(|h| !renewed(h)).collect();
+        waits.sort_unstable();
+        waits.dedup();
+        match waits.first() {
             Some(first) => Err(CaError::InUse(format!(
-                "{} certificates of the old root are in use, the first {first}",
-                holders.len()
+                "{} certificates of the old root may be in use, the first {first}",
+                waits.len()
             ))),
-            // After a restart nobody remembers who else may hold one.
-            None if newest.is_empty() => Err(CaError::InUse(format!(
-                "certificates of the old root may be in use for {left} more seconds"
+            // Nothing is known, such as without a controller that runs.
+            None if usage.there.is_empty() => Err(CaError::InUse(format!(
+                "certificates of the old root may be in use for {} more seconds",
+                kept.old_until - seconds(now)
             ))),
             None => Ok(()),
         }

@@ -8,7 +8,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use mesh_model::name::{Identity, Namespace, NodeName, ServiceAccount, TrustDomain};
 
 /// Who asks for certificates and configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Member {
     /// A node proxy.
     Node(NodeName),
@@ -17,7 +17,7 @@ pub enum Member {
 }
 
 /// The pod that a waypoint is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Waypoint {
     /// Its namespace.
     pub namespace: Namespace,
@@ -75,7 +75,7 @@ impl Waypoint {
 }
 
 /// A subject that the authority has decided to certify. Its URI is the only URI in the certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Grant {
     /// A workload.
     Workload(Identity),

@@ -9,14 +9,16 @@ mod chain;
 mod grant;
 mod keep;
 mod review;
+mod rotation;
 mod secret;
 mod service;
 mod tokens;
 
-pub use authority::{Authority, CaError, Given, Phase, Step};
+pub use authority::{Authority, CaError, Given, Held, Phase, Signed, Step, Usage};
 pub use grant::{Grant, Member, Waypoint, is_node_name, member_of};
 pub use keep::{Kept, lock, write_private};
 pub use review::Reviews;
+pub use rotation::{Answers, Replicas, Rotation};
 pub use secret::SecretStore;
 pub use service::{CertificateService, GATEWAY, Hosted, Policy};
 pub use tokens::{MemberTokenError, MemberTokens};

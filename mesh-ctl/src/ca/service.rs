@@ -30,6 +30,12 @@ pub trait Hosted: Send + Sync + 'static {
 
     /// Whether this is a pod that there is, with that service account, and one that is marked as a waypoint.
     fn is_waypoint(&self, waypoint: &Waypoint) -> bool;
+
+    /// Whether there is a node of this name.
+    fn is_node(&self, node: &NodeName) -> bool;
+
+    /// All identities by the nodes whose pods have them.
+    fn all(&self) -> Vec<(NodeName, Identity)>;
 }
 
 /// Limits and lifetimes of what is signed.

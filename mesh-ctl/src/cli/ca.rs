@@ -93,12 +93,12 @@ fn alone(state: &Path, asked: Asked, leaf_ttl: Duration) -> anyhow::Result<Value
     let _lock = lock(state)?;
     // The domain only matters when a root is made: it stands in its name.
     let authority = Arc::new(Authority::open(state, None, "cluster.local".into())?);
-    Admin {
+    let admin = Admin {
         authority,
         leaf_ttl,
-        publish: None,
-    }
-    .answer(asked)
+        running: None,
+    };
+    super::at_hand(admin.answer(asked))
 }
 
 fn given(cert: &Path, key: &Path) -> anyhow::Result<GivenText> {

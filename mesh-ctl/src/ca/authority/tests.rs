@@ -105,7 +105,7 @@ fn the_root_is_kept_private_and_rotates_in_order() {
     let first = ca.roots();
     assert_eq!(open(dir.path()).roots(), first, "a restart keeps the root");
     let now = SystemTime::now();
-    let step = |step| ca.rotate(step, None, false, now, TTL);
+    let step = |step| ca.rotate(step, None, false, &Usage::default(), now, TTL);
     assert!(
         step(Step::Switch).is_err() && step(Step::Finish).is_err() && step(Step::Abort).is_err()
     );
@@ -126,7 +126,7 @@ fn the_root_is_kept_private_and_rotates_in_order() {
         "a restart keeps the phase"
     );
     let last = ca
-        .rotate(Step::Finish, None, false, now + TTL, TTL)
+        .rotate(Step::Finish, None, false, &Usage::default(), now + TTL, TTL)
         .expect("finished");
     assert!(!last.contains(&first) && switched.starts_with(&last));
     assert_eq!(open(dir.path()).roots(), last);
@@ -136,34 +136,61 @@ fn the_root_is_kept_private_and_rotates_in_order() {
 fn the_old_root_goes_only_when_nobody_uses_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let (ca, now) = (open(dir.path()), SystemTime::now());
-    let sign = |node: &str| {
-        ca.sign(
-            &csr("spiffe://a/ns/b/sa/c"),
-            &Grant::Node("cluster.local".into(), node.into()),
-            &Member::Node(node.into()),
+    let of = |node: &str| Member::Node(node.into());
+    let grant = |node: &str| Grant::Node("cluster.local".into(), node.into());
+    let sign = |node: &str, at| {
+        let csr = csr("spiffe://a/ns/b/sa/c");
+        ca.sign(&csr, &grant(node), &of(node), at, TTL)
+    };
+    let held = |node: &str| Held::new(&grant(node), &of(node));
+    let finish = |there: &[&str], signed: Vec<(Held, Signed)>| {
+        let there = there.iter().map(|n| held(n)).collect();
+        ca.rotate(
+            Step::Finish,
+            None,
+            false,
+            &Usage { there, signed },
             now,
             TTL,
         )
     };
-    let step = |step| ca.rotate(step, None, false, now, TTL);
-    let old = sign("n1").expect("signed");
-    assert!(sign("n2").is_ok() && old.len() == 2);
+    let step = |step| ca.rotate(step, None, false, &Usage::default(), now, TTL);
+    let old = sign("n1", now).expect("signed");
+    assert!(sign("n2", now).is_ok() && old.len() == 2);
     step(Step::Prepare).expect("prepared");
     assert_eq!(
-        sign("n1").expect("signed").last(),
+        sign("n1", now).expect("signed").last(),
         old.last(),
         "the old root signs until the switch"
     );
     step(Step::Switch).expect("switched");
-    let new = sign("n1").expect("signed");
+    let later = now + Duration::from_secs(1);
+    let new = sign("n1", later).expect("signed");
     assert!(
         new.len() == 3 && new.last() != old.last() && new[1] == old[1],
         "the chain tells both roots, its own last"
     );
-    assert!(matches!(step(Step::Finish), Err(CaError::InUse(who)) if who.contains("n2")));
-    sign("n2").expect("signed");
-    step(Step::Finish).expect("nobody uses the old root");
-    assert_eq!(sign("n1").expect("signed").len(), 2);
+    let who = |refused: Result<String, CaError>| match refused {
+        Err(CaError::InUse(who)) => who,
+        other => panic!("{other:?}"),
+    };
+    // n2 has the old one, n3 asked another replica, and who is gone does not count.
+    assert!(who(finish(&["n1", "n2"], vec![])).contains("1 certificates of the old root"));
+    assert!(who(finish(&["n1", "n3"], vec![])).contains("n3 held by n3"));
+    let elsewhere = |root: &str, at| {
+        let signed = Signed {
+            root: root.into(),
+            at,
+            until: at + TTL,
+        };
+        vec![(held("n3"), signed)]
+    };
+    let (old_root, new_root) = (old.last().expect("a root"), new.last().expect("a root"));
+    assert!(who(finish(&["n1", "n3"], elsewhere(old_root, later))).contains("n3"));
+    // An older certificate of another replica is no longer in use.
+    let (one, two) = (elsewhere(new_root, later), elsewhere(old_root, now));
+    finish(&["n1", "n3"], [one, two].concat()).expect("nobody uses the old root");
+    assert_eq!(sign("n1", later).expect("signed").len(), 2);
 }
 
 #[test]
@@ -171,16 +198,19 @@ fn after_a_restart_the_old_root_stays_until_the_last_certificate_has_expired() {
     let dir = tempfile::tempdir().expect("a directory");
     let now = SystemTime::now();
     let ca = open(dir.path());
-    ca.rotate(Step::Prepare, None, false, now, TTL)
+    ca.rotate(Step::Prepare, None, false, &Usage::default(), now, TTL)
         .expect("prepared");
-    ca.rotate(Step::Switch, None, false, now, TTL)
+    ca.rotate(Step::Switch, None, false, &Usage::default(), now, TTL)
         .expect("switched");
     let ca = open(dir.path());
     assert!(matches!(
-        ca.rotate(Step::Finish, None, false, now, TTL),
+        ca.rotate(Step::Finish, None, false, &Usage::default(), now, TTL),
         Err(CaError::InUse(_))
     ));
-    assert!(ca.rotate(Step::Finish, None, true, now, TTL).is_ok());
+    assert!(
+        ca.rotate(Step::Finish, None, true, &Usage::default(), now, TTL)
+            .is_ok()
+    );
 }
 
 #[test]
@@ -211,7 +241,14 @@ fn a_given_ca_must_fit_its_key_and_leaves_the_old_root_trusted() {
         key: signer.key.clone(),
     };
     let both = ca
-        .rotate(Step::Prepare, Some(next()), false, SystemTime::now(), TTL)
+        .rotate(
+            Step::Prepare,
+            Some(next()),
+            false,
+            &Usage::default(),
+            SystemTime::now(),
+            TTL,
+        )
         .expect("prepared");
     assert_eq!(both, format!("{first}{}", signer.chain[0]));
     let fresh = tempfile::tempdir().expect("a directory");

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use super::*;
 use crate::{
     apiserver::ApiServer,
-    ca::{Authority, Phase, Step},
+    ca::{Authority, Phase, Step, Usage},
 };
 
 const SECRETS: &str = "/api/v1/secrets";
@@ -47,7 +47,7 @@ async fn a_rotation_goes_through_the_secret_and_replicas_follow() {
     let one = authority(&client, None).await.expect("opens");
     let other = authority(&client, None).await.expect("opens");
     let (first, now) = (one.roots(), SystemTime::now());
-    let step = |of: &Authority, step| of.rotate(step, None, false, now, TTL);
+    let step = |of: &Authority, step| of.rotate(step, None, false, &Usage::default(), now, TTL);
     let prepared = step(&one, Step::Prepare).expect("is taken");
     // The other has not looked since: its step would undo the first.
     let error = step(&other, Step::Prepare)
@@ -106,7 +106,7 @@ async fn what_a_user_wrote_around_the_key_stays() {
     for step in [Step::Prepare, Step::Switch] {
         let before = made()["data"].clone();
         authority
-            .rotate(step, None, false, SystemTime::now(), TTL)
+            .rotate(step, None, false, &Usage::default(), SystemTime::now(), TTL)
             .expect("is taken");
         let after = made();
         let metadata = &after["metadata"];

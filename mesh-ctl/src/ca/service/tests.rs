@@ -15,6 +15,14 @@ impl Hosted for OnN1 {
     fn is_waypoint(&self, waypoint: &Waypoint) -> bool {
         &*waypoint.pod == "waypoint-1" && waypoint.account.as_str() == "waypoint"
     }
+
+    fn is_node(&self, node: &NodeName) -> bool {
+        node.as_str() == "n1"
+    }
+
+    fn all(&self) -> Vec<(NodeName, Identity)> {
+        Vec::new()
+    }
 }
 
 fn service(dir: &std::path::Path, per_minute: u32) -> CertificateService {

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use super::*;
-use crate::{apiserver::ApiServer, ca::Step, watch::Delta};
+use crate::{
+    apiserver::ApiServer,
+    ca::{Step, Usage},
+    watch::Delta,
+};
 
 const PATH_OF_KIND: &str = "/apis/admissionregistration.k8s.io/v1";
 const COLLECTION: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
@@ -102,6 +106,7 @@ async fn the_leader_writes_it_and_puts_it_right() {
         Step::Prepare,
         None,
         false,
+        &Usage::default(),
         SystemTime::now(),
         Duration::from_secs(60),
     );
