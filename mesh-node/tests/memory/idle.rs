@@ -29,7 +29,7 @@ use crate::{ALONE, explain, held, sizes};
 /// Flows that are opened: enough that what the process holds anyway does not show.
 const FLOWS: usize = 500;
 /// What one may hold, in bytes. Two sockets are registered with the runtime, at 256 bytes each.
-const MOST: usize = 1_900;
+const MOST: usize = 1_700;
 
 /// Sockets that speak from the pod's own address.
 #[derive(Debug)]
