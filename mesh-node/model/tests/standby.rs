@@ -80,7 +80,7 @@ fn whoever_guards_its_server_takes_its_word_too() {
         let client = workload(&mesh, "shop", "client").identity.clone();
         let conn = authz::Conn {
             transport: mesh_model::authn::Transport::Mtls(client),
-            via: via.then_some(peer),
+            via: via.then(|| Box::new(peer)),
             source_ip: "10.0.1.3".parse().expect("an address"),
             workload: web.clone(),
             destination: "10.0.1.2:8080".parse().expect("an address"),

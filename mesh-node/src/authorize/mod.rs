@@ -103,7 +103,7 @@ pub async fn inbound(
     settled(state, &NOT_YET, |snapshot| {
         let conn = Conn {
             transport: transport.clone(),
-            via: via.cloned(),
+            via: via.cloned().map(Box::new),
             source_ip: source.ip(),
             workload: own(snapshot, pod)?,
             destination,

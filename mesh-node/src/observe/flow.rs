@@ -124,7 +124,7 @@ pub struct FlowRecord {
     /// The server. `addr` is where the application's bytes end.
     pub destination: Party,
     /// The waypoint that brought it and told who the source is.
-    pub via: Option<Identity>,
+    pub via: Option<Box<Identity>>,
     /// Where the tunnel went (or what CONNECT asked for).
     pub hbone_addr: Option<SocketAddr>,
     /// The service that was addressed.
@@ -170,22 +170,25 @@ impl FlowRecord {
 
 /// What a part needs to report flows. Cloning is cheap; one clone per data thread is usual.
 #[derive(Clone, Debug)]
-pub struct Observer {
+pub struct Observer(Arc<Reporting>);
+
+#[derive(Debug)]
+struct Reporting {
     metrics: Metrics,
     sink: LogSink,
     format: AccessFormat,
-    access: Arc<AtomicBool>,
+    access: AtomicBool,
 }
 
 impl Observer {
     /// An observer that counts in `metrics` and writes access-log lines to `sink`.
     pub fn new(metrics: Metrics, sink: LogSink, format: AccessFormat, access_log: bool) -> Self {
-        Self {
+        Self(Arc::new(Reporting {
             metrics,
             sink,
             format,
-            access: Arc::new(AtomicBool::new(access_log)),
-        }
+            access: AtomicBool::new(access_log),
+        }))
     }
 
     /// An observer that writes no lines: for tests and tools.
@@ -200,12 +203,12 @@ impl Observer {
 
     /// The metrics it counts in.
     pub fn metrics(&self) -> &Metrics {
-        &self.metrics
+        &self.0.metrics
     }
 
     /// Turns the access log on or off, for every clone.
     pub fn set_access_log(&self, on: bool) {
-        self.access.store(on, Relaxed);
+        self.0.access.store(on, Relaxed);
     }
 
     /// Begins to observe a request that came in a flow.
@@ -214,15 +217,15 @@ impl Observer {
     }
 
     pub(super) fn logs_access(&self) -> bool {
-        self.access.load(Relaxed)
+        self.0.access.load(Relaxed)
     }
 
     pub(super) fn format(&self) -> AccessFormat {
-        self.format
+        self.0.format
     }
 
     pub(super) fn line(&self, line: Vec<u8>) {
-        self.sink.line(line);
+        self.0.sink.line(line);
     }
 
     /// Begins to observe a flow.
@@ -231,10 +234,8 @@ impl Observer {
             observer: self.clone(),
             record: FlowRecord::new(direction, source),
             started: Instant::now(),
-            lasted: None,
-            wire: None,
             counters: None,
-            mirror: None,
+            kernel: None,
             from_client: 0,
             to_client: 0,
             counted: (0, 0),
@@ -249,16 +250,26 @@ pub struct FlowGuard {
     observer: Observer,
     record: FlowRecord,
     started: Instant,
-    lasted: Option<Duration>,
-    wire: Option<Wire>,
     counters: Option<Arc<TrafficCounters>>,
-    /// The destination's view of a direct flow, of which this node is both ends.
-    mirror: Option<Arc<TrafficCounters>>,
+    /// Apart: the flows that are carried here have none of it, and there are many of them at once.
+    kernel: Option<Box<Seen>>,
     from_client: u64,
     to_client: u64,
     counted: (u64, u64),
     abandoned: bool,
 }
+
+/// What is known of a direct flow beyond its record.
+#[derive(Debug, Default)]
+struct Seen {
+    lasted: Option<Duration>,
+    wire: Option<Wire>,
+    /// The destination's view, because this node is both ends.
+    mirror: Option<Arc<TrafficCounters>>,
+}
+
+// Ten thousand idle connections each hold one.
+const _: () = assert!(size_of::<FlowGuard>() <= 400);
 
 impl FlowGuard {
     /// What is known so far.
@@ -283,7 +294,7 @@ impl FlowGuard {
         if self.record.direction == Direction::Direct {
             let mirror = self.resolve("-", Reporter::Destination);
             mirror.opened.fetch_add(1, Relaxed);
-            self.mirror = Some(mirror);
+            self.seen().mirror = Some(mirror);
         }
     }
 
@@ -305,7 +316,7 @@ impl FlowGuard {
             self.to_client - self.counted.1,
         );
         self.counted = (self.from_client, self.to_client);
-        for counters in self.counters.iter().chain(&self.mirror) {
+        for counters in self.views() {
             counters.received.fetch_add(from, Relaxed);
             counters.sent.fetch_add(to, Relaxed);
         }
@@ -328,24 +339,34 @@ impl FlowGuard {
 
     /// How long the flow lasted, where that is known better than by this guard's own life (kernel events).
     pub fn lasted(&mut self, duration: Duration) {
-        self.lasted = Some(duration);
+        self.seen().lasted = Some(duration);
     }
 
     /// What TCP saw of the flow: for direct flows, of which no other end of ours carries the bytes.
     pub fn wire(&mut self, wire: Wire) {
-        self.wire = Some(wire);
+        self.seen().wire = Some(wire);
     }
 
     /// Reports nothing: somebody else does.
     pub fn forget(mut self) {
         self.counters = None;
-        self.mirror = None;
+        self.kernel = None;
         self.abandoned = true;
     }
 
     /// Reports nothing: the flow goes on, and somebody else will see its end.
     pub fn abandon(mut self) {
         self.abandoned = true;
+    }
+
+    fn seen(&mut self) -> &mut Seen {
+        self.kernel.get_or_insert_default()
+    }
+
+    /// Whose counters the flow counts in.
+    fn views(&self) -> impl Iterator<Item = &Arc<TrafficCounters>> {
+        let mirror = self.kernel.as_ref().and_then(|k| k.mirror.as_ref());
+        self.counters.iter().chain(mirror)
     }
 
     fn reporter(&self) -> Reporter {
@@ -357,7 +378,7 @@ impl FlowGuard {
     }
 
     fn resolve(&self, flag: &'static str, reporter: Reporter) -> Arc<TrafficCounters> {
-        self.observer.metrics.traffic().resolve(FlowLabels {
+        self.observer.metrics().traffic().resolve(FlowLabels {
             record: &self.record,
             reporter,
             flag,
@@ -366,7 +387,7 @@ impl FlowGuard {
 
     fn count_end(&mut self) {
         self.progress();
-        for counters in self.counters.iter().chain(&self.mirror) {
+        for counters in self.views() {
             counters.closed.fetch_add(1, Relaxed);
         }
         let Some(reason) = self.record.reason else {
@@ -378,7 +399,7 @@ impl FlowGuard {
                 .failed
                 .fetch_add(1, Relaxed);
             self.observer
-                .metrics
+                .metrics()
                 .node()
                 .flow_failures
                 .get_or_create(&super::node::ReasonLabel::from(reason))
@@ -393,20 +414,20 @@ impl Drop for FlowGuard {
             return self.progress();
         }
         self.count_end();
-        if !self.observer.access.load(Relaxed) {
+        if !self.observer.logs_access() {
             return;
         }
+        let Seen { lasted, wire, .. } = self.kernel.take().map(|k| *k).unwrap_or_default();
         let ended = access::Ended {
             record: &self.record,
             opened: self.counters.is_some(),
             from_client: self.from_client,
             to_client: self.to_client,
-            duration: self.lasted.unwrap_or_else(|| self.started.elapsed()),
-            wire: self.wire,
+            duration: lasted.unwrap_or_else(|| self.started.elapsed()),
+            wire,
         };
         self.observer
-            .sink
-            .line(access::line(self.observer.format, &ended));
+            .line(access::line(self.observer.format(), &ended));
     }
 }
 

@@ -301,7 +301,7 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
     };
     if let Some(via) = via {
         let record = report.record_mut();
-        record.via = Some(via.clone());
+        record.via = Some(Box::new(via.clone()));
         record.source.identity = Some(client.clone());
         record.source.addr = Some(peer);
     }

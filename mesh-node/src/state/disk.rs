@@ -6,16 +6,16 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
-use mesh_api::resource::{Kind, Resource, Version};
+use mesh_api::resource::{Kind, Resource};
 use sha2::{Digest, Sha256};
 
-use super::kept::{Kept, Written};
+use super::kept::{Kept, Reader, Written};
 
 /// Says what the file is and how it is laid out.
 const MAGIC: &[u8; 8] = b"WRNCFG\x00\x01";
@@ -24,6 +24,8 @@ const LARGEST: u64 = 1 << 30;
 
 /// Where the content begins: behind magic and checksum.
 const CONTENT: u64 = 40;
+/// How much of an earlier file is read at once.
+const COPY: usize = 64 << 10;
 
 /// Why the file is not used.
 #[derive(Debug, thiserror::Error)]
@@ -43,29 +45,68 @@ pub enum DiskError {
 }
 
 /// Writes the configuration in place of the last one, piece by piece: it is never in memory as a whole.
+///
+/// # Errors
+/// When it cannot be written, or the last one, which most of it is copied from, is not what was written then.
 pub fn save(path: &Path, kept: &Kept) -> io::Result<Written> {
     let (temporary, file) = begin(path)?;
+    let written = write(file, kept).and_then(|written| {
+        publish(path, &temporary, &written.file)?;
+        Ok(written)
+    });
+    if written.is_err() {
+        // Half a file is of no use; one that cannot be removed is begun anew next time.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write(file: File, kept: &Kept) -> io::Result<Written> {
     let mut out = Hashing {
         file: BufWriter::new(file),
         hash: Sha256::new(),
-        at: CONTENT,
     };
     out.file.write_all(MAGIC)?;
     out.file.write_all(&[0; 32])?;
-    let mut places = Vec::with_capacity(kept.len());
-    for key in kept.keys() {
-        let body = kept.body(key)?;
-        out.put(&[key.0.number()])?;
-        out.put_counted(key.1.as_bytes())?;
-        places.push((key.clone(), out.at, Version::of(&body)));
-        out.put_counted(&body)?;
+    if let Some(earlier) = kept.file() {
+        copy(earlier, kept, &mut out)?;
     }
-    let checksum = out.hash.finalize();
+    for (kind, name, body) in kept.came() {
+        out.put_resource(kind, name, body)?;
+    }
+    let checksum: [u8; 32] = out.hash.finalize().into();
     let mut file = out.file.into_inner()?;
     file.seek(SeekFrom::Start(MAGIC.len() as u64))?;
     file.write_all(&checksum)?;
-    publish(path, &temporary, &file)?;
-    Ok(Written { file, places })
+    Ok(Written { file, checksum })
+}
+
+/// Copies what is still kept of an earlier file.
+fn copy(earlier: &Written, kept: &Kept, out: &mut Hashing) -> io::Result<()> {
+    let damaged = || io::Error::other("the earlier file was damaged on disk");
+    let length = earlier.file.metadata()?.len();
+    let mut from = Checking {
+        file: BufReader::with_capacity(COPY, earlier.reader(CONTENT)),
+        hash: Sha256::new(),
+        left: length.checked_sub(CONTENT).ok_or_else(damaged)?,
+    };
+    let (mut name, mut body) = (Vec::new(), Vec::new());
+    while from.left > 0 {
+        let mut number = [0];
+        from.fill(&mut number).ok_or_else(damaged)?;
+        let kind = Kind::from_number(number[0]).ok_or_else(damaged)?;
+        from.counted(&mut name).ok_or_else(damaged)?;
+        from.counted(&mut body).ok_or_else(damaged)?;
+        let name = std::str::from_utf8(&name).map_err(|_| damaged())?;
+        if !kept.overrules(kind, name) {
+            out.put_resource(kind, name, &body)?;
+        }
+    }
+    if from.hash.finalize()[..] == earlier.checksum {
+        Ok(())
+    } else {
+        Err(damaged())
+    }
 }
 
 /// Reads the configuration; `None` when there is no file.
@@ -88,30 +129,31 @@ pub fn load(path: &Path) -> Result<Option<(Vec<Resource>, Written)>, DiskError> 
     if Sha256::digest(&body)[..] != content[8..40] {
         return Err(DiskError::Checksum);
     }
-    let (mut resources, mut places) = (Vec::new(), Vec::new());
+    let mut resources = Vec::new();
     while !body.is_empty() {
-        let resource = take_resource(&mut body).ok_or(DiskError::Content)?;
-        let at = content.len() - body.len() - resource.body.len() - 4;
-        let key = (resource.kind, resource.name.clone());
-        places.push((key, at as u64, resource.version));
-        resources.push(resource);
+        resources.push(take_resource(&mut body).ok_or(DiskError::Content)?);
     }
-    Ok(Some((resources, Written { file, places })))
+    let checksum = content[8..40].try_into().expect("as long as it says");
+    Ok(Some((resources, Written { file, checksum })))
 }
 
 /// A file that is being written, and the checksum of what was.
 struct Hashing {
     file: BufWriter<File>,
     hash: Sha256,
-    at: u64,
 }
 
 impl Hashing {
     fn put(&mut self, part: &[u8]) -> io::Result<()> {
         self.file.write_all(part)?;
         self.hash.update(part);
-        self.at += part.len() as u64;
         Ok(())
+    }
+
+    fn put_resource(&mut self, kind: Kind, name: &str, body: &[u8]) -> io::Result<()> {
+        self.put(&[kind.number()])?;
+        self.put_counted(name.as_bytes())?;
+        self.put_counted(body)
     }
 
     fn put_counted(&mut self, part: &[u8]) -> io::Result<()> {
@@ -119,6 +161,33 @@ impl Hashing {
             .map_err(|_| io::Error::other("a resource is too large to be kept"))?;
         self.put(&length.to_be_bytes())?;
         self.put(part)
+    }
+}
+
+/// A file that is being read, and the checksum of what was. `None` is for what cannot have been written so.
+struct Checking<'a> {
+    file: BufReader<Reader<'a>>,
+    hash: Sha256,
+    left: u64,
+}
+
+impl Checking<'_> {
+    fn fill(&mut self, part: &mut [u8]) -> Option<()> {
+        self.left = self.left.checked_sub(part.len() as u64)?;
+        self.file.read_exact(part).ok()?;
+        self.hash.update(&part);
+        Some(())
+    }
+
+    fn counted(&mut self, part: &mut Vec<u8>) -> Option<()> {
+        let mut length = [0; 4];
+        self.fill(&mut length)?;
+        let length = u32::from_be_bytes(length);
+        if u64::from(length) > self.left {
+            return None;
+        }
+        part.resize(length as usize, 0);
+        self.fill(part)
     }
 }
 

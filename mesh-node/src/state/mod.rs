@@ -18,6 +18,6 @@ mod tests;
 pub use announce::{Announcements, Diffs};
 pub use disk::{DiskError, load, save};
 pub use enrolled::EnrolledNamespaces;
-pub use kept::{Kept, Key, Written};
+pub use kept::{Kept, Written};
 pub use snapshot::{MeshState, Snapshot};
 pub use xds::{XdsClient, XdsParts, XdsStatus};

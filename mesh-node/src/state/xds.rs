@@ -107,9 +107,13 @@ pub struct XdsClient {
 struct Disk {
     /// The writing that is under way.
     writing: Option<JoinHandle<Outcome>>,
-    /// The process has returned what receiving the whole mesh for the first time needed besides.
-    trimmed: bool,
+    /// Resources that came since the process last gave memory back; at first as if
+    /// many had, because starting needs memory as well.
+    came: usize,
 }
+
+/// Receiving needs several times what stays, and the allocator keeps it: after so many resources it is given back.
+const MANY: usize = 1_000;
 
 /// How writing went.
 #[derive(Debug)]
@@ -141,7 +145,8 @@ impl Disk {
             kept.settle(&saved, written);
         }
         drop(saved);
-        if !std::mem::replace(&mut self.trimmed, true) {
+        if self.came >= MANY {
+            self.came = 0;
             crate::capture::return_memory();
         }
     }
@@ -167,6 +172,11 @@ impl From<tonic::Status> for StreamError {
     }
 }
 
+/// The roots that a resource names.
+fn decoded_roots(resource: &Resource) -> Option<Vec<String>> {
+    convert::decode_resource(resource.kind.url(), &resource.name, resource.body.clone()).roots
+}
+
 impl XdsClient {
     /// A client that has taken up what is on disk, and its status.
     pub fn new(parts: XdsParts) -> (watch::Receiver<XdsStatus>, Self) {
@@ -182,7 +192,7 @@ impl XdsClient {
             gather: GATHER,
             disk: Disk {
                 writing: None,
-                trimmed: false,
+                came: MANY,
             },
         };
         this.restore();
@@ -204,23 +214,23 @@ impl XdsClient {
             }
         };
         self.kept = Kept::of(written);
+        let count = resources.len();
         let mut changes = Vec::new();
         for resource in resources {
-            let roots = convert::decode_resource(
-                resource.kind.url(),
-                &resource.name,
-                resource.body.clone(),
-            )
-            .roots;
-            self.publish(roots);
+            // Only a companion can name them; nothing else is decoded twice.
+            let is_roots = resource.kind == Kind::Companion;
+            self.publish(is_roots.then(|| decoded_roots(&resource)).flatten());
             match self.client.seed(resource) {
                 Ok(more) => changes.extend(more),
                 Err(error) => tracing::warn!(%error, "a resource on disk is not used"),
             }
         }
-        tracing::info!(path = %path.display(), resources = self.kept.len(), "serving the last good configuration");
+        tracing::info!(path = %path.display(), resources = count, "serving the last good configuration");
         changes.push(Change::Complete);
         self.parts.state.apply(changes);
+        if count >= MANY {
+            crate::capture::return_memory();
+        }
         self.status.send_modify(|s| s.complete = true);
         let written = std::fs::metadata(&path)
             .and_then(|m| m.modified())
@@ -323,9 +333,12 @@ impl XdsClient {
         response: DeltaDiscoveryResponse,
     ) -> Result<DeltaDiscoveryRequest, StreamError> {
         let kind = Kind::from_url(&response.type_url);
-        let bodies: HashMap<String, Bytes> = response
+        // Those of policies: one that was not understood is kept all the same.
+        let policies = response
             .resources
             .iter()
+            .filter(|_| kind == Some(Kind::Authorization));
+        let bodies: HashMap<String, Bytes> = policies
             .filter_map(|r| Some((r.name.clone(), r.resource.as_ref()?.value.clone())))
             .collect();
         let received = self.client.receive(response)?;
@@ -366,10 +379,11 @@ impl XdsClient {
         for error in &rejected {
             tracing::warn!(%error, "a resource was refused; what it replaced stays in use, and a policy denies");
         }
+        self.disk.came = self.disk.came.saturating_add(updates.len());
         for update in updates {
             match update {
                 Update::Set(resource) => self.kept.insert(&resource),
-                Update::Remove(kind, name) => self.kept.remove(&(kind, name)),
+                Update::Remove(kind, name) => self.kept.remove(kind, name),
             }
         }
         self.publish(roots);

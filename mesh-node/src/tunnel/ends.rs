@@ -359,6 +359,11 @@ impl Stream {
             .map_or(NONE, |response| &response.headers)
     }
 
+    /// Lets go of them: they are as large as all the rest that an idle flow holds here.
+    pub(super) fn forget_response(&mut self) {
+        self.response = None;
+    }
+
     /// Ends the stream as a TCP reset would.
     pub fn reset(self) {
         self.end(Code::CONNECT_ERROR);

@@ -60,7 +60,8 @@ struct Splice {
 }
 
 impl Splice {
-    fn new(app: TcpStream, stream: Stream, meter: &Meter, cut: CutSignal) -> Self {
+    fn new(app: TcpStream, mut stream: Stream, meter: &Meter, cut: CutSignal) -> Self {
+        stream.forget_response();
         // A failure here shows again at the first read or write.
         let _ = app.set_nodelay(true);
         let app = Rc::new(app);

@@ -121,9 +121,10 @@ impl Client {
         }
         let decoded = convert::decode_resource(resource.kind.url(), &resource.name, resource.body);
         if decoded.error.is_none() {
+            let name = shared_name(&decoded, &resource.name);
             self.held(resource.kind)
                 .versions
-                .insert(resource.name, resource.version);
+                .insert(name, resource.version);
         }
         let Decoded { changes, error, .. } = self.widen(decoded);
         match error {
@@ -245,7 +246,7 @@ impl Client {
         let Any { type_url, value } = sent.resource.unwrap_or_default();
         let decoded = convert::decode_resource(&type_url, &sent.name, value.clone());
         let decoded = self.widen(decoded);
-        let name: Arc<str> = sent.name.into();
+        let name = shared_name(&decoded, &sent.name);
         let held = self.held(kind);
         // Whether understood or not, it exists.
         held.gone.remove(&name);
@@ -337,6 +338,14 @@ impl Held {
             .keys()
             .filter(|n| replaced.contains(&shard_of(n)));
         self.gone.extend(names.cloned());
+    }
+}
+
+/// The name of a resource, as the model has it when it keeps it too: there are as many as pods.
+fn shared_name(decoded: &Decoded, name: &str) -> Arc<str> {
+    match &decoded.changes[..] {
+        [Change::Workload(w)] if w.uid.as_str() == name => w.uid.share(),
+        _ => name.into(),
     }
 }
 

@@ -86,7 +86,8 @@ fn admitted(
         });
     }
     let peer = match (&conn.via, &conn.transport) {
-        (Some(peer), _) | (None, Transport::Mtls(peer)) => Some(peer),
+        (Some(peer), _) => Some(&**peer),
+        (None, Transport::Mtls(peer)) => Some(peer),
         (None, Transport::Kernel(_) | Transport::Plain | Transport::Probe) => None,
     };
     if extra.guarded && !peer.is_some_and(vouched) {

@@ -34,7 +34,7 @@ pub struct Conn {
     pub transport: Transport,
     /// The peer that brought it and says who is behind it, when that is not the peer itself. `transport` and
     /// `source_ip` are then what it says of the original client; only a waypoint of the destination is believed.
-    pub via: Option<Identity>,
+    pub via: Option<Box<Identity>>,
     /// The original client's address.
     pub source_ip: IpAddr,
     /// The destination workload.

@@ -10,7 +10,11 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use super::{Workload, WorkloadExtra, shard::Sharded, workload::Locality};
+use super::{
+    Workload, WorkloadExtra,
+    shard::Sharded,
+    workload::{Canonical, Locality},
+};
 use crate::name::{NodeName, WorkloadUid};
 
 /// A workload in its compact form.
@@ -24,7 +28,7 @@ pub(crate) struct Known {
     addresses: Addresses,
     /// How much of the uid's end is the name.
     name: u16,
-    healthy: bool,
+    flags: Flags,
 }
 
 // At 100,000 pods every word of it is a megabyte.
@@ -41,6 +45,7 @@ impl Known {
             odd.name = Some(Arc::clone(&whole.name));
             0
         });
+        let flags = Flags::take(&mut whole);
         whole.name = "".into();
         let list = std::mem::take(&mut whole.addresses);
         let addresses = Addresses::new(&list).unwrap_or_else(|| {
@@ -49,7 +54,6 @@ impl Known {
         });
         let odd = (odd != Odd::default()).then(|| Box::new(odd));
         let uid = std::mem::replace(&mut whole.uid, "".into());
-        let healthy = std::mem::replace(&mut whole.healthy, true);
         Self {
             uid,
             place: shared.places.share(place),
@@ -58,7 +62,7 @@ impl Known {
             whole: OnceLock::new(),
             addresses,
             name,
-            healthy,
+            flags,
         }
     }
 
@@ -104,15 +108,16 @@ impl Known {
     /// The whole workload.
     pub fn workload(&self) -> &Arc<Workload> {
         self.whole.get_or_init(|| {
-            Arc::new(Workload {
+            let mut whole = Workload {
                 uid: self.uid.clone(),
                 name: self.own_name(),
                 addresses: self.listed().into(),
                 node: self.place.node.clone(),
                 locality: self.place.locality.clone(),
-                healthy: self.healthy,
                 ..self.shape.0.clone()
-            })
+            };
+            self.flags.put(&mut whole);
+            Arc::new(whole)
         })
     }
 }
@@ -132,7 +137,7 @@ impl PartialEq for Known {
             && self.name == other.name
             && self.addresses == other.addresses
             && self.odd == other.odd
-            && self.healthy == other.healthy
+            && self.flags == other.flags
             && (Arc::ptr_eq(&self.place, &other.place) || self.place == other.place)
             && (Arc::ptr_eq(&self.shape, &other.shape) || self.shape == other.shape)
     }
@@ -226,6 +231,51 @@ impl PartialEq for ByUid {
 }
 
 impl Eq for ByUid {}
+
+/// What a workload says in a bit each.
+#[derive(Clone, Copy, PartialEq)]
+struct Flags(u8);
+
+impl Flags {
+    const HEALTHY: u8 = 1;
+    /// Its canonical name is its own, as it is where nothing made it: what others share would not be shared.
+    const CANONICAL: u8 = 2;
+    /// So is the name of what made it.
+    const MADE_BY: u8 = 4;
+
+    /// Blanks what it remembers.
+    fn take(whole: &mut Workload) -> Self {
+        let mut flags = 0;
+        if std::mem::replace(&mut whole.healthy, true) {
+            flags |= Self::HEALTHY;
+        }
+        let Canonical {
+            name,
+            workload_name,
+            ..
+        } = &mut whole.canonical;
+        for (named, flag) in [(name, Self::CANONICAL), (workload_name, Self::MADE_BY)] {
+            if *named == whole.name {
+                *named = "".into();
+                flags |= flag;
+            }
+        }
+        Self(flags)
+    }
+
+    /// Puts it back; the workload has its own name already.
+    fn put(self, whole: &mut Workload) {
+        let Self(flags) = self;
+        whole.healthy = flags & Self::HEALTHY != 0;
+        let canonical = &mut whole.canonical;
+        if flags & Self::CANONICAL != 0 {
+            canonical.name = Arc::clone(&whole.name);
+        }
+        if flags & Self::MADE_BY != 0 {
+            canonical.workload_name = Arc::clone(&whole.name);
+        }
+    }
+}
 
 /// What does not fit the short form.
 #[derive(Default, PartialEq)]
@@ -398,6 +448,10 @@ mod tests {
                 let mut whole = pod("shop", "web", "n1", "10.9.9.9");
                 (whole.name, whole.addresses) = (name.into(), addresses.clone().into());
                 whole.healthy = name.is_empty();
+                if addresses.len() == 1 {
+                    (whole.canonical.name, whole.canonical.workload_name) =
+                        ("web".into(), "another".into());
+                }
                 let known = Known::new(whole.clone(), &shared);
                 assert_eq!(**known.workload(), whole);
                 assert!(known == Known::new(whole.clone(), &shared));

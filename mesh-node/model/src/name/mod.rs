@@ -24,6 +24,11 @@ macro_rules! symbol {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// The same text, shared: for whoever keeps it beside the name.
+            pub fn share(&self) -> Arc<str> {
+                Arc::clone(&self.0)
+            }
         }
 
         impl fmt::Display for $name {
