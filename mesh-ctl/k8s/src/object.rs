@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     apps::{DaemonSet, Deployment},
     core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
-    gateway::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant},
+    gateway::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
     meta::ObjectMeta,
     network::NetworkPolicy,
     networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry},
@@ -161,7 +161,7 @@ macro_rules! objects {
 objects! {
     Namespace, Node, Pod, Service, EndpointSlice, ServiceAccount, Deployment, DaemonSet,
     NetworkPolicy, AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry, VirtualService,
-    DestinationRule, Gateway, GatewayClass, HttpRoute, GrpcRoute, ReferenceGrant, MeshConfig,
+    DestinationRule, Gateway, GatewayClass, HttpRoute, GrpcRoute, TcpRoute, TlsRoute, ReferenceGrant, MeshConfig,
 }
 
 impl Object {

@@ -120,6 +120,8 @@ fn cluster_rules(values: &Values) -> Vec<Value> {
                 "grpcroutes",
                 "httproutes",
                 "referencegrants",
+                "tcproutes",
+                "tlsroutes",
             ],
             &READ,
         ),
@@ -142,7 +144,12 @@ fn cluster_rules(values: &Values) -> Vec<Value> {
         ),
         rule(
             "gateway.networking.k8s.io",
-            &["grpcroutes/status", "httproutes/status"],
+            &[
+                "grpcroutes/status",
+                "httproutes/status",
+                "tcproutes/status",
+                "tlsroutes/status",
+            ],
             &["patch"],
         ),
         rule("warren.dev", &["meshconfigs/status"], &["patch"]),

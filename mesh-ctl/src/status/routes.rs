@@ -6,7 +6,7 @@
 use k8s_openapi::jiff::Timestamp;
 use mesh_k8s::{
     Kind,
-    gateway::{GrpcRoute, HttpRoute, ParentReference},
+    gateway::{GrpcRoute, HttpRoute, ParentReference, TcpRoute, TlsRoute},
 };
 use mesh_translate::{ParentStatus, Status};
 use serde_json::{Value, json};
@@ -18,7 +18,13 @@ const CONTROLLER: &str = "warren.dev/waypoint";
 
 /// Whether objects of a kind have their status by parent.
 pub(super) fn is_route(kind: &str) -> bool {
-    [HttpRoute::KIND, GrpcRoute::KIND].contains(&kind)
+    let routes = [
+        HttpRoute::KIND,
+        GrpcRoute::KIND,
+        TcpRoute::KIND,
+        TlsRoute::KIND,
+    ];
+    routes.contains(&kind)
 }
 
 /// What a status says of parents, without times.

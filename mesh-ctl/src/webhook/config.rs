@@ -59,7 +59,13 @@ const ISTIO: [(&str, &[&str]); 5] = [
     ),
     (
         "gateway.networking.k8s.io",
-        &["gateways", "grpcroutes", "httproutes"],
+        &[
+            "gateways",
+            "grpcroutes",
+            "httproutes",
+            "tcproutes",
+            "tlsroutes",
+        ],
     ),
     ("telemetry.istio.io", &["telemetries"]),
     ("extensions.istio.io", &["wasmplugins"]),

@@ -6,7 +6,7 @@ use mesh_k8s::{
     Kind, Object, ObjectRef, Other,
     apps::{DaemonSet, Deployment},
     core::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount},
-    gateway::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant},
+    gateway::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
     network::NetworkPolicy,
     networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
@@ -226,6 +226,10 @@ view! {
     http_routes: HttpRoute,
     /// gRPC routes.
     grpc_routes: GrpcRoute,
+    /// TCP routes.
+    tcp_routes: TcpRoute,
+    /// TLS routes.
+    tls_routes: TlsRoute,
     /// Reference grants.
     reference_grants: ReferenceGrant,
     /// Mesh settings.

@@ -44,6 +44,8 @@ reasons! {
     FORWARDS_OTHERS = 34, "forwards_others";
     ROUTE_INVALID = 35, "route_invalid";
     NOT_WAYPOINT = 36, "not_waypoint";
+    IDLE_TIMEOUT = 37, "idle_timeout";
+    MAX_DURATION = 38, "max_duration";
 }
 
 /// Linux's ECONNREFUSED.

@@ -39,7 +39,12 @@ impl Kind {
     ];
 
     /// What a node proxy asks for.
-    pub const NODE: &'static [Kind] = &[Kind::Companion, Kind::Authorization, Kind::Address];
+    pub const NODE: &'static [Kind] = &[
+        Kind::Companion,
+        Kind::Authorization,
+        Kind::Destination,
+        Kind::Address,
+    ];
 
     /// What a waypoint asks for.
     pub const WAYPOINT: &'static [Kind] = &Self::ALL;

@@ -128,6 +128,10 @@ reasons! {
     RouteInvalid = 35, Refused, 503, 500, "CONNECT", "route_invalid", "the routes or the destination rule of the service are invalid or need a feature that this build does not have";
     /// A peer speaks for another client without being a waypoint of the destination.
     NotWaypoint = 36, Refused, 401, 403, "DENY", "not_waypoint", "the peer speaks for another client and is no waypoint of the destination, as far as is known here";
+    /// A connection that carried nothing for as long as its destination allows.
+    IdleTimeout = 37, Refused, 503, 503, "-", "idle_timeout", "the connection carried nothing for its destination's idleTimeout and was closed";
+    /// A connection that lived as long as its destination allows.
+    MaxDuration = 38, Refused, 503, 503, "DT", "max_duration", "the connection lived for its destination's maxConnectionDuration and was closed";
 }
 
 #[cfg(test)]

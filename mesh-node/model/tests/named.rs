@@ -34,6 +34,7 @@ fn dial(mesh: &Mesh, to: &str) -> Result<Plan, Reason> {
         node: &source.node,
         seed: 3,
         client: ip("10.0.1.1"),
+        ejected: &[],
     };
     route::outbound(mesh, &permit, chooser)
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,6 +17,7 @@ use mesh_model::{
         workload::TunnelProtocol,
     },
     reason::Reason,
+    resilience::{Destination, Outlier, Pool, TrafficPolicy},
     route::{self, Authority, Chooser, Plan, Via},
     testing::cast::*,
 };
@@ -59,6 +61,7 @@ fn dial_as(mesh: &Mesh, to: &str, seed: u64, client: &str) -> Result<Plan, Reaso
             node: &node,
             seed,
             client: ip(client),
+            ejected: &[],
         },
     )
 }
@@ -468,4 +471,88 @@ fn slots_are_what_the_node_would_choose_from() {
     assert_eq!(slots(Mode::Failover, &[Scope::Node], "n2"), [local("w2")]);
     assert_eq!(slots(Mode::Unspecified, &[], "n9"), []);
     assert_eq!(slots(Mode::Passthrough, &[], "n1"), []);
+}
+
+#[test]
+fn connections_are_bounded_by_whoever_carries_them() {
+    let pool = |pool: Pool| TrafficPolicy {
+        pool,
+        ..TrafficPolicy::default()
+    };
+    let seconds = Duration::from_secs;
+    let bounded = [
+        Pool {
+            max_connections: Some(1),
+            ..Pool::default()
+        },
+        Pool {
+            connect_timeout: seconds(1),
+            ..Pool::default()
+        },
+        Pool {
+            keepalive: Some((Some(3), None, None)),
+            ..Pool::default()
+        },
+        Pool {
+            max_duration: Some(seconds(60)),
+            ..Pool::default()
+        },
+        Pool {
+            tcp_idle: Duration::ZERO,
+            ..Pool::default()
+        },
+    ];
+    let outlier = |outlier: Outlier| TrafficPolicy {
+        outlier: Some(outlier),
+        ..TrafficPolicy::default()
+    };
+    let answers_only = Outlier {
+        split_local: true,
+        consecutive_local: 0,
+        ..Outlier::default()
+    };
+    let of_requests = Pool {
+        max_requests: Some(1),
+        ..Pool::default()
+    };
+    let cases = bounded.into_iter().map(|p| (pool(p), true)).chain([
+        (outlier(Outlier::default()), true),
+        (outlier(answers_only), false),
+        (pool(of_requests), false),
+        (TrafficPolicy::default(), false),
+    ]);
+    for (policy, expect) in cases {
+        let shown = format!("{policy:?}");
+        let service = balanced(Mode::Unspecified, &[]);
+        let destination = |features: &[&str]| {
+            Change::Destination(Destination {
+                service: service.name.clone(),
+                by: "shop/web".into(),
+                policy: Arc::new(policy.clone()),
+                ports: Box::default(),
+                subsets: Box::default(),
+                features: features.iter().map(|f| (*f).into()).collect(),
+            })
+        };
+        let plain = mesh(three(), [service.clone()]);
+        let source = plain.workload(&uid("shop", "client")).expect("known");
+        let known = plain.apply([destination(&[])]).0;
+        let found = route::bounds(&known, source, &service, 80);
+        assert_eq!(found.map(|p| p.is_some()), Ok(expect), "{shown}");
+        // What is bounded is counted by the proxy, which the kernel would go past.
+        let slots = route::slots(&known, &service, 80, &"n1".into());
+        assert_eq!(slots.is_empty(), expect, "{shown}");
+        let unknown = plain.apply([destination(&["a-later-one"])]).0;
+        let found = route::bounds(&unknown, source, &service, 80);
+        let refused = expect.then_some(Reason::RouteInvalid);
+        assert_eq!(found.err(), refused, "{shown}");
+        // A waypoint on the way keeps to it.
+        let mut behind = service.clone();
+        behind.waypoint = Some(GatewayAddress {
+            destination: GatewayDestination::Hostname(service_name("shop", "wp")),
+            hbone_port: 15008,
+        });
+        let behind = route::bounds(&known, source, &behind, 80);
+        assert_eq!(behind.map(|p| p.is_some()), Ok(false), "{shown}");
+    }
 }

@@ -57,6 +57,7 @@ fn dial(mesh: &Mesh, from: &str, to: &str, seed: u64) -> Result<Plan, Reason> {
             node: &node,
             seed,
             client: ip(from),
+            ejected: &[],
         },
     )
 }

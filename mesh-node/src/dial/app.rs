@@ -21,7 +21,7 @@ pub async fn to_application(
     let address = route::inbound(permit);
     // A client behind a waypoint may be of the other family, which a socket could not show.
     let shown = Some(client).filter(|c| c.is_ipv4() == address.is_ipv4());
-    let connect = tcp::connect(pod, address, shown);
+    let connect = tcp::connect(pod, address, shown, None);
     timeout(within, connect)
         .await
         .unwrap_or(Err(DialError::Timeout))

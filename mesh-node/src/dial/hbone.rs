@@ -1,7 +1,7 @@
 //! Streams to peers: a tunnel for the source pod's identity, and one CONNECT in it per flow.
 //!
 //! Invariants: a tunnel is used only for the identity that opened it, from the same pod, to the same address,
-//! under the same expectation; when the source's certificate or the roots change, further flows get new
+//! under the same expectation, and with the keepalive that is asked for; when the source's certificate or the roots change, further flows get new
 //! tunnels; without a certificate nothing is dialed.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_model::{name::Identity, route::Authority};
+use mesh_model::{name::Identity, resilience::Keepalive, route::Authority};
 use tokio::time::timeout;
 
 use super::{
@@ -49,6 +49,8 @@ pub struct Target<'a> {
     pub authority: &'a Authority,
     /// Whom it must prove to be.
     pub identities: &'a [Identity],
+    /// Keepalive of the tunnel's connection, where it is not the proxy's own.
+    pub keepalive: Option<Keepalive>,
 }
 
 impl Tunnels {
@@ -77,6 +79,7 @@ impl Tunnels {
             .find(|ip| Family::of(**ip) == family)
             .ok_or(DialError::NoAddress(family))?;
         let key = Key::new(source.clone(), *own, to.tunnel, to.identities);
+        let key = key.kept_alive_by(to.keepalive);
         let config = timeout(
             CERTIFICATE_PATIENCE,
             self.certificates.client(source, key.identities()),
@@ -91,7 +94,7 @@ impl Tunnels {
             let (pod, config, limits, address) =
                 (pod.clone(), config.clone(), self.limits.clone(), to.tunnel);
             async move {
-                let tcp = tcp::connect(&pod, address, None).await?;
+                let tcp = tcp::connect(&pod, address, None, to.keepalive).await?;
                 Ok(tunnel::connect(tcp, config, limits).await?)
             }
         };

@@ -28,6 +28,7 @@ use std::{
 
 use mesh_model::{
     authz::{Egress, Permit},
+    resilience::Keepalive,
     route::{Candidate, Named, Plan, Via},
 };
 use tokio::{
@@ -64,6 +65,8 @@ pub struct Request<'a> {
     pub timeout: Duration,
     /// Where hosts are that are known by name only.
     pub names: &'a Names,
+    /// Keepalive of the connection that is made; of a tunnel it is that of the tunnel's.
+    pub keepalive: Option<Keepalive>,
 }
 
 /// Dials the candidates in order; gives the one that answered.
@@ -71,6 +74,16 @@ pub async fn outbound<'p>(
     tunnels: &Rc<Tunnels>,
     request: &Request<'_>,
     plan: &'p Plan,
+) -> Result<(Upstream, Cow<'p, Candidate>), DialError> {
+    noting(tunnels, request, plan, |_, _| ()).await
+}
+
+/// As `outbound`; `note` is told of each candidate that was tried and whether it answered.
+pub async fn noting<'p>(
+    tunnels: &Rc<Tunnels>,
+    request: &Request<'_>,
+    plan: &'p Plan,
+    mut note: impl FnMut(&Candidate, bool),
 ) -> Result<(Upstream, Cow<'p, Candidate>), DialError> {
     let deadline = Instant::now() + request.timeout;
     let mut last = DialError::NoCandidate;
@@ -90,9 +103,13 @@ pub async fn outbound<'p>(
             .await
             .unwrap_or(Err(DialError::Timeout))
         {
-            Ok(reached) => return Ok(reached),
+            Ok(reached) => {
+                note(candidate, true);
+                return Ok(reached);
+            }
             Err(error) if error.is_final() => return Err(error),
             Err(error) => {
+                note(candidate, false);
                 tracing::debug!(pod = %request.pod.workload, via = ?candidate.via, %error, "a candidate could not be reached");
                 last = error;
             }
@@ -163,6 +180,7 @@ async fn one(
                 tunnel: *tunnel,
                 authority,
                 identities,
+                keepalive: request.keepalive,
             };
             let headers = headers::outbound(
                 request.permit.subject(),
@@ -180,7 +198,7 @@ async fn one(
                 .await
                 .map(Upstream::Tunnel)
         }
-        Via::Plain(address) => tcp::connect(request.pod, *address, None)
+        Via::Plain(address) => tcp::connect(request.pod, *address, None, request.keepalive)
             .await
             .map(Upstream::Plain),
         // A name leads to addresses, never to another name.

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_model::{name::Identity, reason::Reason};
+use mesh_model::{name::Identity, reason::Reason, resilience::Keepalive};
 
 use crate::tunnel::{ClientTunnel, ConnectRequest, OpenError, Stream};
 
@@ -34,6 +34,8 @@ pub struct Key {
     pub address: SocketAddr,
     /// Whom the far side may prove to be: sorted, each once.
     identities: Box<[Identity]>,
+    /// How its connection is kept alive, where not as the proxy's own are.
+    keepalive: Option<Keepalive>,
 }
 
 impl Key {
@@ -52,7 +54,13 @@ impl Key {
             pod,
             address,
             identities: identities.into(),
+            keepalive: None,
         }
+    }
+
+    /// The same with a keepalive of its own.
+    pub fn kept_alive_by(self, keepalive: Option<Keepalive>) -> Self {
+        Self { keepalive, ..self }
     }
 
     /// Whom the far side may prove to be.

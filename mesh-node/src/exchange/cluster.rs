@@ -172,6 +172,8 @@ pub struct Wish<'a> {
     pub session: Option<u64>,
     /// What it was tried on. Not taken while there are others that fit as well.
     pub tried: &'a [WorkloadUid],
+    /// Whether what was tried is avoided by a request that has a hash, too: the next in its table is taken.
+    pub leave_hash: bool,
     /// Whether others that fit less well will do (`retryRemoteLocalities`).
     pub elsewhere: bool,
 }
@@ -181,12 +183,12 @@ pub struct Wish<'a> {
 pub struct Joined {
     cluster: Arc<Cluster>,
     counted: Option<Counted>,
-    _taken: Taken,
+    _taken: Option<Taken>,
 }
 
 impl Joined {
-    /// One more.
-    pub fn new(cluster: Arc<Cluster>, counted: Counted, taken: Taken) -> Self {
+    /// One more, and its endpoint where it was picked among those of the cluster.
+    pub fn new(cluster: Arc<Cluster>, counted: Counted, taken: Option<Taken>) -> Self {
         Self {
             cluster,
             counted: Some(counted),
@@ -240,7 +242,8 @@ impl Cluster {
     }
 
     /// The endpoint for a request. `affinity` gives the request's hash; a request that has one goes where its hash says,
-    /// whatever it was tried on (as Istio, whose retries avoid nothing beside consistent hashing).
+    /// whatever it was tried on, unless it asks for others (as Istio, whose retries by themselves avoid nothing beside
+    /// consistent hashing).
     pub fn pick(
         &self,
         (mesh, generation, from): (&Mesh, u64, Viewpoint<'_>),
@@ -263,7 +266,8 @@ impl Cluster {
                 .is_some_and(|(_, e)| e.is_ejected(&m.endpoint.workload.uid, now))
         };
         let hashed = matches!(listed.policy.balancing.weighing, Weighing::Consistent(_));
-        let fresh = |m: &Member| hashed || !wish.tried.contains(&m.endpoint.workload.uid);
+        let stays = hashed && !wish.leave_hash;
+        let fresh = |m: &Member| stays || !wish.tried.contains(&m.endpoint.workload.uid);
         let usable = |m: &&Member| !out(m) && m.weight > 0;
         let best = |among: &dyn Fn(&Member) -> bool| {
             let ranks = members.iter().filter(usable).filter(|m| among(m));
@@ -319,6 +323,22 @@ impl Cluster {
                 streaming: None,
             },
         })
+    }
+
+    /// What bounds connections in a snapshot, and which endpoints are left out now.
+    pub fn ejected(
+        &self,
+        (mesh, generation, from): (&Mesh, u64, Viewpoint<'_>),
+        now: Instant,
+    ) -> (Arc<TrafficPolicy>, Vec<WorkloadUid>) {
+        let (state, policy) = self.listed(mesh, generation, from, now);
+        let known = state.known.keys();
+        let out = known.filter(|uid| {
+            let ejections = state.ejections.as_ref();
+            ejections.is_some_and(|(_, e)| e.is_ejected(uid, now))
+        });
+        let out = out.cloned().collect();
+        (policy, out)
     }
 
     /// Whether a session's endpoint is among those that may be picked.

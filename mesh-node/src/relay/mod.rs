@@ -3,4 +3,7 @@
 //! Invariants: half-close travels as half-close and a reset as a reset; every flow ends in exactly one [`End`].
 //! The work is done in `tunnel`, where data meets the records it travels in.
 
-pub use crate::tunnel::{CutSignal, Cutter, End, Meter, Side, copy, join, splice};
+mod bounded;
+
+pub use crate::tunnel::{CutSignal, Cutter, End, Hand, Meter, Side, copy, join, splice};
+pub use bounded::{Bounds, bounded};

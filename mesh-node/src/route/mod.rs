@@ -10,22 +10,24 @@ use std::net::IpAddr;
 
 use mesh_model::{
     authz::{Denial, Egress},
-    name::NodeName,
+    name::{NodeName, WorkloadUid},
     route::{self, Chooser, Plan},
 };
 
 use crate::authorize::Permitted;
 
-/// The way of an outbound flow.
+/// The way of an outbound flow, to none of the endpoints that are `ejected`.
 pub fn outbound(
     node: &NodeName,
     permitted: &Permitted<Egress>,
     client: IpAddr,
+    ejected: &[WorkloadUid],
 ) -> Result<Plan, Denial> {
     let chooser = Chooser {
         node,
         seed: fastrand::u64(..),
         client,
+        ejected,
     };
     route::outbound(&permitted.snapshot.mesh, &permitted.permit, chooser).map_err(Denial::new)
 }

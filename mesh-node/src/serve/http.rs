@@ -42,6 +42,7 @@ use tokio::{
 use self::{forward::Forward, head::Head};
 use super::{
     Data,
+    streams::Reached,
     thread::Place,
     waypoint::{Carry, Near, joined},
 };
@@ -352,7 +353,8 @@ impl Session {
             Target::Service(service, _) => Some(service.name.clone()),
             Target::Workload(..) | Target::External => None,
         };
-        joined(&self.data, &self.carry, near, far, report, place);
+        let to = Reached::unbounded(far);
+        joined(&self.data, &self.carry, near, to, report, place);
     }
 
     /// Begins to report a request.

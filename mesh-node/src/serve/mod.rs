@@ -3,6 +3,7 @@
 //! Invariants: everything of a connection happens on the thread that accepted it; every flow holds one of a
 //! bounded number of places; a pod that goes takes its listeners and flows with it.
 
+mod bounded;
 mod http;
 mod parties;
 mod reach;

@@ -82,6 +82,7 @@ impl Reaching<'_> {
             }),
             timeout: self.policy.pool.connect_timeout,
             names: &data.shared.names,
+            keepalive: self.policy.pool.keepalive,
         };
         let dialed = dial::outbound(&data.tunnels, &request, &plan).await;
         Ok(match dialed?.0 {

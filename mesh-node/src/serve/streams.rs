@@ -31,6 +31,7 @@ use crate::{
     dial::DialError,
     exchange::{ClusterKey, Joined, Wish, server_name},
     observe::FlowGuard,
+    relay::Bounds,
     tunnel::{Io, Link},
 };
 
@@ -38,6 +39,27 @@ use crate::{
 const TRIES: usize = 3;
 /// How long a client may take to say which name it asks for; after that it asks for none.
 const HELLO: Duration = Duration::from_secs(5);
+
+/// An endpoint that was connected to.
+pub(super) struct Reached {
+    /// The connection.
+    pub far: Link,
+    /// Its place among those of its cluster.
+    pub held: Option<Joined>,
+    /// What its destination bounds.
+    pub bounds: Bounds,
+}
+
+impl Reached {
+    /// One of which nobody says how it is bounded.
+    pub fn unbounded(far: Link) -> Self {
+        Self {
+            far,
+            held: None,
+            bounds: Bounds::NONE,
+        }
+    }
+}
 
 /// Whether the name that the client's TLS asks for would make a difference.
 pub(super) fn wants_name(carry: &Carry) -> bool {
@@ -85,10 +107,12 @@ pub(super) async fn reach(
     carry: &Carry,
     report: &mut FlowGuard,
     sni: Option<&str>,
-) -> Result<(Link, Option<Joined>), Stopped> {
+) -> Result<Reached, Stopped> {
     let mesh = &carry.permitted.snapshot.mesh;
     let Target::Service(service, port) = &carry.permitted.permit.subject().target else {
-        return Ok((waypoint::reach(data, carry, report).await?, None));
+        return waypoint::reach(data, carry, report)
+            .await
+            .map(Reached::unbounded);
     };
     let refused = |reason| Stopped::Denied(Denial::new(reason));
     let routes = mesh.routes(&service.name);
@@ -118,7 +142,9 @@ pub(super) async fn reach(
         },
     };
     if backend.is_none() && mesh.destination(&service.name).is_none() {
-        return Ok((waypoint::reach(data, carry, report).await?, None));
+        return waypoint::reach(data, carry, report)
+            .await
+            .map(Reached::unbounded);
     }
     by_policy(data, carry, report, (service, *port), backend).await
 }
@@ -130,7 +156,7 @@ async fn by_policy(
     report: &mut FlowGuard,
     (service, port): (&Service, u16),
     backend: Option<&Backend>,
-) -> Result<(Link, Option<Joined>), Stopped> {
+) -> Result<Reached, Stopped> {
     let refused = |reason| Stopped::Denied(Denial::new(reason));
     let snapshot = &carry.permitted.snapshot;
     let key = ClusterKey::of(&service.name, port, backend);
@@ -166,8 +192,12 @@ async fn by_policy(
         match reaching.link(&picked.endpoint, None).await {
             Ok(link) => {
                 cluster.connected(&who);
-                let joined = Joined::new(cluster.clone(), counted, picked.taken);
-                return Ok((link, Some(joined)));
+                let taken = Some(picked.taken);
+                return Ok(Reached {
+                    far: link,
+                    held: Some(Joined::new(cluster.clone(), counted, taken)),
+                    bounds: Bounds::of(&policy.pool),
+                });
             }
             Err(error) if error.is_final() || tried.contains(&who) => return Err(error.into()),
             Err(error) => {

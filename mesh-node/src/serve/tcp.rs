@@ -17,15 +17,23 @@ use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::UnixTime;
 use tokio::time::{sleep, timeout};
 
-use super::{Data, Flow, Registered, parties, stopped::Stopped, thread::Place, waypoint};
+use super::{
+    Data, Flow, Registered,
+    bounded::{self, Bounded},
+    parties,
+    stopped::Stopped,
+    thread::Place,
+    waypoint,
+};
 use crate::{
     accept::{Accepted, Kind, Pod, authority, origin, reset},
     authorize::{self, Permitted},
     capture::FailedDial,
     dial::{self, Upstream},
+    exchange::Joined,
     identify::{self, Proven},
     observe::{Direction, DirectionLabel, FlowGuard, Path, ResultLabel, Verdict},
-    relay::{self, CutSignal, Cutter, End, Meter},
+    relay::{self, Bounds, CutSignal, Cutter, End, Hand, Meter},
     route,
     tunnel::{self, Incoming, ServerTunnel, TunnelError, error::REASON_HEADER},
     wire::{Headers, Limits},
@@ -49,17 +57,19 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
     // Read before anything is decided: a failure is void as soon as the destination's configuration changes.
     let epoch = data.shared.datapath.epoch(original.ip());
     match connect(&data, &accepted, original, &mut report).await {
-        Ok((upstream, decided_in)) => {
+        Ok(connected) => {
             report.opened();
             let Accepted { pod, tcp, .. } = accepted;
             let live = Live {
                 pod: &pod,
                 conn: None,
                 client_first: true,
-                decided_in,
+                decided_in: connected.decided_in,
+                bounds: connected.bounds,
             };
+            let place = place.holding(connected.held);
             let carried = Carried::new(&data, live, report, place);
-            match upstream {
+            match connected.upstream {
                 Upstream::Tunnel(stream) => {
                     carried.by(|meter, cut| relay::splice(tcp, stream, meter, cut));
                 }
@@ -84,20 +94,38 @@ pub(super) async fn outbound(data: Rc<Data>, accepted: Accepted, place: Place) {
     }
 }
 
+/// An outbound flow that has its upstream.
+struct Connected {
+    upstream: Upstream,
+    /// The generation of the snapshot that decided.
+    decided_in: u64,
+    /// Its place among the connections of what it goes to.
+    held: Option<Joined>,
+    bounds: Bounds,
+}
+
 /// Authorizes, routes and dials an outbound flow.
 async fn connect(
     data: &Rc<Data>,
     accepted: &Accepted,
     original: SocketAddr,
     report: &mut FlowGuard,
-) -> Result<(Upstream, u64), Stopped> {
+) -> Result<Connected, Stopped> {
     let shared = &data.shared;
     let permitted = authorize::outbound(&shared.state, &accepted.pod, original).await?;
     let source = permitted.permit.subject().source.clone();
     report.record_mut().source.identity = Some(source.identity.clone());
     report.record_mut().source.workload = Some(source);
-    let plan = route::outbound(&shared.node, &permitted, accepted.peer.ip())?;
+    let bounded = Bounded::of(shared, &permitted)?;
+    let ejected = bounded.as_ref().map_or(&[][..], |b| &b.ejected);
+    let client = accepted.peer.ip();
+    let plan = match route::outbound(&shared.node, &permitted, client, ejected) {
+        Ok(plan) => plan,
+        Err(denial) => return Err(bounded::unplanned(denial, ejected)),
+    };
     report.record_mut().service = plan.service.clone();
+    let counted = bounded.as_ref().map(Bounded::begin).transpose()?;
+    let pool = bounded.as_ref().map(|b| &b.policy.pool);
     let Permitted {
         permit, snapshot, ..
     } = permitted;
@@ -108,10 +136,16 @@ async fn connect(
         permit: &permit,
         client: accepted.peer,
         behalf: None,
-        timeout: shared.limits.connect_timeout,
+        timeout: pool.map_or(shared.limits.connect_timeout, |p| p.connect_timeout),
         names: &shared.names,
+        keepalive: pool.and_then(|p| p.keepalive),
     };
-    let dialed = dial::outbound(&data.tunnels, &request, &plan).await;
+    let dialed = dial::noting(&data.tunnels, &request, &plan, |candidate, answered| {
+        if let Some(bounded) = &bounded {
+            bounded.note(candidate, answered);
+        }
+    });
+    let dialed = dialed.await;
     route::learn(
         &*shared.datapath,
         &shared.state,
@@ -127,7 +161,12 @@ async fn connect(
         parties::went_to(candidate, report);
     }
     match dialed {
-        Ok((upstream, _)) => Ok((upstream, decided_in)),
+        Ok((upstream, _)) => Ok(Connected {
+            upstream,
+            decided_in,
+            held: counted,
+            bounds: pool.map_or(Bounds::NONE, Bounds::of),
+        }),
         Err(error) => {
             let (mesh, from) = (
                 &shared.state.load().mesh,
@@ -327,6 +366,7 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
                 conn: Some(subject.clone()),
                 client_first: false,
                 decided_in: permitted.snapshot.generation,
+                bounds: Bounds::NONE,
             };
             drop(permitted);
             let carried = Carried::new(&data, live, report, place);
@@ -372,6 +412,7 @@ pub(super) async fn plaintext(data: Rc<Data>, accepted: Accepted, place: Place) 
                 conn: Some(permitted.permit.subject().clone()),
                 client_first: true,
                 decided_in: permitted.snapshot.generation,
+                bounds: Bounds::NONE,
             };
             drop(permitted);
             let carried = Carried::new(&data, live, report, place);
@@ -435,6 +476,7 @@ pub(super) struct Live<'a> {
     pub(super) conn: Option<Conn>,
     pub(super) client_first: bool,
     pub(super) decided_in: u64,
+    pub(super) bounds: Bounds,
 }
 
 /// A flow that was let through and is about to be relayed, under review.
@@ -445,11 +487,14 @@ pub(super) struct Carried {
     live_flows: Gauge,
     meter: Meter,
     cut: CutSignal,
+    /// What bounds it and cuts it then, where anything does.
+    bounds: Option<(Bounds, Hand)>,
 }
 
 impl Carried {
     pub(super) fn new(data: &Rc<Data>, live: Live<'_>, report: FlowGuard, place: Place) -> Self {
         let (cutter, cut) = Cutter::new();
+        let bounds = (live.bounds != Bounds::NONE).then(|| (live.bounds, cutter.hand()));
         let meter = Meter::new();
         if data.gone(&live.pod.uid).is_none() {
             cutter.cut(Reason::WorkloadGone);
@@ -477,23 +522,36 @@ impl Carried {
             live_flows,
             meter,
             cut,
+            bounds,
         }
     }
 
     /// Begins the task that relays the flow to its end and reports it.
-    pub(super) fn by<F>(self, relay: impl FnOnce(&Meter, CutSignal) -> F)
+    pub(super) fn by<F>(mut self, relay: impl FnOnce(&Meter, CutSignal) -> F)
     where
         F: Future<Output = End> + Unpin + 'static,
     {
+        let relay = relay(&self.meter, std::mem::take(&mut self.cut));
+        match self.bounds.take() {
+            // A flow without bounds does not pay for them.
+            None => self.run(relay),
+            Some((bounds, hand)) => {
+                let relay = relay::bounded(relay, bounds, &self.meter, hand);
+                self.run(relay);
+            }
+        }
+    }
+
+    fn run(self, mut relay: impl Future<Output = End> + Unpin + 'static) {
         let Self {
             place,
             report,
             registered,
             live_flows,
-            meter,
-            cut,
+            meter: _,
+            cut: _,
+            bounds: _,
         } = self;
-        let mut relay = relay(&meter, cut);
         drop(tokio::task::spawn_local(async move {
             // By reference: an awaited value would lie in the task twice, where it came in and where it is polled.
             let end = (&mut relay).await;

@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Data, http, parties,
     stopped::Stopped,
-    streams,
+    streams::{self, Reached},
     tcp::{Arrived, Carried, Live, refuse},
     thread::Place,
 };
@@ -146,18 +146,18 @@ async fn either(data: Rc<Data>, carry: Carry, mut near: Io, mut report: FlowGuar
     let server = async {
         sleep(SILENCE).await;
         let reached = streams::reach(&data, &carry, &mut report, None).await;
-        let Ok((mut far, held)) = reached else {
+        let Ok(mut reached) = reached else {
             // Perhaps requests can be answered all the same.
             return std::future::pending().await;
         };
         // When nothing can be read, the relay finds out by itself.
-        let _ = far.read_buf(&mut said).await;
-        (far, held)
+        let _ = reached.far.read_buf(&mut said).await;
+        reached
     };
     let heard = tokio::select! {
         biased;
         spoken = hear(&mut near, &mut first) => Ok(spoken),
-        far = server => Err(far),
+        reached = server => Err(reached),
     };
     match heard {
         Ok(Ok(spoken @ (Spoken::Http1 | Spoken::Http2))) => {
@@ -165,10 +165,10 @@ async fn either(data: Rc<Data>, carry: Carry, mut near: Io, mut report: FlowGuar
         }
         Ok(Ok(Spoken::Bytes)) => spoken_first(&data, carry, (near, first), report, place).await,
         Ok(Err(error)) => report.fail(Reason::PeerReset, error.to_string()),
-        Err((far, held)) => {
+        Err(mut reached) => {
             near.unread(first.freeze());
-            let (far, place) = (far.after(said.freeze()), place.holding(held));
-            joined(&data, &carry, near, far, report, place);
+            reached.far = reached.far.after(said.freeze());
+            joined(&data, &carry, near, reached, report, place);
         }
     }
 }
@@ -190,7 +190,7 @@ async fn spoken_first(
     };
     near.unread(first.freeze());
     match streams::reach(data, &carry, &mut report, name.as_deref()).await {
-        Ok((far, held)) => joined(data, &carry, near, far, report, place.holding(held)),
+        Ok(reached) => joined(data, &carry, near, reached, report, place),
         // Dropped before its end, the client's stream is reset.
         Err(stopped) => stopped.report(&mut report),
     }
@@ -215,12 +215,12 @@ async fn bytes(
         dialed = streams::reach(data, &carry, &mut report, None) => dialed,
         () = request.cancelled() => Err(Stopped::Abandoned),
     };
-    let (far, held) = match dialed {
+    let reached = match dialed {
         Ok(reached) => reached,
         Err(stopped) => return refuse(request, &stopped, &mut report),
     };
     let near = Io::new(request.accept(Headers::new()));
-    joined(data, &carry, near, far, report, place.holding(held));
+    joined(data, &carry, near, reached, report, place);
 }
 
 /// A client's side of what is relayed.
@@ -233,10 +233,11 @@ pub(super) fn joined(
     data: &Rc<Data>,
     carry: &Carry,
     near: impl Near,
-    far: Link,
+    to: Reached,
     mut report: FlowGuard,
     place: Place,
 ) {
+    let Reached { far, held, bounds } = to;
     report.opened();
     let live = Live {
         pod: &carry.arrived.pod,
@@ -244,8 +245,9 @@ pub(super) fn joined(
         conn: None,
         client_first: true,
         decided_in: carry.permitted.snapshot.generation,
+        bounds,
     };
-    let carried = Carried::new(data, live, report, place);
+    let carried = Carried::new(data, live, report, place.holding(held));
     carried.by(|meter, cut| relay::join(near, far, meter, cut));
 }
 
@@ -256,7 +258,7 @@ pub(super) async fn reach(
     report: &mut FlowGuard,
 ) -> Result<Link, Stopped> {
     let shared = &data.shared;
-    let plan = route::outbound(&shared.node, &carry.permitted, carry.client.ip())?;
+    let plan = route::outbound(&shared.node, &carry.permitted, carry.client.ip(), &[])?;
     report.record_mut().service = plan.service.clone();
     let workload = report.record().source.workload.clone();
     let request = dial::Request {
@@ -269,6 +271,7 @@ pub(super) async fn reach(
         }),
         timeout: shared.limits.connect_timeout,
         names: &shared.names,
+        keepalive: None,
     };
     let dialed = dial::outbound(&data.tunnels, &request, &plan).await;
     let candidate = dialed

@@ -14,7 +14,7 @@ use mesh_model::reason::Reason;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
-use super::{CutSignal, End, Meter, Side, splice::reset};
+use super::{CutSignal, End, Meter, Side, flow::is_orderly, splice::reset};
 
 /// What one read asks for.
 const CHUNK: usize = 128 << 10;
@@ -74,6 +74,7 @@ enum Failed {
 impl Copy {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if let Poll::Ready(reason) = self.cut.poll(cx) {
+            self.done = is_orderly(reason);
             return Poll::Ready(End::cut(reason));
         }
         let meter = &self.meter;

@@ -4,7 +4,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll, Waker},
 };
 
@@ -67,20 +67,50 @@ impl Cutter {
         (Self(cut.clone()), CutSignal(Some(cut)))
     }
 
-    /// Ends the flow with `reason`; both its sides are reset.
+    /// Ends the flow with `reason`; both its sides are reset, or closed where the reason [is orderly](is_orderly).
     pub fn cut(&self, reason: Reason) {
-        if self.0.reason.get().is_none() {
-            self.0.reason.set(Some(reason));
-            if let Some(waker) = self.0.waker.take() {
-                waker.wake();
-            }
-        }
+        self.0.cut(reason);
+    }
+
+    /// A further hand on it, for whoever looks after the flow from its own task.
+    pub fn hand(&self) -> Hand {
+        Hand(Rc::downgrade(&self.0))
     }
 
     /// Whether the flow has ended, so that the cutter may be dropped.
     pub fn is_over(&self) -> bool {
         Rc::strong_count(&self.0) == 1
     }
+}
+
+/// A hand on a [`Cutter`] that does not keep it.
+#[derive(Debug)]
+pub struct Hand(Weak<Cut>);
+
+impl Hand {
+    /// As [`Cutter::cut`], as long as there is a flow.
+    pub fn cut(&self, reason: Reason) {
+        if let Some(cut) = self.0.upgrade() {
+            cut.cut(reason);
+        }
+    }
+}
+
+impl Cut {
+    fn cut(&self, reason: Reason) {
+        if self.reason.get().is_none() {
+            self.reason.set(Some(reason));
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// Whether a flow that is cut for this reason is closed as its own ends would close it, not reset: its time was up, and
+/// nobody did wrong.
+pub(super) fn is_orderly(reason: Reason) -> bool {
+    matches!(reason, Reason::IdleTimeout | Reason::MaxDuration)
 }
 
 impl CutSignal {

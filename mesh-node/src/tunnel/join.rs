@@ -14,7 +14,7 @@ use std::{
 use mesh_model::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{CutSignal, End, Link, Meter, Side};
+use super::{CutSignal, End, Link, Meter, Side, flow::is_orderly};
 
 /// What is read at once.
 const CHUNK: usize = 64 << 10;
@@ -41,6 +41,11 @@ pub fn join<F: AsyncRead + AsyncWrite + Unpin>(
             return Poll::Pending;
         };
         let end = if let Poll::Ready(reason) = cut.poll(cx) {
+            if is_orderly(reason) {
+                // Said as far as there is room; whoever reads no more is closed all the same.
+                let _ = Pin::new(&mut *first).poll_shutdown(cx);
+                let _ = Pin::new(&mut *second).poll_shutdown(cx);
+            }
             End::cut(reason)
         } else {
             let there = forward.poll(cx, first, second, |n| meter.add_forward(n));
@@ -53,7 +58,7 @@ pub fn join<F: AsyncRead + AsyncWrite + Unpin>(
             }
         };
         if let Some((_first, second)) = ends.take()
-            && end.reason.is_some()
+            && end.reason.is_some_and(|reason| !is_orderly(reason))
         {
             second.reset();
         }

@@ -23,7 +23,7 @@ pub use ends::{
     ClientTunnel, ConnectRequest, Incoming, OpenError, ServerTunnel, Stream, TunnelError, accept,
     connect,
 };
-pub use flow::{CutSignal, Cutter, End, Meter, Side};
+pub use flow::{CutSignal, Cutter, End, Hand, Meter, Side};
 pub use io::{Io, Link};
 pub use join::join;
 pub use splice::splice;

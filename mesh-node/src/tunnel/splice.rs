@@ -19,6 +19,7 @@ use tokio::{io::Interest, net::TcpStream};
 use super::{
     CutSignal, End, Meter, Side,
     ends::Stream,
+    flow::is_orderly,
     shared::{Inner, Turn},
 };
 use crate::wire::{conn::Fill, error::Code, out::CAPACITY};
@@ -82,12 +83,21 @@ impl Splice {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if let Poll::Ready(reason) = self.cut.poll(cx) {
+        let cut = self.cut.poll(cx);
+        if let Poll::Ready(reason) = cut
+            && !is_orderly(reason)
+        {
             return Poll::Ready(End::cut(reason));
         }
         let shared = self.stream.shared.clone();
         let mut inner = shared.inner.borrow_mut();
         let inner = &mut *inner;
+        if let Poll::Ready(reason) = cut {
+            inner.conn.finish(self.stream.id);
+            self.stream_ends(inner, Code::NO_ERROR);
+            self.done = true;
+            return Poll::Ready(End::cut(reason));
+        }
         if let Some(end) = self.failed(inner, cx) {
             return Poll::Ready(end);
         }

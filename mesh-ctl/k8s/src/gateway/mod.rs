@@ -8,6 +8,8 @@ mod http_route;
 mod reference_grant;
 pub mod refs;
 mod session_persistence;
+mod tcp_route;
+mod tls_route;
 
 pub use filter::RouteFilter;
 pub use gateway_class::{GatewayClass, GatewayClassSpec};
@@ -23,3 +25,5 @@ pub use http_route::{
 pub use reference_grant::{ReferenceGrant, ReferenceGrantSpec};
 pub use refs::{BackendRef, ParentReference};
 pub use session_persistence::{CookieConfig, SessionPersistence};
+pub use tcp_route::{StreamRouteRule, TcpRoute, TcpRouteSpec};
+pub use tls_route::{TlsRoute, TlsRouteSpec};

@@ -255,6 +255,9 @@ fn retries(retries: &Retries) -> String {
     if !retries.avoid_previous {
         line.push_str(", also where it failed");
     }
+    if retries.avoid_hashed {
+        line.push_str(", elsewhere than its hash says");
+    }
     if retries.remote_localities {
         line.push_str(", also elsewhere");
     }

@@ -7,4 +7,5 @@ mod parents;
 pub(crate) mod routes;
 pub(crate) mod rules;
 mod session;
+mod stream_rules;
 pub(crate) mod waypoint;

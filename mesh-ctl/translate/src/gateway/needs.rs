@@ -1,4 +1,4 @@
-//! Which services need a waypoint, because of what is said of their requests.
+//! Which services need a waypoint, because of what is said of their requests, or of where connections to them go.
 //!
 //! Invariants: only who names a service by its whole name causes one: rules for `*`, and rules for gateways alone, never
 //! do, nor does what a connection alone can honour. Whoever causes one is named.
@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_k8s::{
     Kind, ObjectRef,
-    gateway::ParentReference,
+    gateway::{ParentReference, TcpRoute, TlsRoute},
     networking::{
         DestinationRule, VirtualService,
         destination_rule::{
@@ -55,6 +55,14 @@ pub(crate) fn of(view: &ClusterView, settings: &Settings, services: &[ServiceDra
         let route = &entry.object;
         finding.route(&**route, &route.spec.parent_refs);
     }
+    for entry in view.tcp_routes.values() {
+        let route = &entry.object;
+        finding.route(&**route, &route.spec.parent_refs);
+    }
+    for entry in view.tls_routes.values() {
+        let route = &entry.object;
+        finding.route(&**route, &route.spec.parent_refs);
+    }
     finding.needs
 }
 
@@ -66,7 +74,9 @@ struct Finding<'f, 'a> {
 
 impl Finding<'_, '_> {
     fn need(&mut self, service: usize, because: ObjectRef) {
-        if can(self.hosts.get(service)) {
+        let draft = self.hosts.get(service);
+        let by_connection = [TcpRoute::KIND, TlsRoute::KIND].contains(&&*because.kind);
+        if has_address(draft) && (by_connection || may_speak_http(draft)) {
             self.needs.entry(service).or_default().insert(because);
         }
     }
@@ -110,21 +120,23 @@ impl Finding<'_, '_> {
             let Some(service) = self.hosts.service(namespace, host.as_str()) else {
                 continue;
             };
-            let ports = &self.hosts.get(service).service.ports;
-            let has = |port: u16| ports.iter().any(|known| known.port == port);
-            if parent.port.is_none_or(has) {
+            if routes::port(self.hosts.get(service), parent).is_ok() {
                 self.need(service, ObjectRef::of::<K>(meta));
             }
         }
     }
 }
 
-/// Whether requests to a service can be looked at by a waypoint: it has an address and a port that may speak HTTP.
-fn can(draft: &ServiceDraft<'_>) -> bool {
+/// Whether what goes to a service can be sent to a waypoint.
+fn has_address(draft: &ServiceDraft<'_>) -> bool {
+    !draft.extra.headless && draft.extra.external_name.is_none()
+}
+
+/// Whether there may be requests to look at.
+fn may_speak_http(draft: &ServiceDraft<'_>) -> bool {
     let spoken = |protocol| !matches!(protocol, AppProtocol::Tcp | AppProtocol::Tls);
-    !draft.extra.headless
-        && draft.extra.external_name.is_none()
-        && draft.service.ports.iter().any(|port| spoken(port.protocol))
+    let mut ports = draft.service.ports.iter();
+    ports.any(|port| spoken(port.protocol))
 }
 
 fn export(own: &str, list: &[String]) -> Export {

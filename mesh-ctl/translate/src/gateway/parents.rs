@@ -11,11 +11,11 @@ use crate::{
     traffic::hosts::Hosts,
 };
 
-/// The statuses of a route's parents that are services; `lost` says at which another kind of route keeps it out.
+/// The statuses of a route's parents that are services; `lost` says at which a route of which kind keeps it out.
 pub(super) fn statuses(
     hosts: &Hosts<'_, '_>,
     route: &Read<'_>,
-    lost: impl Fn(usize) -> bool,
+    lost: impl Fn(usize) -> Option<&'static str>,
 ) -> Vec<ParentStatus> {
     let strangers = route.strangers.iter().map(|(parent, why)| ParentStatus {
         parent: parent.clone(),
@@ -26,12 +26,12 @@ pub(super) fn statuses(
     });
     let attached = route.parents.iter().map(|parent| {
         let accepted = match lost(parent.service) {
-            true => no(
+            Some(kind) => no(
                 ConditionKind::Accepted,
                 "Conflicted",
-                "a GRPCRoute of the same service and port keeps this route out",
+                &format!("a {kind} of the same service and port keeps this route out"),
             ),
-            false => yes(ConditionKind::Accepted, "Accepted"),
+            None => yes(ConditionKind::Accepted, "Accepted"),
         };
         let draft = hosts.get(parent.service);
         let programmed = match (accepted.status, &draft.way, &draft.service.waypoint) {

@@ -1,8 +1,9 @@
-//! HTTPRoute and GRPCRoute to sets of rules.
+//! The Gateway API's routes to sets of rules.
 //!
 //! Invariants: only services are parents here. A route in the service's namespace is for every client, one elsewhere for
-//! clients of its own namespace. On one port gRPC routes keep HTTP routes out; routes of one kind are merged by how
-//! specific their matches are, then by age, name and order.
+//! clients of its own namespace. On one port gRPC routes keep HTTP routes out, both TLS routes, and all of them TCP routes;
+//! routes of one kind are merged by how specific their matches are, then by age, name and order, except that of TCP
+//! routes, which have no matches, the oldest keeps the others out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,16 +13,17 @@ use std::{
 use mesh_k8s::{
     Kind, ObjectRef,
     core::Service,
-    gateway::{GrpcRoute, HttpRoute, ParentReference},
+    gateway::{GrpcRoute, HttpRoute, ParentReference, StreamRouteRule, TcpRoute, TlsRoute},
 };
-use mesh_model::route::http::Rule;
+use mesh_model::route::{http::Rule, stream::StreamRule};
 
 use super::{
     parents,
-    rules::{Around, Rank},
+    rules::{ANSWERED, Around, Rank},
+    stream_rules,
 };
 use crate::{
-    core::service::Way,
+    core::service::{ServiceDraft, Way},
     istio::virtual_service::no_waypoint,
     settings::{Settings, age},
     status::{InForce, Reports},
@@ -38,6 +40,28 @@ use crate::{
 enum Class {
     Grpc,
     Http,
+    Tls,
+    Tcp,
+}
+
+impl Class {
+    /// Whether it tells connections apart by name; `None` when it is about requests.
+    fn is_by_name(self) -> Option<bool> {
+        match self {
+            Self::Grpc | Self::Http => None,
+            Self::Tls => Some(true),
+            Self::Tcp => Some(false),
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Grpc => GrpcRoute::KIND,
+            Self::Http => HttpRoute::KIND,
+            Self::Tls => TlsRoute::KIND,
+            Self::Tcp => TcpRoute::KIND,
+        }
+    }
 }
 
 /// A route that was read.
@@ -49,6 +73,7 @@ pub(super) struct Read<'v> {
     complete: bool,
     pub(super) reader: Reader,
     rules: Vec<(Rank, Rule)>,
+    streams: Vec<(Rank, StreamRule)>,
     pub(super) parents: Vec<Parent>,
     /// Parents that it cannot be attached to, and why.
     pub(super) strangers: Vec<(ParentReference, String)>,
@@ -103,7 +128,7 @@ pub(crate) fn collect(
             scope.push((index, parent.port));
         }
     }
-    let mut lost: BTreeSet<(usize, usize)> = BTreeSet::new();
+    let mut lost: BTreeMap<(usize, usize), Class> = BTreeMap::new();
     let mut won: BTreeSet<(usize, usize)> = BTreeSet::new();
     for ((service, clients), attached) in &scopes {
         let ports: BTreeSet<Option<u16>> = attached.iter().map(|(_, port)| *port).collect();
@@ -114,35 +139,41 @@ pub(crate) fn collect(
                 continue;
             };
             let mut rules: Vec<(&Rank, usize, &Rule)> = Vec::new();
+            let mut streams: Vec<(&Rank, usize, &StreamRule)> = Vec::new();
+            let mut taken = false;
             for index in here {
-                if read[index].class == class {
-                    won.insert((index, *service));
-                    rules.extend(
-                        read[index]
-                            .rules
-                            .iter()
-                            .map(|(rank, rule)| (rank, index, rule)),
-                    );
-                } else {
-                    lost.insert((index, *service));
+                let one = &read[index];
+                // Of TCP routes the first takes everything.
+                if one.class != class || (taken && class == Class::Tcp) {
+                    lost.insert((index, *service), class);
+                    continue;
                 }
+                taken = true;
+                won.insert((index, *service));
+                rules.extend(one.rules.iter().map(|(rank, rule)| (rank, index, rule)));
+                streams.extend(one.streams.iter().map(|(rank, rule)| (rank, index, rule)));
             }
             // Stable: of one route, its own order decides last.
             rules.sort_by_key(|(rank, index, _)| (**rank, *index));
+            streams.sort_by_key(|(rank, index, _)| (**rank, *index));
             sets.entry(*service).or_default().push(Set {
                 clients: clients.clone(),
                 producer: clients.is_none(),
                 api: Api::Gateway,
                 ports: port.into_iter().collect(),
                 rules: rules.into_iter().map(|(_, _, rule)| rule.clone()).collect(),
-                streams: Vec::new(),
+                streams: streams
+                    .into_iter()
+                    .map(|(_, _, rule)| rule.clone())
+                    .collect(),
             });
         }
     }
     for (index, mut one) in read.into_iter().enumerate() {
         let fate = |service| {
             let at = (index, service);
-            (won.contains(&at), lost.contains(&at))
+            let lost = lost.get(&at).map(|class| class.kind());
+            (won.contains(&at), lost)
         };
         let in_force = in_force(hosts, &mut one, fate);
         let parents = parents::statuses(hosts, &one, |service| fate(service).1);
@@ -155,22 +186,26 @@ pub(crate) fn collect(
 fn in_force(
     hosts: &Hosts<'_, '_>,
     one: &mut Read<'_>,
-    fate: impl Fn(usize) -> (bool, bool),
+    fate: impl Fn(usize) -> (bool, Option<&'static str>),
 ) -> InForce {
     let not = |reason, text: &str| InForce::Not(reason, text.to_owned());
     if one.parents.is_empty() {
         return not("NoMatchingParent", "none of its parents can be attached to");
     }
     let (mut any, mut served, mut without, mut pending) = (false, false, None, None);
-    let mut made = None;
+    let (mut made, mut winner) = (None, "");
     for parent in &one.parents {
         let (won, lost) = fate(parent.service);
-        if lost {
-            let text = "a GRPCRoute of the same service and port keeps this route out there";
+        if let Some(kind) = lost {
+            let text = format!("a {kind} of the same service and port keeps this route out there");
             one.reader.warn(parent.field.as_str(), text);
+            winner = kind;
         }
         any |= won;
         let draft = hosts.get(parent.service);
+        if let Some(named) = one.class.is_by_name() {
+            misfits(&mut one.reader, parent, draft, named);
+        }
         match &draft.way {
             Way::Pending(text) => {
                 one.reader.info(parent.field.as_str(), text.clone());
@@ -190,11 +225,35 @@ fn in_force(
         }
     }
     match (pending, without) {
-        _ if !any => not("Conflicted", "a GRPCRoute decides for its services"),
+        _ if !any => {
+            let text = format!("a {winner} decides for its services");
+            InForce::Not("Conflicted", text)
+        }
         (Some(text), _) if !served => InForce::Not("Pending", text),
         (None, Some(text)) if !served => InForce::Not("NoWaypoint", text),
         _ if one.reader.is_clean() && one.complete => made.map_or(InForce::Wholly, InForce::By),
         _ => InForce::Partly,
+    }
+}
+
+/// Says at which ports of a service a route for connections has no effect. One for every port need not fit them all.
+fn misfits(reader: &mut Reader, parent: &Parent, draft: &ServiceDraft<'_>, named: bool) {
+    let ports = draft.service.ports.iter();
+    let meant = ports.filter(|port| parent.port.is_none_or(|own| own == port.port));
+    let found = meant.map(|port| (port.port, stream_rules::misfit(named, port.protocol)));
+    let found: Vec<_> = found.collect();
+    let fits = |(_, problem): &(u16, Option<(&str, bool)>)| problem.is_none_or(|(_, minor)| minor);
+    let some = found.iter().any(fits);
+    for (port, problem) in found {
+        match problem {
+            Some((text, false)) if !some => {
+                reader.warn(parent.field.as_str(), format!("port {port} {text}"));
+            }
+            Some((text, _)) => {
+                reader.info(parent.field.as_str(), format!("port {port} {text}"));
+            }
+            None => {}
+        }
     }
 }
 
@@ -209,6 +268,7 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
             hosts,
             namespace: &metadata.namespace,
             unknown: &entry.unknown,
+            fate: ANSWERED,
         };
         let default = [Default::default()];
         let rules = spec.rules.as_deref().unwrap_or(&default);
@@ -228,6 +288,7 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
             hosts,
             namespace: &metadata.namespace,
             unknown: &entry.unknown,
+            fate: ANSWERED,
         };
         let default = [Default::default()];
         let rules = spec.rules.as_deref().unwrap_or(&default);
@@ -236,6 +297,35 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
             let made = around.grpc(&mut one.reader, &path, name, rule);
             one.rules.extend(made);
         }
+        all.push(one);
+    }
+    for entry in view.tls_routes.values() {
+        let TlsRoute { metadata, spec } = &*entry.object;
+        let mut one = Read::begin(Class::Tls, entry, &spec.parent_refs);
+        one.attach(settings, hosts, &spec.parent_refs, &[]);
+        let around = Around {
+            settings,
+            hosts,
+            namespace: &metadata.namespace,
+            unknown: &entry.unknown,
+            fate: stream_rules::REFUSED,
+        };
+        let names = Some(&spec.hostnames[..]);
+        one.connections(&around, names, &spec.rules);
+        all.push(one);
+    }
+    for entry in view.tcp_routes.values() {
+        let TcpRoute { metadata, spec } = &*entry.object;
+        let mut one = Read::begin(Class::Tcp, entry, &spec.parent_refs);
+        one.attach(settings, hosts, &spec.parent_refs, &[]);
+        let around = Around {
+            settings,
+            hosts,
+            namespace: &metadata.namespace,
+            unknown: &entry.unknown,
+            fate: stream_rules::REFUSED,
+        };
+        one.connections(&around, None, &spec.rules);
         all.push(one);
     }
     all
@@ -253,6 +343,7 @@ impl<'v> Read<'v> {
             complete: entry.unknown.is_empty(),
             reader: Reader::default(),
             rules: Vec::new(),
+            streams: Vec::new(),
             parents: Vec::new(),
             strangers: Vec::new(),
             concerned: parents.iter().any(is_service),
@@ -274,6 +365,19 @@ impl<'v> Read<'v> {
         (format!("spec.rules[{index}]"), name.into())
     }
 
+    /// Reads the rules of a route for connections.
+    fn connections(
+        &mut self,
+        around: &Around<'_, '_>,
+        hostnames: Option<&[String]>,
+        rules: &[StreamRouteRule],
+    ) {
+        let mut reader = std::mem::take(&mut self.reader);
+        let place = |index: usize, name: &str| self.place(index, name);
+        self.streams = around.streams(&mut reader, place, hostnames, rules);
+        self.reader = reader;
+    }
+
     /// Finds the services that it is attached to.
     fn attach(
         &mut self,
@@ -292,12 +396,12 @@ impl<'v> Read<'v> {
             let namespace = parent_namespace(parent, &own);
             let host = settings.hostname(namespace, &parent.name);
             let name = format!("Service {namespace}/{}", parent.name);
-            match attached(hosts, hosts.service(namespace, host.as_str()), parent.port) {
-                Ok(service) => self.parents.push(Parent {
+            match attached(hosts, hosts.service(namespace, host.as_str()), parent) {
+                Ok((service, port)) => self.parents.push(Parent {
                     field,
                     reference: parent.clone(),
                     service,
-                    port: parent.port,
+                    port,
                 }),
                 Err(why) => {
                     let text = format!("{name} {why}");
@@ -313,21 +417,38 @@ impl<'v> Read<'v> {
     }
 }
 
-/// The service, when a route can be attached to it.
+/// The service and the port of it, when a route can be attached to it.
 fn attached(
     hosts: &Hosts<'_, '_>,
     service: Option<usize>,
-    port: Option<u16>,
-) -> Result<usize, String> {
+    parent: &ParentReference,
+) -> Result<(usize, Option<u16>), String> {
     let service = service.ok_or("is not known")?;
     let draft = hosts.get(service);
     if draft.extra.headless || draft.extra.external_name.is_some() {
         return Err("has no address of its own, which a parent needs".to_owned());
     }
-    match port {
-        Some(port) if !draft.service.ports.iter().any(|known| known.port == port) => {
-            Err(format!("has no port {port}"))
+    Ok((service, port(draft, parent)?))
+}
+
+/// The port of a service that a parent means, by its number or its name (`sectionName`), which have to agree; `None` when
+/// it means all of them.
+pub(crate) fn port(
+    draft: &ServiceDraft<'_>,
+    parent: &ParentReference,
+) -> Result<Option<u16>, String> {
+    let section = parent.section_name.as_str();
+    let named = draft.ports.iter().find(|port| port.name == section);
+    match (parent.port, section, named) {
+        (None, "", _) => Ok(None),
+        (Some(port), "", _) => match draft.service.ports.iter().any(|known| known.port == port) {
+            true => Ok(Some(port)),
+            false => Err(format!("has no port {port}")),
+        },
+        (_, _, None) => Err(format!("has no port of name {section:?}")),
+        (Some(port), _, Some(named)) if named.port != port => {
+            Err(format!("has no port {port} of name {section:?}"))
         }
-        _ => Ok(service),
+        (_, _, Some(named)) => Ok(Some(named.port)),
     }
 }

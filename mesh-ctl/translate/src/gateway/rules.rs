@@ -45,7 +45,12 @@ pub(super) struct Around<'r, 'a> {
     pub(super) namespace: &'r str,
     /// Paths in the route that no type knows.
     pub(super) unknown: &'r [String],
+    /// What becomes of a backend's share that cannot be used.
+    pub(super) fate: &'static str,
 }
+
+/// What becomes of requests to a backend that cannot be used.
+pub(super) const ANSWERED: &str = "its share of requests is answered 500";
 
 /// Parts that rules of both kinds have.
 struct Parts<'w> {
@@ -177,7 +182,7 @@ impl Around<'_, '_> {
             .collect()
     }
 
-    fn backend(&self, reader: &mut Reader, path: &str, wire: &BackendRef) -> Backend {
+    pub(super) fn backend(&self, reader: &mut Reader, path: &str, wire: &BackendRef) -> Backend {
         let namespace = match wire.namespace.as_str() {
             "" => self.namespace,
             namespace => namespace,
@@ -229,10 +234,7 @@ impl Around<'_, '_> {
         }
         let problem = problem.map(|(_, text)| text);
         if let Some(text) = problem.as_ref().or(wrong.as_ref()) {
-            reader.error(
-                path,
-                format!("{text}; its share of requests is answered 500"),
-            );
+            reader.error(path, format!("{text}; {}", self.fate));
         }
         let name = match service {
             Some(index) => self.hosts.get(index).service.name.clone(),

@@ -15,7 +15,7 @@ use mesh_model::{
     route::http::Selector,
 };
 
-use super::{http_match, traffic_policy::Parts, virtual_service::no_waypoint};
+use super::{connections, http_match, traffic_policy::Parts, virtual_service::no_waypoint};
 use crate::{
     core::service::{ServiceDraft, Way},
     settings::{Settings, age},
@@ -67,7 +67,11 @@ pub(crate) fn collect(
         }
     }
     for one in &mut read {
-        let in_force = in_force(settings, hosts, &groups, one);
+        let concerns = one.key().is_some_and(|key| {
+            let merged = merged.get(&key);
+            merged.is_some_and(Merged::concerns_connections)
+        });
+        let in_force = in_force(settings, hosts, &groups, one, concerns);
         let object = ObjectRef::of::<DestinationRule>(&one.entry.object.metadata);
         reports.say_all(
             &object,
@@ -117,7 +121,7 @@ impl<'v> Read<'v> {
             None
         };
         if refused.is_none() && export != Export::Everyone {
-            let text = "holds for every client that goes through the host's waypoint";
+            let text = "holds for every client of the host";
             reader.info("spec.exportTo", text);
         }
         Self {
@@ -126,6 +130,11 @@ impl<'v> Read<'v> {
             reader,
             refused,
         }
+    }
+
+    fn key(&self) -> Option<GroupKey> {
+        let namespace = self.entry.object.metadata.namespace.clone();
+        Some((namespace, self.pattern.clone()?))
     }
 
     fn name(&self) -> String {
@@ -165,6 +174,13 @@ struct Merged {
 }
 
 impl Merged {
+    /// Whether it says anything that node proxies keep to.
+    fn concerns_connections(&self) -> bool {
+        let ports = self.ports.iter().map(|(_, policy)| policy);
+        let mut policies = ports.chain([&self.policy]);
+        policies.any(|policy| policy.concerns_connections())
+    }
+
     fn of(&self, service: mesh_model::name::ServiceName) -> Destination {
         Destination {
             service,
@@ -304,6 +320,7 @@ fn in_force(
     hosts: &Hosts<'_, '_>,
     groups: &Groups,
     one: &mut Read<'_>,
+    concerns_connections: bool,
 ) -> InForce {
     if let Some(refused) = &one.refused {
         return refused.clone();
@@ -356,6 +373,13 @@ fn in_force(
         });
         if let Some(text) = waits {
             return not("Pending", text);
+        }
+        if concerns_connections {
+            connections::without_waypoint(&mut one.reader, &one.entry.object.spec);
+            return match one.reader.is_clean() && one.entry.unknown.is_empty() {
+                true => InForce::By(connections::KEPT.to_owned()),
+                false => InForce::Partly,
+            };
         }
         let draft = hosts.get(first);
         let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());

@@ -313,6 +313,8 @@ pub(super) fn retries(
     retries.backoff = time("backoff", &wire.backoff).unwrap_or(retries.backoff);
     retries.remote_localities = wire.retry_remote_localities.unwrap_or(false);
     retries.avoid_previous = wire.retry_ignore_previous_hosts.unwrap_or(true);
+    // Beside consistent hashing only who asks for it gets another host.
+    retries.avoid_hashed = wire.retry_ignore_previous_hosts == Some(true);
     Some(retries)
 }
 

@@ -447,6 +447,12 @@ pub(crate) fn pattern(value: &str) -> Option<StringMatch> {
     (!text.is_empty() && !text.contains('*')).then(|| matched(text.into()))
 }
 
+/// Whether a name that TLS may ask for is none: a `*` stands for its first labels only.
+pub(crate) fn wrong_name(host: &str) -> bool {
+    let inner = host.strip_prefix("*.").unwrap_or(host);
+    inner.is_empty() || (host != "*" && inner.contains('*'))
+}
+
 /// An address or a block; IPv4 mapped into IPv6 means the IPv4 one.
 pub(crate) fn network(value: &str) -> Option<IpNet> {
     let network = match value.split_once('/') {

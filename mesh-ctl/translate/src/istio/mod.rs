@@ -2,6 +2,7 @@
 
 pub(crate) mod authorization;
 pub(crate) mod automatic;
+mod connections;
 pub(crate) mod delegate;
 pub(crate) mod destination_rule;
 pub(crate) mod entry_endpoints;

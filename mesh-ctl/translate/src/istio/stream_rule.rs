@@ -11,7 +11,11 @@ use mesh_model::route::{
     stream::{StreamAction, StreamMatch, StreamRule},
 };
 
-use super::{http_match, http_rule::Around, matches::network};
+use super::{
+    http_match,
+    http_rule::Around,
+    matches::{network, wrong_name},
+};
 use crate::traffic::reader::Reader;
 
 /// What rules of both kinds ask of a connection.
@@ -107,8 +111,7 @@ fn connection(reader: &mut Reader, path: &str, wire: &Wire<'_>, named: bool) -> 
         reader.fail(&field("sniHosts"), "is missing".to_owned());
     }
     for (i, host) in wire.hosts.iter().enumerate() {
-        let inner = host.strip_prefix("*.").unwrap_or(host);
-        if inner.is_empty() || (host != "*" && inner.contains('*')) {
+        if wrong_name(host) {
             let text = format!("{host:?} is no name; a * stands for its first labels only");
             reader.fail(&format!("{path}.sniHosts[{i}]"), text);
         }

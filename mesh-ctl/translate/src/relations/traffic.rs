@@ -8,6 +8,7 @@ use mesh_k8s::{
     core::Pod,
     gateway::{
         BackendRef, Gateway, GatewayClass, GrpcRoute, HttpRoute, ParentReference, RouteFilter,
+        TcpRoute, TlsRoute,
     },
     networking::{DestinationRule, VirtualService},
 };
@@ -38,7 +39,7 @@ impl Notes<'_> {
                 entry.into_iter().for_each(|e| {
                     let HttpRoute { metadata, spec } = &*e.object;
                     let rules = spec.rules.iter().flatten();
-                    let parts = rules.map(|rule| (&rule.backend_refs, &rule.filters));
+                    let parts = rules.map(|rule| (&rule.backend_refs, &rule.filters[..]));
                     self.route(e, &metadata.namespace, &spec.parent_refs, parts);
                 });
             }
@@ -47,7 +48,23 @@ impl Notes<'_> {
                 entry.into_iter().for_each(|e| {
                     let GrpcRoute { metadata, spec } = &*e.object;
                     let rules = spec.rules.iter().flatten();
-                    let parts = rules.map(|rule| (&rule.backend_refs, &rule.filters));
+                    let parts = rules.map(|rule| (&rule.backend_refs, &rule.filters[..]));
+                    self.route(e, &metadata.namespace, &spec.parent_refs, parts);
+                });
+            }
+            TcpRoute::KIND => {
+                let entry = view.tcp_routes.get(key);
+                entry.into_iter().for_each(|e| {
+                    let TcpRoute { metadata, spec } = &*e.object;
+                    let parts = spec.rules.iter().map(|rule| (&rule.backend_refs, &[][..]));
+                    self.route(e, &metadata.namespace, &spec.parent_refs, parts);
+                });
+            }
+            TlsRoute::KIND => {
+                let entry = view.tls_routes.get(key);
+                entry.into_iter().for_each(|e| {
+                    let TlsRoute { metadata, spec } = &*e.object;
+                    let parts = spec.rules.iter().map(|rule| (&rule.backend_refs, &[][..]));
                     self.route(e, &metadata.namespace, &spec.parent_refs, parts);
                 });
             }
@@ -141,7 +158,7 @@ impl Notes<'_> {
         entry: &Entry<K>,
         own: &str,
         parents: &[ParentReference],
-        parts: impl Iterator<Item = (&'w Vec<BackendRef>, &'w Vec<RouteFilter>)>,
+        parts: impl Iterator<Item = (&'w Vec<BackendRef>, &'w [RouteFilter])>,
     ) {
         for parent in parents.iter().filter(|parent| routes::is_service(parent)) {
             let namespace = routes::parent_namespace(parent, own);
@@ -149,7 +166,8 @@ impl Notes<'_> {
             self.tell(Subject::Routes(host.as_str()), whole(entry));
             self.ask(Subject::Routes(host.as_str()));
             self.ask(Subject::Hostname(host.as_str()));
-            self.tell(Subject::Needs(host.as_str()), parent.port);
+            let part = (parent.port, parent.section_name.as_str());
+            self.tell(Subject::Needs(host.as_str()), part);
         }
         let backends = parts.flat_map(|(backends, filters)| {
             let mirrors = filters

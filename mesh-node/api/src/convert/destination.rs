@@ -3,12 +3,12 @@
 //! Invariants: as with routes, what cannot be understood whole becomes a destination that needs a feature no build
 //! has, so that the service's requests are refused. Unknown fields count as not understood.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use mesh_model::{
     name::ServiceName,
     resilience::{
-        Affinity, AffinityKey, CookieAttribute, Destination, HashTable, LoadBalancing,
+        Affinity, AffinityKey, CookieAttribute, Destination, HashTable, Keepalive, LoadBalancing,
         LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset, TlsFiles,
         TrafficPolicy, UpstreamTls, Warmup, Weighing,
     },
@@ -167,7 +167,6 @@ pub(super) fn cookie_wire(key: &AffinityKey) -> Option<wire::Cookie> {
 }
 
 fn pool_wire(p: &Pool) -> wire::Pool {
-    type Keepalive = (Option<u32>, Option<Duration>, Option<Duration>);
     let keepalive = |(probes, idle, interval): Keepalive| wire::Keepalive {
         probes,
         idle: idle.map(duration::wire),

@@ -195,6 +195,7 @@ fn retries_wire(r: &Retries) -> wire::Retries {
             headers: on.headers.iter().map(ToString::to_string).collect(),
         }),
         avoid_previous: r.avoid_previous,
+        avoid_hashed: r.avoid_hashed,
         remote_localities: r.remote_localities,
         backoff: Some(duration::wire(r.backoff)),
     }
@@ -484,6 +485,7 @@ fn retries(r: wire::Retries) -> Result<Retries, Bad> {
         per_try_timeout: within("per_try_timeout", r.per_try_timeout, duration::read)?,
         on: on(need("on", r.on)?).map_err(|b: Bad| b.within("on"))?,
         avoid_previous: r.avoid_previous,
+        avoid_hashed: r.avoid_hashed,
         remote_localities: r.remote_localities,
         backoff: duration::needed("backoff", r.backoff)?,
     })

@@ -308,7 +308,7 @@ fn nothing_is_sent_again_when_nothing_changed() {
                     .iter()
                     .map(prost::Message::encoded_len)
                     .sum::<usize>()
-                    < 8 * 1024,
+                    < Kind::NODE.len() * 2_700,
             "the request is large"
         );
         pair.settle(&view);

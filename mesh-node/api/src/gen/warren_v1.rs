@@ -453,6 +453,8 @@ pub struct Retries {
     pub remote_localities: bool,
     #[prost(message, optional, tag = "6")]
     pub backoff: ::core::option::Option<::prost_types::Duration>,
+    #[prost(bool, tag = "7")]
+    pub avoid_hashed: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RetryOn {

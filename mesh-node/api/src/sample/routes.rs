@@ -164,6 +164,7 @@ fn retries(r: &mut Rng) -> Retries {
             headers: list(r, 2, header_name),
         },
         avoid_previous: r.bool(),
+        avoid_hashed: r.bool(),
         remote_localities: r.bool(),
         backoff: duration(r),
     }

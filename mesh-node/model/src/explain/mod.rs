@@ -118,6 +118,7 @@ pub fn connection(mesh: &Mesh, source: &Arc<Workload>, dialed: SocketAddr) -> Ex
         node: &source.node,
         seed: 0,
         client: source.addresses.first().copied().unwrap_or(dialed.ip()),
+        ejected: &[],
     };
     let flow = Egress {
         source: Arc::clone(source),

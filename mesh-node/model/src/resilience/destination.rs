@@ -69,6 +69,29 @@ pub struct TrafficPolicy {
     pub retry_budget: Option<(Share, u32)>,
 }
 
+impl TrafficPolicy {
+    /// Whether it says anything that can be kept to for connections alone, by whoever sees no requests.
+    pub fn concerns_connections(&self) -> bool {
+        let (pool, default) = (&self.pool, Pool::default());
+        pool.max_connections.is_some()
+            || pool.connect_timeout != default.connect_timeout
+            || pool.keepalive.is_some()
+            || pool.max_duration.is_some()
+            || pool.tcp_idle != default.tcp_idle
+            || self.outlier.as_ref().is_some_and(Outlier::counts_connects)
+    }
+}
+
+impl Outlier {
+    /// Whether connections that cannot be made count.
+    pub fn counts_connects(&self) -> bool {
+        match self.split_local {
+            true => self.consecutive_local != 0,
+            false => self.consecutive_5xx != 0 || self.consecutive_gateway != 0,
+        }
+    }
+}
+
 /// Which endpoint is next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadBalancing {
@@ -176,6 +199,9 @@ pub struct Warmup {
     pub aggression: u32,
 }
 
+/// TCP keepalive: probes, idle time, interval; the system's where absent.
+pub type Keepalive = (Option<u32>, Option<Duration>, Option<Duration>);
+
 /// Bounds of connections and requests; `None` is no bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
@@ -183,8 +209,8 @@ pub struct Pool {
     pub max_connections: Option<u32>,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
-    /// TCP keepalive: probes, idle time, interval; the system's where absent.
-    pub keepalive: Option<(Option<u32>, Option<Duration>, Option<Duration>)>,
+    /// TCP keepalive; that of the proxy itself when absent.
+    pub keepalive: Option<Keepalive>,
     /// The longest life of a connection.
     pub max_duration: Option<Duration>,
     /// How long an idle TCP connection lives; for ever when zero.

@@ -13,7 +13,7 @@ pub use affinity::session_of;
 pub use warmup::warmed;
 
 pub use destination::{
-    Affinity, AffinityKey, CookieAttribute, Destination, HashTable, LoadBalancing,
+    Affinity, AffinityKey, CookieAttribute, Destination, HashTable, Keepalive, LoadBalancing,
     LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset, TlsFiles,
     TrafficPolicy, UpstreamTls, Warmup, Weighing,
 };
@@ -66,6 +66,8 @@ pub struct Retries {
     pub on: RetryOn,
     /// Whether endpoints that failed this request are avoided.
     pub avoid_previous: bool,
+    /// Whether they are avoided by requests that go where a hash says, too.
+    pub avoid_hashed: bool,
     /// Whether endpoints of other localities may take retries.
     pub remote_localities: bool,
     /// The pause before the first retry, which then grows (Envoy's jittered exponential backoff); 25 ms by default.

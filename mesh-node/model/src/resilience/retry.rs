@@ -120,6 +120,7 @@ impl Retries {
             per_try_timeout: None,
             on: RetryOn::parse(tokens).0,
             avoid_previous: true,
+            avoid_hashed: false,
             remote_localities: false,
             backoff: Duration::from_millis(25),
         }

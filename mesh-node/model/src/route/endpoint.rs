@@ -106,7 +106,8 @@ pub(super) fn pick(
     let v6 = flow.original.ip().to_canonical().is_ipv6();
     let fit = |w: &Arc<Workload>| {
         let rank = balance::rank(&service.balancing, &from, w)?;
-        Some((rank, target_port(w, service, declared)?))
+        let port = target_port(w, service, declared)?;
+        (!chooser.ejected.contains(&w.uid)).then_some((rank, port))
     };
     let all = mesh.endpoints(&service.name);
     let usable: Vec<_> = all

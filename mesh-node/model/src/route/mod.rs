@@ -19,9 +19,10 @@ use std::{
 
 use crate::{
     authz::{Conn, Egress, Permit, Target},
-    mesh::{Mesh, Service, Workload, service::Mode},
-    name::{Hostname, Identity, NodeName, ServiceName},
+    mesh::{Mesh, Service, Workload, knows_features, service::Mode},
+    name::{Hostname, Identity, NodeName, ServiceName, WorkloadUid},
     reason::Reason,
+    resilience::TrafficPolicy,
 };
 
 /// How a flow goes on.
@@ -102,6 +103,29 @@ pub struct Chooser<'a> {
     pub seed: u64,
     /// The client's address (session affinity).
     pub client: IpAddr,
+    /// Endpoints that are left out for a while.
+    pub ejected: &'a [WorkloadUid],
+}
+
+/// How connections to a service that no waypoint serves for this client are bounded, where anybody says so. With a
+/// feature in it that this build does not know they are refused.
+pub fn bounds<'m>(
+    mesh: &'m Mesh,
+    source: &Workload,
+    service: &Service,
+    port: u16,
+) -> Result<Option<&'m Arc<TrafficPolicy>>, Reason> {
+    let waypoint = service.waypoint.as_ref();
+    if waypoint.is_some_and(|w| !waypoint::is_own(mesh, source, w)) {
+        return Ok(None);
+    }
+    let destination = mesh.destination(&service.name);
+    let policy = destination.and_then(|d| d.policy(None, port));
+    let bounding = policy.filter(|p| p.concerns_connections());
+    match destination {
+        Some(d) if bounding.is_some() && !knows_features(&d.features) => Err(Reason::RouteInvalid),
+        Some(_) | None => Ok(bounding),
+    }
 }
 
 /// Plans an outbound flow.

@@ -1,7 +1,8 @@
 //! Endpoint slots of a service port for the kernel of one node, with locality and weight worked in.
 //!
 //! Invariant: slots are given only where choosing among them is all there is to decide: seen by all, no waypoint, no
-//! affinity, no passthrough, nobody else on the address, and at least one endpoint on this node.
+//! affinity, no passthrough, no bounds of connections, nobody else on the address, and at least one endpoint on this
+//! node.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -43,13 +44,17 @@ pub fn slots(mesh: &Mesh, service: &Service, port: u16, node: &NodeName) -> Vec<
         && service.visibility == Visibility::Public
         && service.balancing.mode != Mode::Passthrough
         && extra.is_none_or(|e| e.affinity.is_none() && knows_features(&e.features));
+    let bounded = mesh
+        .destination(&service.name)
+        .and_then(|d| d.policy(None, port))
+        .is_some_and(|p| p.concerns_connections());
     let alone = service
         .vips
         .iter()
         .all(|v| !mesh.is_contested(&v.network, v.ip));
     let (Ok(declared), true) = (
         endpoint::declared(service, port),
-        simple && alone && mesh.is_complete(),
+        simple && !bounded && alone && mesh.is_complete(),
     ) else {
         return Vec::new();
     };

@@ -22,6 +22,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+mod bounded;
 mod bounds;
 mod flows;
 mod requests;

@@ -258,6 +258,21 @@ async fn connections_are_bounded_and_dead_endpoints_left_out() {
     };
     let third = tokio::time::timeout(Duration::from_secs(10), again).await;
     drop((second, third.expect("a place is free again")));
+    // One that is silent for too long is ended in order.
+    w.destination(TrafficPolicy {
+        pool: Pool {
+            tcp_idle: Duration::from_millis(300),
+            ..Pool::default()
+        },
+        ..TrafficPolicy::default()
+    });
+    let (mut silent, _) = w.ask(b"", 1).await.expect("a greeting");
+    let mut byte = [0];
+    let end = tokio::time::timeout(Duration::from_secs(10), silent.read(&mut byte));
+    assert_eq!(end.await.expect("an end").expect("no reset"), 0);
+    w.node
+        .line(&["direction=through", "reason=idle_timeout"])
+        .await;
     w.destination(TrafficPolicy {
         outlier: Some(Outlier {
             consecutive_local: 1,

@@ -70,6 +70,7 @@ impl Way {
                     Some(retries) if retries.avoid_previous => &tried,
                     Some(_) | None => &[],
                 },
+                leave_hash: retries.is_some_and(|r| r.avoid_hashed),
                 elsewhere: retries.is_some_and(|r| r.remote_localities),
             };
             let mut picked = self.pick(message, query, wish, &mut made)?;

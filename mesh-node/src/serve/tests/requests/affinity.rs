@@ -220,3 +220,33 @@ async fn a_session_stays_where_it_began_across_shares_and_changes() {
     assert!(given(&headers, true).is_some_and(|new| new != session));
     w.node.stop().await;
 }
+
+#[tokio::test]
+async fn a_retry_leaves_the_hash_only_when_it_is_told_to() {
+    let w = world("150", AppProtocol::Http11).await;
+    let header = AffinityKey::Header("x-user".parse().expect("a name"));
+    w.destination(hashing(header, HashTable::Maglev(65_537)));
+    w.v1.stop().await;
+    let with_retries = |leave: bool| {
+        let mut tried = rule("/", Action::Forward(Box::new([backend(None, 1)])));
+        let retries = Retries {
+            attempts: 2,
+            avoid_hashed: leave,
+            ..Retries::default_of_istio()
+        };
+        tried.retries = Some(retries);
+        w.routes(vec![tried]);
+    };
+    // With two endpoints, that all of 24 keys have the same happens once in eight million.
+    for (leave, expect) in [(false, 2), (true, 1)] {
+        with_retries(leave);
+        let mut statuses = BTreeMap::<u16, u32>::new();
+        for key in 0..24 {
+            let asked = w.ask(with("x-user", &format!("user-{key}"), "/")).await;
+            *statuses.entry(asked.0.as_u16()).or_default() += 1;
+        }
+        assert_eq!(statuses.len(), expect, "{leave}: {statuses:?}");
+        assert!(statuses[&200] > 0, "{leave}: {statuses:?}");
+    }
+    w.node.stop().await;
+}
