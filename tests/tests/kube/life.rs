@@ -162,6 +162,60 @@ async fn nobody_was_started_again(space: &Space) -> Result<()> {
     Ok(())
 }
 
+/// An upgrade that names one value keeps what was set before; and that value, the taint, is taken off a node that is
+/// served. Afterwards the installation is again that of the other tests.
+pub async fn an_upgrade_keeps_what_was_set() -> Result<()> {
+    Space::with("kept", "", async |space| {
+        let outcome = upgraded(space).await;
+        space.cluster.install().await?;
+        outcome
+    })
+    .await
+}
+
+async fn upgraded(space: &Space) -> Result<()> {
+    let cluster = &space.cluster;
+    let spec = async |object: &str| {
+        let found = cluster.json(&["-n", SYSTEM, "get", object]).await?;
+        anyhow::Ok(found["spec"]["template"]["spec"]["containers"][0].clone())
+    };
+    let before = spec("daemonset/warren-node").await?;
+    cluster.upgrade(&["--set", "taint=true"]).await?;
+    let after = spec("daemonset/warren-node").await?;
+    ensure!(
+        before == after,
+        "the node proxies were {before}, and are {after}"
+    );
+    let args = spec("deployment/warren-controller").await?["args"].clone();
+    let told = args
+        .as_array()
+        .is_some_and(|a| a.contains(&"--node-taint".into()));
+    ensure!(told, "the controller has {args}");
+    let node = cluster.nodes()?.remove(1);
+    let taint = "warren.dev/not-ready:NoSchedule";
+    cluster.kubectl(&["taint", "node", &node, taint]).await?;
+    let path = "jsonpath={.spec.taints[*].key}";
+    cluster
+        .until("the taint to be taken off", 30, async || {
+            let taints = cluster.kubectl(&["get", "node", &node, "-o", path]).await?;
+            ensure!(!taints.contains("warren.dev/not-ready"), "{taints}");
+            Ok(())
+        })
+        .await?;
+    cluster
+        .upgrade(&["--reset-values", "--set", "image.tag=dev"])
+        .await?;
+    let args = spec("deployment/warren-controller").await?["args"].clone();
+    let told = args
+        .as_array()
+        .is_some_and(|a| a.contains(&"--node-taint".into()));
+    ensure!(
+        !told,
+        "after --reset-values the controller still has {args}"
+    );
+    Ok(())
+}
+
 /// An uninstalled mesh leaves every node as it was, and pods that were in it, under STRICT and a policy that asks for
 /// identities, talk on all the time. Must be the last test.
 pub async fn uninstalling_restores_every_node() -> Result<()> {

@@ -8,6 +8,7 @@ mod enrol;
 mod life;
 mod outage;
 mod services;
+mod trust;
 mod waypoint;
 mod workloads;
 
@@ -45,12 +46,14 @@ fn main() -> ExitCode {
             waypoint::a_gateways_waypoint_is_missed_when_it_is_gone,
             life::a_rollout_of_every_node_proxy_loses_no_request,
             life::an_upgrade_under_load_loses_nothing,
+            life::an_upgrade_keeps_what_was_set,
             outage::without_a_controller_pods_go_on,
             outage::without_an_api_server_pods_go_on,
             absent::without_a_node_proxy_enrolled_pods_wait_and_others_start,
             outage::a_killed_node_proxy_is_missed_and_nothing_else,
             outage::a_node_proxy_without_memory_is_missed_and_nothing_else,
             outage::restored_objects_are_in_force_again,
+            trust::the_root_is_replaced_under_load,
             outage::t07_a_node_comes_back_in_the_mesh,
             life::uninstalling_restores_every_node,
         ],

@@ -126,7 +126,7 @@ fn layout(image: Image<'_>) -> Result<(Vec<u8>, String)> {
         "aarch64" => "arm64",
         other => other,
     };
-    let mut process = json!({"Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"], "Entrypoint": entrypoint, "WorkingDir": "/"});
+    let mut process = json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Entrypoint": entrypoint, "WorkingDir": "/"});
     if let Some(id) = user {
         process["User"] = json!(format!("{id}:{id}"));
     }

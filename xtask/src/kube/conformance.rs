@@ -131,7 +131,18 @@ fn prepare(parts: &Parts) -> Result<()> {
     }
     step::run(&mut apply)?;
     let mesh_ctl = step::built()?.join("mesh-ctl");
-    step::run(with(None)?.arg(mesh_ctl).args(INSTALL))
+    step::run(with(None)?.arg(mesh_ctl).args(INSTALL))?;
+    let before = SUITE.source()?.join("before.yaml");
+    step::run(script("kubectl", None)?.args(["apply", "-f"]).arg(before))?;
+    let programmed =
+        r#"jsonpath={.status.parents[0].conditions[?(@.type=="Programmed")].status}=True"#;
+    let wait = ["wait", "--timeout=60s", "httproute/before"];
+    step::run(
+        script("kubectl", None)?
+            .args(["-n", "gateway-conformance-mesh"])
+            .args(wait)
+            .arg(format!("--for={programmed}")),
+    )
 }
 
 fn suite(parts: &Parts, one: Option<&str>) -> Result<()> {
