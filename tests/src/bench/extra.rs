@@ -32,13 +32,11 @@ impl Bench {
             if !world.subjects.contains(&subject) {
                 continue;
             }
-            self.say(&format!(
-                "{} idle connections, {}",
-                self.options.idle,
-                subject.title()
-            ));
-            match memory::per_connections(world, subject, self.options.idle).await {
+            let count = memory::fitting(subject, self.options.idle)?;
+            self.say(&format!("{count} idle connections, {}", subject.title()));
+            match memory::per_connections(world, subject, count).await {
                 Ok(grown) => {
+                    self.held(subject, count);
                     for (end, bytes) in grown.iter().enumerate() {
                         cells[end].insert(subject, bytes / 1e6);
                     }
@@ -68,6 +66,19 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// How many idle connections a figure is of.
+    fn held(&mut self, subject: Subject, count: usize) {
+        let why = match count < self.options.idle {
+            true => " (no more descriptors: one proxy holds both ends)",
+            false => "",
+        };
+        self.findings.facts.push(Fact {
+            row: "memory",
+            what: format!("idle connections, {}{why}", subject.title()),
+            figures: vec![("connections", count as f64)],
+        });
     }
 
     fn memory_lines(

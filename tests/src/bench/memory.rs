@@ -1,12 +1,13 @@
 //! What proxies hold: idle, for idle connections, and for pods they know.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::resource::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::{subject::Subject, usage::Memory, world::World};
@@ -21,6 +22,18 @@ const LEARN: Duration = Duration::from_secs(60);
 pub async fn held(world: &World, subject: Subject) -> Result<Vec<Memory>> {
     let pids = world.proxies(subject).await?;
     pids.into_iter().map(Memory::of).collect()
+}
+
+/// Descriptors that a proxy may need besides those of the idle connections: its pods' sockets, tunnels, maps.
+const BESIDES: u64 = 1_000;
+
+/// How many idle connections a subject's busiest process can hold, at most `wanted`; processes inherit this one's limit
+/// of descriptors. One proxy that is client and server needs two for each connection.
+pub fn fitting(subject: Subject, wanted: usize) -> Result<usize> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let each = if subject.nodes().len() == 1 { 2 } else { 1 };
+    let fit = most.saturating_sub(BESIDES) / each;
+    Ok(usize::try_from(fit).map_or(wanted, |fit| fit.min(wanted)))
 }
 
 /// Bytes that a thousand idle connections cost each of a subject's proxies, which are started for it.
@@ -69,12 +82,17 @@ impl Idle {
             let mut line = String::new();
             BufReader::new(out).read_line(&mut line).map(|_| line)
         });
-        let said: Value = serde_json::from_str(&said.await??).with_context(|| {
-            format!(
-                "{count} idle connections through {} did not come up",
-                subject.title()
-            )
-        })?;
+        let Ok(said) = serde_json::from_str::<Value>(&said.await??) else {
+            // It has ended, or it would have said something.
+            let mut why = String::new();
+            let err = idle.0.stderr.take().context("it was piped")?;
+            BufReader::new(err).read_to_string(&mut why)?;
+            bail!(
+                "{count} idle connections through {} did not come up: {}",
+                subject.title(),
+                why.trim()
+            );
+        };
         ensure!(
             said["open"] == json!(count),
             "only {} connections came up",
@@ -106,7 +124,16 @@ pub async fn per_known_pod(world: &mut World, subject: Subject, count: usize) ->
         node.metric("warren_xds_resources_total", &[("type", "Address")])
             .await
     };
-    let (before, first) = (held(world, subject).await?, known().await?);
+    let begun = Instant::now();
+    let first = loop {
+        match known().await {
+            // On the direct path connections work before their node proxy is all there.
+            Err(_) if begun.elapsed() < LEARN => tokio::time::sleep(SETTLE / 30).await,
+            told => break told?,
+        }
+    };
+    tokio::time::sleep(SETTLE).await;
+    let before = held(world, subject).await?;
     let entries = |n: usize| {
         let (team, service) = (n / 20 % 200, n / 20);
         format!(
