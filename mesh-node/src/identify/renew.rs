@@ -1,7 +1,7 @@
 //! Keeping certificates fresh: the node's own first, then one for each identity that pods here have.
 //!
-//! Invariants: renewal begins at half of a certificate's life, give or take a tenth of it; a failed renewal
-//! leaves the old certificate in use and is tried again with growing, jittered pauses; a bounded number of
+//! Invariants: renewal begins at half of a certificate's life, give or take a tenth of it, and soon after another root
+//! begins to sign; a failed renewal leaves the old certificate in use and is tried again with growing, jittered pauses; a bounded number of
 //! requests is under way at once; a clock that is set changes what is due, and no pause.
 
 use std::{
@@ -16,7 +16,7 @@ use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::time::Instant;
 
 use super::{
-    Certificates, Credential, Issued, KeyDir, NodeCertificate, Signer,
+    Certificates, Credential, Issued, KeyDir, NodeCertificate, Signer, Trust,
     issued::{IssuedError, Request},
     signer::SignError,
 };
@@ -30,6 +30,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause when there is none any more, so that traffic is refused no longer than it must be.
 const LONGEST_WITHOUT: Duration = Duration::from_secs(2);
+/// Within this time after another root has begun to sign, or after a certificate came that the old one signed all the
+/// same, each certificate is renewed; all nodes of a mesh do so at once.
+const FOLLOW: Duration = Duration::from_secs(10);
 /// How long to sleep when nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -42,6 +45,7 @@ pub struct Renewer<S> {
     node: NodeName,
     requests: Family<ResultLabel, Counter>,
     pauses: HashMap<Option<Identity>, Pause>,
+    follow: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +79,7 @@ impl<S: Signer> Renewer<S> {
             node,
             requests: metrics.node().certificate_requests.clone(),
             pauses: HashMap::new(),
+            follow: FOLLOW,
         }
     }
 
@@ -224,32 +229,43 @@ impl<S: Signer> Renewer<S> {
     }
 
     fn node_due(&self) -> SystemTime {
-        let by_life = self
-            .certificates
-            .node()
-            .map(|n| half_life(n.since, n.not_after, 0.5));
-        self.after_pause(&None, by_life)
+        let due = self.certificates.node().map(|n| {
+            let by_life = half_life(n.since, n.not_after, 0.5);
+            by_life.min(self.by_root(&n.trust, n.since, 0.0).unwrap_or(by_life))
+        });
+        self.after_pause(&None, due)
     }
 
     fn due_workloads(&self) -> Vec<(Identity, SystemTime)> {
         let due = |(identity, current): (Identity, Option<Arc<Issued>>)| {
-            let by_life = current
-                .filter(|c| c.not_after > self.certificates.now())
-                .map(|c| half_life(c.since, c.not_after, jitter(&identity)));
-            let at = self.after_pause(&Some(identity.clone()), by_life);
+            let valid = current.filter(|c| c.not_after > self.certificates.now());
+            let due = valid.map(|c| {
+                let dice = jitter(&identity);
+                let by_life = half_life(c.since, c.not_after, dice);
+                by_life.min(self.by_root(&c.trust, c.since, dice).unwrap_or(by_life))
+            });
+            let at = self.after_pause(&Some(identity.clone()), due);
             (identity, at)
         };
         self.certificates.wanted().into_iter().map(due).collect()
     }
 
-    fn after_pause(&self, whose: &Option<Identity>, by_life: Option<SystemTime>) -> SystemTime {
-        let by_life = by_life.unwrap_or(SystemTime::UNIX_EPOCH);
+    /// When to renew because another root signs now than the one that signed what has been there since then.
+    fn by_root(&self, trust: &Trust, since: SystemTime, dice: f64) -> Option<SystemTime> {
+        let published = self.certificates.published()?;
+        let other = trust.signed_by() != published.trust.signer();
+        let pause = self.follow.mul_f64(0.2 + 0.8 * dice);
+        other.then(|| published.since.max(since) + pause)
+    }
+
+    fn after_pause(&self, whose: &Option<Identity>, due: Option<SystemTime>) -> SystemTime {
+        let due = due.unwrap_or(SystemTime::UNIX_EPOCH);
         let Some(pause) = self.pauses.get(whose) else {
-            return by_life;
+            return due;
         };
         match pause.until.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => by_life,
-            left => by_life.max(self.certificates.now() + left),
+            Duration::ZERO => due,
+            left => due.max(self.certificates.now() + left),
         }
     }
 

@@ -5,11 +5,13 @@ use std::sync::{
     atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst},
 };
 
+use rustls::pki_types::CertificateDer;
+
 use super::*;
 use crate::identify::testing::{Authority, Leaf, identity};
 
 struct Ca {
-    authority: Authority,
+    authority: Mutex<Authority>,
     life: Duration,
     broken: Mutex<bool>,
     calls: AtomicUsize,
@@ -44,7 +46,8 @@ impl Signer for FakeSigner {
             until: now + self.0.life,
             ..Leaf::of(&[&uri])
         };
-        Ok(self.0.authority.answer(csr_pem, &leaf))
+        let authority = self.0.authority.lock().expect("not poisoned");
+        Ok(authority.answer(csr_pem, &leaf))
     }
 }
 
@@ -55,7 +58,7 @@ fn ca(life: Duration) -> FakeSigner {
 fn ca_by(now: fn() -> SystemTime, life: Duration) -> FakeSigner {
     FakeSigner(Arc::new(Ca {
         now,
-        authority: Authority::new("ca"),
+        authority: Mutex::new(Authority::new("ca")),
         life,
         broken: Mutex::new(false),
         calls: AtomicUsize::new(0),
@@ -128,6 +131,64 @@ async fn a_certificate_is_replaced_before_it_expires() {
         calls <= 6,
         "{calls} requests for two certificates of which each was renewed once or twice"
     );
+    task.abort();
+}
+
+#[tokio::test]
+async fn certificates_follow_the_root_that_signs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let signer = ca(Duration::from_secs(3600));
+    let certificates = Certificates::new(SystemTime::now);
+    let web = identity("shop", "web");
+    let _held = certificates.hold(&web);
+    let keys = KeyDir::open(dir.path()).expect("writable");
+    let metrics = Metrics::new();
+    let mut renewer = Renewer::new(
+        certificates.clone(),
+        keys,
+        signer.clone(),
+        "n1".into(),
+        &metrics,
+    );
+    renewer.follow = Duration::from_millis(200);
+    let task = tokio::spawn(renewer.run());
+    within("a certificate", certificates.server(&web)).await;
+    let calls = || signer.0.calls.load(SeqCst);
+    let (old, new) = {
+        let authority = signer.0.authority.lock().expect("not poisoned");
+        (authority.root(), Authority::new("next"))
+    };
+    let roots = |roots: [&CertificateDer<'static>; 2]| {
+        Trust::new(roots.map(Clone::clone).to_vec()).expect("anchors")
+    };
+    // Prepared: both are trusted, and nothing is to be renewed.
+    certificates.publish_roots(roots([&old, &new.root()]));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(calls(), 2, "the node's and the workload's");
+    // Switched, but who is asked signs by the old root yet: it is asked again, and not all the time.
+    certificates.publish_roots(roots([&new.root(), &old]));
+    let asked = async {
+        while calls() < 6 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("both to be asked for twice more", asked).await;
+    let root = new.root();
+    *signer.0.authority.lock().expect("not poisoned") = new;
+    let follows = async {
+        let of_new = |trust: &Trust| trust.signed_by() == Some(&root);
+        loop {
+            let node = certificates.node().is_some_and(|n| of_new(&n.trust));
+            if node && certificates.issued().iter().all(|i| of_new(&i.trust)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("certificates of the new root", follows).await;
+    let settled = calls();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(calls(), settled, "nothing is renewed any more");
     task.abort();
 }
 

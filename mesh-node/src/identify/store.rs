@@ -34,8 +34,17 @@ struct Inner {
 struct State {
     entries: HashMap<Identity, Entry>,
     node: Option<Arc<NodeCertificate>>,
-    /// The roots as published by the controller; until then each certificate's own.
-    published: Option<Trust>,
+    /// The roots as published by the controller, and since when; until then each certificate's own.
+    published: Option<Published>,
+}
+
+/// Roots as a controller published them.
+#[derive(Clone, Debug)]
+pub(super) struct Published {
+    /// The one that signs first.
+    pub trust: Trust,
+    /// Since when that one signs.
+    pub since: SystemTime,
 }
 
 #[derive(Debug, Default)]
@@ -113,7 +122,7 @@ impl Certificates {
     /// The configuration to accept with.
     pub fn try_server(&self, identity: &Identity) -> Result<Arc<ServerConfig>, Reason> {
         let mut state = self.state();
-        let published = state.published.clone();
+        let published = state.published.as_ref().map(|p| p.trust.clone());
         let entry = state
             .entries
             .get_mut(identity)
@@ -135,7 +144,7 @@ impl Certificates {
         expected: &[Identity],
     ) -> Result<Arc<ClientConfig>, Reason> {
         let mut state = self.state();
-        let published = state.published.clone();
+        let published = state.published.as_ref().map(|p| p.trust.clone());
         let entry = state
             .entries
             .get_mut(identity)
@@ -180,15 +189,23 @@ impl Certificates {
         }
     }
 
-    /// Trusts these roots from now on, as the controller published them.
+    /// Trusts these roots from now on, as the controller published them: the one that signs first.
     pub fn publish_roots(&self, trust: Trust) {
-        let mut state = self.state();
-        if trust.roots().is_empty() || state.published.as_ref().is_some_and(|old| old.same(&trust))
-        {
+        if trust.roots().is_empty() {
             return;
         }
-        state.published = Some(trust);
-        state.entries.values_mut().for_each(Entry::forget_configs);
+        let mut state = self.state();
+        let old = state.published.as_ref();
+        let same = old.is_some_and(|old| old.trust.same(&trust));
+        let signs = old.filter(|old| old.trust.signer() == trust.signer());
+        if same && signs.is_some() {
+            return;
+        }
+        let since = signs.map_or_else(|| self.now(), |old| old.since);
+        state.published = Some(Published { trust, since });
+        if !same {
+            state.entries.values_mut().for_each(Entry::forget_configs);
+        }
         drop(state);
         self.touch();
     }
@@ -258,7 +275,7 @@ impl Certificates {
     }
 
     /// The roots that the controller published.
-    pub(super) fn published_roots(&self) -> Option<Trust> {
+    pub(super) fn published(&self) -> Option<Published> {
         self.state().published.clone()
     }
 

@@ -42,6 +42,16 @@ impl Trust {
         &self.roots
     }
 
+    /// The root by which certificates are signed now, of roots that a controller publishes: it comes first there.
+    pub fn signer(&self) -> Option<&CertificateDer<'static>> {
+        self.roots.first()
+    }
+
+    /// The root of the certificate that these came with, which its issuer puts last.
+    pub fn signed_by(&self) -> Option<&CertificateDer<'static>> {
+        self.roots.last()
+    }
+
     /// Whether both trust the same roots, in whatever order.
     pub fn same(&self, other: &Trust) -> bool {
         self.roots.len() == other.roots.len() && self.roots.iter().all(|r| other.roots.contains(r))
