@@ -347,12 +347,27 @@ pub fn nft_rules(services: &[(&Object, ClusterIps)], pods: &[Backend], node: &st
                     &v6_targets,
                 );
             }
+            // Who comes from outside stays who it is, and to the pods of this node, or is this node and gets anywhere.
+            let kept = service.value["spec"]["externalTrafficPolicy"] == "Local";
+            let outside: Vec<String> = targets
+                .iter()
+                .filter(|(p, _)| !kept || p.node == node)
+                .map(|(p, t)| format!("{} . {t}", p.ips.0))
+                .collect();
             if let Some(node_port) = port.node_port {
                 rule(
                     format!("meta nfproto ipv4 fib daddr type local {protocol} dport {node_port}"),
                     "ip",
-                    &v4_targets,
+                    &outside,
                 );
+            }
+            let mark = if kept { "" } else { " meta mark set 0x4000" };
+            for ip in load_balancer_ips(service) {
+                let matching = format!("ip daddr {ip} {protocol} dport {}", port.port);
+                match outside.is_empty() {
+                    true => rule(matching, "ip", &outside),
+                    false => rule(format!("{matching}{mark}"), "ip", &outside),
+                }
             }
         }
     }
@@ -378,12 +393,20 @@ pub fn nft_rules(services: &[(&Object, ClusterIps)], pods: &[Backend], node: &st
          set self4 {{ type ipv4_addr . ipv4_addr; {} }}\nset self6 {{ type ipv6_addr . ipv6_addr; {} }}\n\
          chain services {{\n{nat}}}\nchain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}\n\
          chain output {{ type nat hook output priority -100; jump services; }}\n\
-         chain postrouting {{ type nat hook postrouting priority srcnat; ip saddr . ip daddr @self4 masquerade; ip6 saddr . ip6 daddr @self6 masquerade; }}\n\
+         chain postrouting {{ type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade; ip saddr . ip daddr @self4 masquerade; ip6 saddr . ip6 daddr @self6 masquerade; }}\n\
          chain empty {{\n{reject}}}\nchain forward {{ type filter hook forward priority filter; jump empty; }}\n\
          chain local {{ type filter hook output priority filter; jump empty; }}\n}}\n",
         own(false),
         own(true),
     )
+}
+
+/// The addresses at which a load balancer hands traffic of a service to the nodes.
+fn load_balancer_ips(service: &Object) -> Vec<std::net::Ipv4Addr> {
+    let ingress = service.value["status"]["loadBalancer"]["ingress"].as_array();
+    let ips = ingress.into_iter().flatten();
+    ips.filter_map(|one| one["ip"].as_str()?.parse().ok())
+        .collect()
 }
 
 fn translation(matching: &str, family: &str, targets: &[String]) -> String {

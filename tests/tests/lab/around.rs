@@ -158,3 +158,240 @@ async fn web_node_port(lab: &Lab) -> Result<bool> {
     let node = mesh_tests::lab::net::NodeIndex(1).ip();
     answered(lab, "shop/outside", &format!("http://{node}:30080/rate/1")).await
 }
+
+/// Services of type LoadBalancer over the guarded pod, and over one that nobody guards.
+const BALANCED: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: open, namespace: shop, labels: {app: open}}
+spec: {nodeName: n1, serviceAccountName: web, containers: [{name: a, image: 'rating-service:v1.0.0', ports: [{containerPort: 8080}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web-any, namespace: shop}
+spec: {type: LoadBalancer, externalTrafficPolicy: Cluster, selector: {app: web}, ports: [{name: http, port: 8080}]}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web-local, namespace: shop}
+spec: {type: LoadBalancer, externalTrafficPolicy: Local, selector: {app: web}, ports: [{name: http, port: 8080}]}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.2}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: open-any, namespace: shop}
+spec: {type: LoadBalancer, externalTrafficPolicy: Cluster, selector: {app: open}, ports: [{name: http, port: 8080}]}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.3}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: open-local, namespace: shop}
+spec: {type: LoadBalancer, externalTrafficPolicy: Local, selector: {app: open}, ports: [{name: http, port: 8080}]}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.4}]}}
+"#;
+
+/// From outside the cluster, by a load balancer that hands on to either node, with the client's address or the node's.
+pub async fn load_balancers_lead_past_no_waypoint() -> Result<()> {
+    let lab = Lab::up(suite::spec()).await?;
+    lab.apply(&[WORLD, BALANCED].join("---\n")).await?;
+    lab.wait_ready(SOON).await?;
+    let mut through = 1;
+    let mut refused = 0;
+    for (node, addresses) in [(1, [1, 2, 3, 4]), (2, [1, 2, 3, 4])] {
+        let node_ip = mesh_tests::lab::net::NodeIndex(node).ip().to_string();
+        let route = ["ip", "route", "replace", "192.0.2.0/24", "via", &node_ip];
+        let set = lab.exec("fabric", &route).await?;
+        ensure!(set.code == 0, "{set:?}");
+        for last in addresses {
+            let url = format!("http://192.0.2.{last}:8080/rate/1");
+            // A node without a pod of the service takes nothing for it when clients keep their addresses.
+            let expect = last == 3 || (last == 4 && node == 1);
+            if expect {
+                until("the open pod", async || {
+                    ensure!(answered(&lab, "fabric", &url).await?, "no answer by {url}");
+                    Ok(())
+                })
+                .await?;
+                through += 1;
+            } else {
+                ensure!(
+                    !answered(&lab, "fabric", &url).await?,
+                    "{url} by n{node} leads in"
+                );
+                refused += 1;
+            }
+        }
+    }
+    until("refusals by name", async || {
+        let lines = lab.node("n1").access_log().await?;
+        let words = ["direction=inbound", "reason=waypoint_required"];
+        let named: Vec<_> = lines
+            .iter()
+            .filter(|l| words.iter().all(|w| l.contains(w)))
+            .collect();
+        // From the client's own address by n1, and from that of a node by each.
+        let from = |who: &str| {
+            let src = format!("src.addr={who}:");
+            named.iter().filter(|l| l.contains(&src)).count()
+        };
+        let seen = [from("172.30.0.1"), from("172.30.0.11"), from("172.30.0.12")];
+        ensure!(named.len() >= 3 && seen[0] >= 1, "{seen:?} in {named:#?}");
+        Ok(())
+    })
+    .await?;
+    println!("{refused} ways in refused, {through} to the open pod led in");
+    Ok(())
+}
+
+/// One pod behind two services, each of which demands a waypoint of its own.
+const TWICE: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {warren.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop}
+spec: {nodeName: n2, serviceAccountName: client, containers: [{name: c, image: idle}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: outside, namespace: shop, labels: {warren.dev/mesh: disabled}}
+spec: {nodeName: n2, containers: [{name: c, image: idle}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1, serviceAccountName: web, containers: [{name: a, image: 'rating-service:v1.0.0', ports: [{containerPort: 8080}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp-a, namespace: shop}
+spec: {gatewayClassName: warren-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp-b, namespace: shop}
+spec: {gatewayClassName: warren-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: one, namespace: shop, labels: {warren.dev/use-waypoint: wp-a, warren.dev/require-waypoint: "true"}}
+spec: {selector: {app: web}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: two, namespace: shop, labels: {warren.dev/use-waypoint: wp-b, warren.dev/require-waypoint: "true"}}
+spec: {selector: {app: web}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: free, namespace: shop}
+spec: {selector: {app: web}, ports: [{name: http, port: 8080}]}
+"#;
+
+/// Each service goes through its own waypoint; what goes through none, also by a service that names none, is refused.
+pub async fn a_pod_of_two_services_is_behind_both_waypoints() -> Result<()> {
+    let lab = Lab::up(suite::spec()).await?;
+    lab.apply(TWICE).await?;
+    lab.wait_ready(SOON).await?;
+    for service in ["one", "two"] {
+        until("service through its waypoint", async || {
+            let url = format!("http://{service}:8080/rate/1");
+            let good = answered(&lab, "shop/client", &url).await?;
+            ensure!(good, "no answer by {service}");
+            Ok(())
+        })
+        .await?;
+    }
+    let ip = lab.status().await?.pod("shop/web")?.ip;
+    for (pod, host) in [
+        ("client", ip.to_string()),
+        ("client", "free".to_owned()),
+        ("outside", ip.to_string()),
+    ] {
+        let url = format!("http://{host}:8080/rate/1");
+        let pod = format!("shop/{pod}");
+        ensure!(!answered(&lab, &pod, &url).await?, "{pod} gets in by {url}");
+    }
+    for (waypoint, service) in [("wp-a", "one"), ("wp-b", "two")] {
+        let pod = format!("shop/{waypoint}");
+        let host = format!("dst.service={service}.shop.svc.cluster.local");
+        until("the line of its own waypoint", async || {
+            let own = lab.log_lines(&pod, &["request complete", &host]).await?;
+            ensure!(!own.is_empty(), "{waypoint} did not see {service}");
+            Ok(())
+        })
+        .await?;
+        let all = lab.log_lines(&pod, &["request complete"]).await?;
+        let own = all.iter().filter(|line| line.contains(&host)).count();
+        ensure!(
+            own == all.len(),
+            "{waypoint} saw others' requests: {all:#?}"
+        );
+        println!("{waypoint}: {own} requests, all for {service}");
+    }
+    until("refusals by name", async || {
+        let lines = lab.node("n1").access_log().await?;
+        let named = lines.iter().filter(|l| l.contains("waypoint_required"));
+        ensure!(named.count() >= 2, "{lines:#?}");
+        Ok(())
+    })
+    .await
+}
+
+/// The client's node hears nothing while its destination comes to be guarded: what it sends straight there is refused there.
+pub async fn a_node_that_has_not_heard_of_a_waypoint_leads_past_none() -> Result<()> {
+    let lab = Lab::up(suite::spec()).await?;
+    let label = ", labels: {warren.dev/require-waypoint: \"true\"}";
+    lab.apply(&WORLD.replace(label, "")).await?;
+    lab.wait_ready(SOON).await?;
+    let url = "http://web:8080/rate/1";
+    until("service without a waypoint", async || {
+        ensure!(answered(&lab, "shop/client", url).await?, "no answer");
+        Ok(())
+    })
+    .await?;
+    // Names are resolved by what is on the fabric as well.
+    let services = lab.status().await?.services;
+    let of_web = services.iter().filter(|s| s.name == "web");
+    let vip = of_web.flat_map(|s| &s.cluster_ips).next().cloned();
+    let by_vip = format!("http://{}:8080/rate/1", vip.unwrap_or_default());
+    let deaf = async |how: &str| {
+        // What the controller sends to the node is lost; the nodes' own wire is another.
+        let words = ["ip", "route", how, "blackhole", "172.30.0.12/32"];
+        let set = lab.exec("fabric", &words).await?;
+        ensure!(set.code == 0, "{set:?}");
+        Ok(())
+    };
+    deaf("add").await?;
+    ensure!(
+        answered(&lab, "shop/client", &by_vip).await?,
+        "a node that hears nothing serves no more"
+    );
+    lab.apply(WORLD).await?;
+    until("a refusal at the server's node", async || {
+        let good = answered(&lab, "shop/client", &by_vip).await?;
+        ensure!(!good, "the pod answers");
+        Ok(())
+    })
+    .await?;
+    for _ in 0..5 {
+        ensure!(
+            !answered(&lab, "shop/client", &by_vip).await?,
+            "a node that has not heard of the waypoint leads past it"
+        );
+    }
+    let lines = lab.node("n1").access_log().await?;
+    let words = ["direction=inbound", "sa/client", "reason=waypoint_required"];
+    let refused = lines.iter().rfind(|l| words.iter().all(|w| l.contains(w)));
+    let refused = refused.ok_or_else(|| anyhow::anyhow!("no refusal by name: {lines:#?}"))?;
+    println!("the server's node: {refused}");
+    deaf("del").await?;
+    until("service through the waypoint", async || {
+        ensure!(answered(&lab, "shop/client", &by_vip).await?, "no answer");
+        Ok(())
+    })
+    .await
+}

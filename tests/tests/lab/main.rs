@@ -30,6 +30,7 @@ mod reuse;
 mod samples;
 mod secrecy;
 mod seeds;
+mod streams;
 mod trust;
 mod tunnel;
 mod vanish;
@@ -122,6 +123,11 @@ fn main() -> ExitCode {
         automatic::a_gateway_brings_its_waypoint,
         automatic::who_restricts_is_obeyed_from_the_first_moment,
         around::every_way_past_a_waypoint_that_is_demanded_is_refused,
+        around::load_balancers_lead_past_no_waypoint,
+        around::a_pod_of_two_services_is_behind_both_waypoints,
+        around::a_node_that_has_not_heard_of_a_waypoint_leads_past_none,
+        streams::connections_are_routed_by_weight_and_by_name,
+        streams::a_node_proxy_keeps_to_what_is_said_of_connections,
         seeds::shares_are_as_the_articles_say,
         seeds::tries_and_time_are_bounded_as_the_articles_say,
         seeds::a_circuit_breaker_leaves_out_who_misbehaves,
