@@ -155,7 +155,7 @@ fn cluster_rules(values: &Values) -> Vec<Value> {
         rule("warren.dev", &["meshconfigs/status"], &["patch"]),
         rule(
             "gateway.networking.k8s.io",
-            &["gateways/status"],
+            &["gatewayclasses/status", "gateways/status"],
             &["patch"],
         ),
         rule("events.k8s.io", &["events"], &["create", "patch"]),

@@ -16,8 +16,11 @@ use kube::{
     api::{DynamicObject, Patch, PatchParams},
     core::ApiResource,
 };
-use mesh_k8s::{KINDS, Kind, KindInfo, ObjectRef, gateway::Gateway};
-use mesh_translate::{ConditionKind, Status};
+use mesh_k8s::{
+    KINDS, Kind, KindInfo, ObjectRef,
+    gateway::{Gateway, GatewayClass},
+};
+use mesh_translate::{ConditionKind, ListenerStatus, Status};
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -118,6 +121,7 @@ fn said(status: &Status) -> Said {
     let mut said = Said::from([("conditions", conditions(status))]);
     if *status.object.kind == *Gateway::KIND {
         said.insert("addresses", addresses(status));
+        said.insert("listeners", listeners(status));
     }
     said
 }
@@ -220,6 +224,7 @@ impl Writer {
                 let after = match *field {
                     "conditions" => merged(before, wanted, generation, now),
                     "parents" => routes::merged(before, wanted, generation, now),
+                    "listeners" => renewed(before, wanted, generation, now),
                     _ => wanted.clone(),
                 };
                 let before = if before.is_null() { &none } else { before };
@@ -250,7 +255,9 @@ impl Writer {
 /// The kind, when conditions of ours belong on its objects, or what we say of a route's parents.
 pub(super) fn ours(kind: &str) -> Option<&'static KindInfo> {
     let groups = ["security.istio.io", "networking.istio.io", "warren.dev"];
-    let gateway = |known: &KindInfo| known.kind == Gateway::KIND && known.group == Gateway::GROUP;
+    let gateway = |known: &KindInfo| {
+        [Gateway::KIND, GatewayClass::KIND].contains(&known.kind) && known.group == Gateway::GROUP
+    };
     KINDS.iter().find(|known| {
         let whose = groups.contains(&known.group) || gateway(known);
         known.kind == kind && (whose || routes::is_route(kind))
@@ -267,6 +274,31 @@ fn addresses(status: &Status) -> Value {
         json!({"type": kind, "value": address})
     };
     status.addresses.iter().map(one).collect()
+}
+
+/// What a status says of listeners, without times. Routes are attached to services, so that none has any.
+fn listeners(status: &Status) -> Value {
+    let one = |said: &ListenerStatus| {
+        let conditions = said.conditions.iter();
+        let conditions: Vec<Value> = conditions.map(|c| condition(c, "")).collect();
+        json!({"name": said.name, "supportedKinds": [], "attachedRoutes": 0, "conditions": conditions})
+    };
+    status.listeners.iter().map(one).collect()
+}
+
+/// Listeners as they are wanted, each condition with the time since which it holds. They are ours alone.
+fn renewed(before: &Value, wanted: &Value, generation: Option<i64>, now: Timestamp) -> Value {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let before = list(before);
+    let mut after = list(wanted);
+    for said in &mut after {
+        let known = before.iter().find(|one| one["name"] == said["name"]);
+        let mut known = known.map_or_else(Vec::new, |one| list(&one["conditions"]));
+        let wanted = list(&said["conditions"]);
+        known.retain(|c| wanted.iter().any(|w| w["type"] == c["type"]));
+        said["conditions"] = merged(&known.into(), &said["conditions"], generation, now);
+    }
+    after.into()
 }
 
 /// What a status says by field, in one text.
@@ -375,7 +407,40 @@ mod tests {
             }],
             parents: Vec::new(),
             addresses: Vec::new(),
+            listeners: Vec::new(),
         }
+    }
+
+    #[test]
+    fn times_of_listeners_move_with_their_conditions() {
+        let said = |status| {
+            let condition = Condition {
+                kind: ConditionKind::Programmed,
+                status,
+                reason: "Because".to_owned(),
+                message: String::new(),
+            };
+            let mut all = super::super::fresh(ObjectRef::new("Gateway", "shop", "wp"));
+            all.listeners = vec![ListenerStatus {
+                name: "mesh".to_owned(),
+                conditions: vec![condition],
+            }];
+            listeners(&all)
+        };
+        let at = |seconds| Timestamp::from_second(seconds).expect("a time");
+        let gone = json!([{"name": "former", "conditions": [{"type": "Programmed"}]}]);
+        let first = renewed(&gone, &said(false), Some(1), at(1));
+        assert_eq!(first.as_array().map(Vec::len), Some(1));
+        assert_eq!(first[0]["attachedRoutes"], 0);
+        let same = renewed(&first, &said(false), Some(1), at(2));
+        assert_eq!(same, first);
+        let other = renewed(&first, &said(true), Some(2), at(3));
+        let (old, new) = (&first[0]["conditions"][0], &other[0]["conditions"][0]);
+        assert_eq!(
+            (&new["status"], &new["observedGeneration"]),
+            (&json!("True"), &json!(2))
+        );
+        assert_ne!(old["lastTransitionTime"], new["lastTransitionTime"]);
     }
 
     #[tokio::test]

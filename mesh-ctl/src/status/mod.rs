@@ -162,6 +162,7 @@ fn fresh(object: ObjectRef) -> Status {
         messages: Vec::new(),
         parents: Vec::new(),
         addresses: Vec::new(),
+        listeners: Vec::new(),
     }
 }
 

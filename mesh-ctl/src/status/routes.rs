@@ -8,13 +8,10 @@ use mesh_k8s::{
     Kind,
     gateway::{GrpcRoute, HttpRoute, ParentReference, TcpRoute, TlsRoute},
 };
-use mesh_translate::{ParentStatus, Status};
+use mesh_translate::{CONTROLLER, ParentStatus, Status};
 use serde_json::{Value, json};
 
 use super::cluster;
-
-/// By which name the mesh speaks of parents.
-const CONTROLLER: &str = "warren.dev/waypoint";
 
 /// Whether objects of a kind have their status by parent.
 pub(super) fn is_route(kind: &str) -> bool {
@@ -116,6 +113,7 @@ mod tests {
             conditions: Vec::new(),
             messages: Vec::new(),
             addresses: Vec::new(),
+            listeners: Vec::new(),
             parents: vec![ParentStatus {
                 parent: ParentReference {
                     group: Some(String::new()),

@@ -22,9 +22,12 @@ pub mod view;
 mod wanted;
 
 pub use foreign::{foreign_policies, foreign_policy_of};
+pub use gateway::classes::CONTROLLER;
 pub use istio::presence::IstioPresence;
 pub use settings::Settings;
-pub use status::{Condition, ConditionKind, Message, ParentStatus, Severity, Status};
+pub use status::{
+    Condition, ConditionKind, ListenerStatus, Message, ParentStatus, Severity, Status,
+};
 pub use translate::{Output, translate, warnings};
 pub use translator::{Refreshed, Translator};
 pub use view::{Broken, ClusterView, Entry, Key, Origin};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mesh_k8s::{
     Kind, ObjectRef,
-    gateway::{Gateway, ParentReference},
+    gateway::{Gateway, GatewayClass, ParentReference},
 };
 use serde::Serialize;
 
@@ -28,6 +28,18 @@ pub struct Status {
     /// Where a gateway is reached: IP addresses and host names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// What is to be said of each listener, where the object is a gateway of ours.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<ListenerStatus>,
+}
+
+/// What becomes of a listener of a gateway, as the Gateway API's ListenerStatus has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it is one that a waypoint has, and whether it is in force.
+    pub conditions: Vec<Condition>,
 }
 
 /// What becomes of a route at one of its parents, as the Gateway API's RouteParentStatus has it.
@@ -57,6 +69,8 @@ pub enum ConditionKind {
     PartiallyInvalid,
     /// What it asks for is in force.
     Programmed,
+    /// Objects of the class are understood in the version of the Gateway API that is there.
+    SupportedVersion,
 }
 
 /// A condition, as Kubernetes' statuses have them.
@@ -118,6 +132,7 @@ struct Report {
     messages: Vec<Message>,
     parents: Vec<ParentStatus>,
     addresses: Vec<String>,
+    listeners: Vec<ListenerStatus>,
     always: bool,
 }
 
@@ -137,6 +152,7 @@ impl Reports {
                 messages: Vec::new(),
                 parents: Vec::new(),
                 addresses: Vec::new(),
+                listeners: Vec::new(),
                 always: false,
             })
     }
@@ -182,6 +198,16 @@ impl Reports {
         parents: Vec<ParentStatus>,
     ) {
         self.report(object, origin).parents = parents;
+    }
+
+    /// What becomes of a gateway's listeners.
+    pub(crate) fn listeners(
+        &mut self,
+        object: &ObjectRef,
+        origin: &Origin,
+        listeners: Vec<ListenerStatus>,
+    ) {
+        self.report(object, origin).listeners = listeners;
     }
 
     /// Says where a gateway is reached.
@@ -234,6 +260,13 @@ impl Report {
                 format!("{}: {}", error.field, error.text),
             ),
         };
+        // Of a class nothing is put into force; whatever version its gateways are read in, what is not known in it is
+        // named at each.
+        let is_class = *object.kind == *GatewayClass::KIND;
+        let supported = || {
+            let (kind, reason) = (ConditionKind::SupportedVersion, "SupportedVersion");
+            condition(kind, true, reason, String::new())
+        };
         let programmed = match self.in_force {
             InForce::Wholly => {
                 condition(ConditionKind::Programmed, true, "Programmed", String::new())
@@ -254,11 +287,13 @@ impl Report {
             origin: self.origin,
             conditions: match theirs {
                 true => Vec::new(),
+                false if is_class => vec![accepted, supported()],
                 false => vec![accepted, programmed],
             },
             messages: self.messages,
             parents: self.parents,
             addresses: self.addresses,
+            listeners: self.listeners,
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         enrolment, network_policy, pod,
         service::{self, Claims, ServiceDraft},
     },
-    gateway::{self, waypoint},
+    gateway::{self, classes, waypoint},
     istio::{
         authorization::{self, Governing, Selects},
         destination_rule, entry_endpoints, peer_authentication, service_entry,
@@ -154,6 +154,7 @@ pub(crate) fn owned(view: &ClusterView) -> Owned {
         &mut reports,
     );
 
+    classes::report(view, &mut reports);
     let ours = waypoint::ours(view);
     let wants = waypoint::apply(
         view,

@@ -45,6 +45,10 @@ fn status(status: &Status) -> (String, Value) {
         let (name, port) = (&said.parent.name, port.unwrap_or_default());
         format!("at {name}{port}: {}", conditions.join(", "))
     });
+    let listeners = status.listeners.iter().map(|said| {
+        let conditions: Vec<String> = said.conditions.iter().map(condition).collect();
+        format!("listener {}: {}", said.name, conditions.join(", "))
+    });
     let messages = status.messages.iter().map(|message| {
         format!("{:?} {}: {}", message.severity, message.field, message.text).replace(" : ", ": ")
     });
@@ -52,6 +56,7 @@ fn status(status: &Status) -> (String, Value) {
         status.object.to_string(),
         conditions
             .chain(parents)
+            .chain(listeners)
             .chain(messages)
             .map(Value::String)
             .collect(),

@@ -36,6 +36,7 @@ fn status(kind: &str, programmed: &Condition, messages: &[(Severity, &str)]) -> 
             .collect(),
         parents: Vec::new(),
         addresses: Vec::new(),
+        listeners: Vec::new(),
     }
 }
 

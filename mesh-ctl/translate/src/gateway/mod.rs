@@ -1,7 +1,9 @@
 //! Kinds of the Gateway API: waypoints, and routes for services.
 
 mod allowed;
+pub(crate) mod classes;
 mod filters;
+mod listeners;
 pub(crate) mod needs;
 mod parents;
 pub(crate) mod routes;

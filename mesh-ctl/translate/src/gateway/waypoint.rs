@@ -17,7 +17,7 @@ use mesh_model::{
     name::{Namespace, NetworkAddress, ServiceName},
 };
 
-use super::{allowed, needs};
+use super::{allowed, listeners, needs};
 use crate::{
     core::{
         draft::{Draft, Drafts, parse_ip},
@@ -43,7 +43,7 @@ const FOR: &str = "istio.io/waypoint-for";
 /// That an object must not be reached past its waypoint.
 const REQUIRE: &str = "warren.dev/require-waypoint";
 /// The port of a waypoint's HBONE listener.
-const HBONE_PORT: u16 = 15008;
+pub(super) const HBONE_PORT: u16 = 15008;
 
 /// A waypoint by name, as a label of an object asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -314,6 +314,8 @@ fn waypoint<'v>(
         wants.push((object.clone(), Want::Gateway(Box::new(wanted))));
     }
     let in_force = parts.in_force(address.is_some());
+    let listeners = listeners::statuses(&entry.object.spec.listeners, &in_force);
+    reports.listeners(&object, &entry.origin, listeners);
     reports.in_force(&object, &entry.origin, in_force);
     reports.reached_at(&object, &entry.origin, parts.reached_at());
     Waypoint {
