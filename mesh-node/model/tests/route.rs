@@ -524,16 +524,17 @@ fn connections_are_bounded_by_whoever_carries_them() {
     for (policy, expect) in cases {
         let shown = format!("{policy:?}");
         let service = balanced(Mode::Unspecified, &[]);
-        let destination = |features: &[&str]| {
+        let by = |by: &str, features: &[&str]| {
             Change::Destination(Destination {
                 service: service.name.clone(),
-                by: "shop/web".into(),
+                by: by.into(),
                 policy: Arc::new(policy.clone()),
                 ports: Box::default(),
                 subsets: Box::default(),
                 features: features.iter().map(|f| (*f).into()).collect(),
             })
         };
+        let destination = |features: &[&str]| by("shop/web", features);
         let plain = mesh(three(), [service.clone()]);
         let source = plain.workload(&uid("shop", "client")).expect("known");
         let known = plain.apply([destination(&[])]).0;
@@ -546,6 +547,11 @@ fn connections_are_bounded_by_whoever_carries_them() {
         let found = route::bounds(&unknown, source, &service, 80);
         let refused = expect.then_some(Reason::RouteInvalid);
         assert_eq!(found.err(), refused, "{shown}");
+        // What could not be read at all may have said something.
+        let unread = plain.apply([by("", &["a-later-one"])]).0;
+        let found = route::bounds(&unread, source, &service, 80);
+        assert_eq!(found.err(), Some(Reason::RouteInvalid), "{shown}");
+        assert!(route::slots(&unread, &service, 80, &"n1".into()).is_empty());
         // A waypoint on the way keeps to it.
         let mut behind = service.clone();
         behind.waypoint = Some(GatewayAddress {

@@ -316,7 +316,7 @@ pub async fn a_pod_of_two_services_is_behind_both_waypoints() -> Result<()> {
         ensure!(!answered(&lab, &pod, &url).await?, "{pod} gets in by {url}");
     }
     for (waypoint, service) in [("wp-a", "one"), ("wp-b", "two")] {
-        let pod = format!("shop/{waypoint}-1");
+        let pod = format!("shop/{waypoint}");
         let host = format!("dst.service={service}.shop.svc.cluster.local");
         until("the line of its own waypoint", async || {
             let own = lab.log_lines(&pod, &["request complete", &host]).await?;
@@ -359,8 +359,9 @@ pub async fn a_node_that_has_not_heard_of_a_waypoint_leads_past_none() -> Result
     let vip = of_web.flat_map(|s| &s.cluster_ips).next().cloned();
     let by_vip = format!("http://{}:8080/rate/1", vip.unwrap_or_default());
     let deaf = async |how: &str| {
-        let words = ["ip", "route", how, "blackhole", "172.30.0.1/32"];
-        let set = lab.exec("n2", &words).await?;
+        // What the controller sends to the node is lost; the nodes' own wire is another.
+        let words = ["ip", "route", how, "blackhole", "172.30.0.12/32"];
+        let set = lab.exec("fabric", &words).await?;
         ensure!(set.code == 0, "{set:?}");
         Ok(())
     };

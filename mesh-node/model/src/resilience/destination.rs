@@ -12,7 +12,7 @@ use crate::{name::ServiceName, route::http::Selector};
 pub struct Destination {
     /// The service.
     pub service: ServiceName,
-    /// The object that says so, `namespace/name`.
+    /// The object that says so, `namespace/name`; empty when nothing could be read, which a feature then says.
     pub by: Arc<str>,
     /// For every port that has none of its own.
     pub policy: Arc<TrafficPolicy>,
@@ -49,6 +49,12 @@ impl Destination {
         };
         let own = ports.iter().find(|(p, _)| *p == port);
         Some(own.map_or(policy, |(_, p)| p))
+    }
+
+    /// Whether it says anything of connections to a port, as far as is known: what could not be read may.
+    pub fn concerns_connections(&self, port: u16) -> bool {
+        let policy = self.policy(None, port);
+        self.by.is_empty() || policy.is_some_and(|p| p.concerns_connections())
     }
 }
 

@@ -120,11 +120,10 @@ pub fn bounds<'m>(
         return Ok(None);
     }
     let destination = mesh.destination(&service.name);
-    let policy = destination.and_then(|d| d.policy(None, port));
-    let bounding = policy.filter(|p| p.concerns_connections());
-    match destination {
-        Some(d) if bounding.is_some() && !knows_features(&d.features) => Err(Reason::RouteInvalid),
-        Some(_) | None => Ok(bounding),
+    match destination.filter(|d| d.concerns_connections(port)) {
+        Some(d) if !knows_features(&d.features) => Err(Reason::RouteInvalid),
+        Some(d) => Ok(d.policy(None, port)),
+        None => Ok(None),
     }
 }
 

@@ -46,8 +46,7 @@ pub fn slots(mesh: &Mesh, service: &Service, port: u16, node: &NodeName) -> Vec<
         && extra.is_none_or(|e| e.affinity.is_none() && knows_features(&e.features));
     let bounded = mesh
         .destination(&service.name)
-        .and_then(|d| d.policy(None, port))
-        .is_some_and(|p| p.concerns_connections());
+        .is_some_and(|d| d.concerns_connections(port));
     let alone = service
         .vips
         .iter()
