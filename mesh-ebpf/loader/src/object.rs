@@ -104,16 +104,20 @@ fn explain(name: &str, error: ProgramError, logs: &Path) -> LoadError {
             error,
         };
     };
-    let text = verifier_log.to_string();
+    refused(name, &io_error.to_string(), &verifier_log.to_string(), logs)
+}
+
+/// The verifier's refusal for people: the end of what it said, and where all of it is.
+fn refused(name: &str, error: &str, text: &str, logs: &Path) -> LoadError {
     let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
     let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
     let mut log: PathBuf = logs.join(format!("warren-verifier-{name}.log"));
-    if std::fs::write(&log, &text).is_err() {
+    if std::fs::write(&log, text).is_err() {
         log = PathBuf::from("could not be written");
     }
     LoadError::Verifier {
         program: name.to_owned(),
-        error: io_error.to_string(),
+        error: error.to_owned(),
         tail,
         log,
     }
@@ -153,3 +157,38 @@ const NAMES: &[&str] = &[
     "guard",
     "anchor",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_shows_the_end_of_the_verifiers_log_and_where_the_rest_is() {
+        let logs = std::env::temp_dir().join(format!("warren-refused-{}", std::process::id()));
+        std::fs::create_dir_all(&logs).expect("writable");
+        let text: String = (0..100)
+            .map(|n| format!("{n}: (bf) r{} = r1\n\n", n % 10))
+            .collect();
+        let said = refused("guard", "Permission denied (os error 13)", &text, &logs).to_string();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(
+            lines[0],
+            "the kernel refused program `guard`: Permission denied (os error 13)"
+        );
+        assert_eq!(lines.len(), TAIL + 2, "no blank line between: {said}");
+        assert_eq!(
+            (lines[1], lines[TAIL]),
+            ("75: (bf) r5 = r1", "99: (bf) r9 = r1")
+        );
+        let log = logs.join("warren-verifier-guard.log");
+        assert_eq!(lines[TAIL + 1], format!("(whole log: {})", log.display()));
+        assert_eq!(std::fs::read_to_string(&log).expect("it is there"), text);
+        std::fs::remove_dir_all(&logs).expect("ours");
+        // Where it cannot be written it is said all the same.
+        let said = refused("guard", "refused", "r1 is not a pointer", &logs).to_string();
+        assert!(
+            said.contains("r1 is not a pointer") && said.contains("could not be written"),
+            "{said}"
+        );
+    }
+}

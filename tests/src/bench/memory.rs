@@ -115,7 +115,7 @@ impl Drop for Idle {
     }
 }
 
-/// Bytes that each of `count` workloads elsewhere costs a node proxy, which is started for it.
+/// Bytes that each of `count` pods of other nodes costs a node proxy, which is started for it.
 pub async fn per_known_pod(world: &mut World, subject: Subject, count: usize) -> Result<f64> {
     world.renew_proxies(subject).await?;
     let world = &*world;
@@ -136,14 +136,15 @@ pub async fn per_known_pod(world: &mut World, subject: Subject, count: usize) ->
     let before = held(world, subject).await?;
     let entries = |n: usize| {
         let (team, service) = (n / 20 % 200, n / 20);
+        let ip = format!("10.{}.{}.{}", 64 + (n >> 16), n >> 8 & 255, n & 255);
         format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
-             metadata: {{name: service-{service}-7d4b9c6f5d-{:05x}, namespace: team-{team}}}\n\
-             spec: {{address: 10.{}.{}.{}, serviceAccount: service-{service}, labels: {{app: service-{service}}}}}\n",
+            "---\napiVersion: v1\nkind: Pod\n\
+             metadata: {{name: service-{service}-7d4b9c6f5d-{:05x}, namespace: team-{team}, labels: {{app: service-{service}}}, \
+             ownerReferences: [{{apiVersion: apps/v1, kind: ReplicaSet, name: service-{service}-7d4b9c6f5d, uid: u-{service}, controller: true}}]}}\n\
+             spec: {{nodeName: elsewhere-{}, serviceAccountName: service-{service}, containers: [{{name: c, image: idle}}]}}\n\
+             status: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: \"True\"}}]}}\n",
             n * 7919 % 0xf_ffff,
-            64 + (n >> 16),
-            n >> 8 & 255,
-            n & 255
+            n % 100
         )
     };
     let yaml: String = (0..count).map(entries).collect();

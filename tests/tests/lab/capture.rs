@@ -43,7 +43,7 @@ spec: {nodeName: n1, serviceAccountName: stranger, containers: [{name: c, image:
 "#;
 
 /// A lab with the neighbours settled; `tc`: how programs get on interfaces.
-async fn neighbours(tc: &str) -> Result<Lab> {
+pub async fn neighbours(tc: &str) -> Result<Lab> {
     let spec = mesh_tests::lab::supervisor::Spec {
         nodes: 1,
         agent_env: vec![("WARREN_TC".into(), tc.into())],
@@ -72,7 +72,7 @@ async fn neighbours(tc: &str) -> Result<Lab> {
 }
 
 /// Connections of the client's to the echo take this path, soon.
-async fn goes(lab: &Lab, path: &str) -> Result<()> {
+pub async fn goes(lab: &Lab, path: &str) -> Result<()> {
     until(&format!("path={path}"), async || {
         let before = lines(lab, path).await?;
         for to in ["echo", "echo"] {
@@ -93,16 +93,16 @@ async fn lines(lab: &Lab, path: &str) -> Result<usize> {
     Ok(log.iter().filter(|l| l.contains(&word)).count())
 }
 
-async fn metric(lab: &Lab, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+pub async fn metric(lab: &Lab, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
     lab.node("n1").metric(name, labels).await
 }
 
-async fn pod(lab: &Lab, who: &str) -> Result<PodStatus> {
+pub async fn pod(lab: &Lab, who: &str) -> Result<PodStatus> {
     Ok(lab.status().await?.pod(who)?.clone())
 }
 
 /// The log of the node proxy says this, soon.
-async fn says(lab: &Lab, words: &[&str]) -> Result<()> {
+pub async fn says(lab: &Lab, words: &[&str]) -> Result<()> {
     until("the node proxy's log", async || {
         let log = lab.node("n1").log()?;
         let found = log.lines().any(|l| words.iter().all(|w| l.contains(w)));
@@ -113,7 +113,7 @@ async fn says(lab: &Lab, words: &[&str]) -> Result<()> {
 }
 
 /// Runs a program on the node, which must succeed.
-async fn on_node(lab: &Lab, command: &str) -> Result<()> {
+pub async fn on_node(lab: &Lab, command: &str) -> Result<()> {
     let words: Vec<&str> = command.split(' ').collect();
     let ran = lab.exec("n1", &words).await?;
     ensure!(ran.code == 0, "{command}: {ran:?}");

@@ -226,6 +226,44 @@ pub async fn down_removes_what_a_killed_supervisor_left() -> Result<()> {
     Ok(())
 }
 
+/// Two labs with the mesh beside each other, in which everything has the same names and addresses: neither sees the
+/// other, and one goes without the other.
+pub async fn labs_side_by_side_do_not_meet() -> Result<()> {
+    let first = super::tunnel::pair().await?;
+    let name = format!("{}b", first.place.name).parse()?;
+    let second = super::tunnel::pair_in(Spec {
+        name,
+        ..suite::spec()
+    })
+    .await?;
+    let said = async |lab: &Lab| -> Result<usize> {
+        let log = lab.node("n1").access_log().await?;
+        Ok(log
+            .iter()
+            .filter(|l| l.contains("direction=inbound"))
+            .count())
+    };
+    let (one, two) = (said(&first).await?, said(&second).await?);
+    for _ in 0..3 {
+        super::tunnel::echo(&second, "shop/client", "echo").await?;
+    }
+    super::tunnel::until("the second lab tells of its connections", async || {
+        ensure!(said(&second).await? == two + 3, "not of three");
+        Ok(())
+    })
+    .await?;
+    ensure!(said(&first).await? == one, "the first tells of them too");
+    let (ip, same) = (first.status().await?, second.status().await?);
+    ensure!(ip.pod("shop/echo")?.ip == same.pod("shop/echo")?.ip);
+    let place = first.place.clone();
+    first.down().await?;
+    ensure!(place.existing_netns().is_empty() && place.existing_pins().is_empty());
+    super::tunnel::echo(&second, "shop/client", "echo").await?;
+    let removed = second.down().await?;
+    ensure!(removed.namespaces >= 5, "{removed:?}");
+    Ok(())
+}
+
 const OWN_IMAGE: &str = r#"
 apiVersion: apps/v1
 kind: Deployment

@@ -80,6 +80,13 @@ pub fn claims(from: &LinkAddr, victim: &PodStatus, peer: &PodStatus, port: u16) 
     ]
 }
 
+/// What a pod sends to open a connection past its own stack, and so past its proxy.
+pub fn opening(from: &LinkAddr, pod: &PodStatus, to: &PodStatus, port: u16) -> Vec<u8> {
+    let mac = from.addr().unwrap_or_default();
+    let head = [&EVERYBODY[..], &mac, &IPV4.to_be_bytes()].concat();
+    [head, ipv4(pod.ip, to.ip, &syn(port))].concat()
+}
+
 /// A segment that opens a connection; nobody looks at its checksum before it is dropped.
 fn syn(port: u16) -> Vec<u8> {
     let mut h = vec![

@@ -5,6 +5,7 @@
 mod around;
 mod automatic;
 mod bench;
+mod beside;
 mod boot;
 mod capture;
 mod cluster;
@@ -55,9 +56,11 @@ fn main() -> ExitCode {
         cluster::pods_reach_services_by_name_and_both_families,
         cluster::scaling_rescheduling_and_deletion_by_apply,
         cluster::down_removes_what_a_killed_supervisor_left,
+        cluster::labs_side_by_side_do_not_meet,
         cluster::images_of_the_user_become_programs,
         cluster::a_closed_pipe_ends_quietly,
         capture::t32_nobody_speaks_in_an_enrolled_pods_name,
+        beside::t31_programs_of_others_and_ours_let_each_other_work,
         capture::a_detached_anchor_withdraws_the_direct_path,
         capture::an_open_port_keeps_the_direct_path_withdrawn,
         node::t33_only_kubelet_probes_a_strict_pod,
