@@ -46,7 +46,7 @@ pub enum Command {
     Rotate {
         /// The step.
         step: Step,
-        /// Whether to finish although certificates of the old root are in use.
+        /// Whether to take it although a replica has not followed, or certificates of the old root are in use.
         force: bool,
         /// The next CA, for `prepare`.
         #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -85,9 +85,11 @@ impl Admin {
                     chain: g.chain,
                     key: g.key,
                 });
-                let usage = match &self.running {
-                    Some((_, rotation)) if step == Step::Finish && !force => {
-                        rotation.usage().await?
+                let usage = match (&self.running, step) {
+                    (Some((_, rotation)), Step::Finish) if !force => rotation.usage().await?,
+                    (Some((_, rotation)), Step::Switch) if !force => {
+                        rotation.is_prepared().await?;
+                        Usage::default()
                     }
                     _ => Usage::default(),
                 };

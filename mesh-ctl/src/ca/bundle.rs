@@ -22,7 +22,9 @@ use crate::FIELD_MANAGER;
 /// The ConfigMap's name.
 const NAME: &str = "warren-root";
 /// How often the Secret and the ConfigMap are compared with what is in use.
-const COMPARE: Duration = Duration::from_secs(10);
+const COMPARE: Duration = Duration::from_secs(3);
+/// What the API server may take.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Follows the Secret and, on the leader, keeps the ConfigMap. Never ends.
 pub async fn keep(
@@ -80,7 +82,7 @@ async fn write(maps: &Api<ConfigMap>, roots: &str) -> Result<(), String> {
         info!("the roots were written to ConfigMap {NAME}");
         Ok(())
     };
-    let done = timeout(COMPARE, both).await;
+    let done = timeout(DEADLINE, both).await;
     done.unwrap_or_else(|_| {
         Err(format!(
             "ConfigMap {NAME}: the API server did not answer in time"

@@ -1,4 +1,4 @@
-//! Whether an old root is still in use: what this replica of the controller knows, and what the others say.
+//! Whether a step of a rotation may be taken: what this replica of the controller knows, and what the others say.
 //!
 //! Invariants: only a replica is told what was signed, and proves by its certificate that it is one; a replica that does
 //! not answer is an error, because what it signed is not known then.
@@ -57,11 +57,31 @@ pub struct Replicas {
 }
 
 impl Rotation {
+    /// Refuses `switch` while a replica does not trust the next root: it would tell nodes not to trust what the others
+    /// sign by it.
+    pub async fn is_prepared(&self) -> anyhow::Result<()> {
+        let Some(replicas) = &self.replicas else {
+            return Ok(());
+        };
+        let trusted = self.authority.watch().borrow().roots().len();
+        for (pod, answer) in replicas.answers(&self.authority).await? {
+            anyhow::ensure!(
+                answer.trusted.len() >= trusted,
+                "root rotation: {pod} has not read the next root from the Secret yet; it does so within seconds"
+            );
+        }
+        Ok(())
+    }
+
     /// Everything that is to be certified now, and what other replicas have signed.
     pub async fn usage(&self) -> anyhow::Result<Usage> {
         let signed = match &self.replicas {
             None => Vec::new(),
-            Some(replicas) => replicas.signed(&self.authority).await?,
+            Some(replicas) => {
+                let all = replicas.answers(&self.authority).await?;
+                let told = all.into_iter().map(|(_, answer)| told(answer));
+                told.collect::<anyhow::Result<Vec<_>>>()?.concat()
+            }
         };
         let domain = self.authority.domain();
         let own = self.authority.signed();
@@ -104,18 +124,20 @@ fn path(holder: &str) -> String {
 }
 
 impl Replicas {
-    /// What all of them have signed; this one is among them.
-    async fn signed(&self, authority: &Authority) -> anyhow::Result<Vec<(Held, Signed)>> {
-        let pods = self.pods();
-        let asked = pods.iter().map(|(pod, address)| async move {
-            let answer = tokio::time::timeout(DEADLINE, self.ask(authority, address)).await;
+    /// What each of them says; this one is among them.
+    async fn answers(
+        &self,
+        authority: &Authority,
+    ) -> anyhow::Result<Vec<(String, SignedResponse)>> {
+        let asked = self.pods().into_iter().map(|(pod, address)| async move {
+            let answer = tokio::time::timeout(DEADLINE, self.ask(authority, &address)).await;
             let answer = answer.context("it did not answer in time").flatten();
-            answer.with_context(|| {
-                format!("asking {pod} at {address} which certificates it has signed")
-            })
+            let answer = answer.with_context(|| {
+                format!("asking {pod} at {address} how far it is in the rotation")
+            })?;
+            anyhow::Ok((pod, answer))
         });
-        let all = futures_util::future::try_join_all(asked).await?;
-        Ok(all.into_iter().flatten().collect())
+        futures_util::future::try_join_all(asked).await
     }
 
     /// The pods that serve nodes, with their addresses.
@@ -134,11 +156,7 @@ impl Replicas {
     }
 
     /// Asks one replica.
-    async fn ask(
-        &self,
-        authority: &Authority,
-        address: &str,
-    ) -> anyhow::Result<Vec<(Held, Signed)>> {
+    async fn ask(&self, authority: &Authority, address: &str) -> anyhow::Result<SignedResponse> {
         let host = match address.contains(':') {
             true => format!("[{address}]"),
             false => address.to_owned(),
@@ -149,7 +167,7 @@ impl Replicas {
             .connect()
             .await?;
         let mut client = ReplicasClient::new(channel).max_decoding_message_size(MAX_ANSWER);
-        told(client.signed(SignedRequest {}).await?.into_inner())
+        Ok(client.signed(SignedRequest {}).await?.into_inner())
     }
 }
 
@@ -180,7 +198,12 @@ impl replicas_server::Replicas for Answers {
                 "only replicas of the controller are told what was signed",
             ));
         }
-        Ok(Response::new(tell(self.0.signed())))
+        let kept = self.0.watch().borrow().clone();
+        let trusted = kept.roots().into_iter().map(str::to_owned).collect();
+        Ok(Response::new(SignedResponse {
+            trusted,
+            ..tell(self.0.signed())
+        }))
     }
 }
 
@@ -210,6 +233,7 @@ fn tell(signed: Vec<(Held, Signed)>) -> SignedResponse {
     SignedResponse {
         roots,
         certificates,
+        trusted: Vec::new(),
     }
 }
 
@@ -260,6 +284,7 @@ mod tests {
         let bad = SignedResponse {
             roots: Vec::new(),
             certificates: vec![SignedCertificate::default()],
+            trusted: Vec::new(),
         };
         assert!(told(bad).is_err());
     }

@@ -39,7 +39,8 @@ pub enum Command {
         /// With `prepare`: its key.
         #[arg(long, value_name = "FILE", requires = "ca_cert")]
         ca_key: Option<PathBuf>,
-        /// With `finish`: also when certificates of the old root are in use.
+        /// With `switch`: also when a replica of the controller does not know the next root yet; with `finish`: also when
+        /// certificates of the old root are in use.
         #[arg(long)]
         force: bool,
         /// Without a running controller: the longest life of the certificates it signed.

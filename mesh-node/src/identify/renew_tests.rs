@@ -1,8 +1,11 @@
 //! Renewal: against a CA that answers as it is told, with real certificates that live for seconds.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst},
+use std::{
+    os::unix::fs::MetadataExt,
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use rustls::pki_types::CertificateDer;
@@ -91,6 +94,11 @@ async fn the_node_comes_first_and_then_every_held_identity() {
     assert!(certificates.node().is_some());
     task.abort();
     drop(held);
+    let files = std::fs::read_dir(dir.path().join("keys")).expect("readable");
+    let modes: Vec<u32> = files
+        .map(|f| f.expect("a file").metadata().expect("there").mode() & 0o7777)
+        .collect();
+    assert_eq!(modes, [0o600, 0o600], "nobody else reads keys");
 
     // A new process without a CA starts with what the directory holds.
     *signer.0.broken.lock().expect("not poisoned") = true;

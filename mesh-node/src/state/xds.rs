@@ -380,6 +380,8 @@ impl XdsClient {
             tracing::warn!(%error, "a resource was refused; what it replaced stays in use, and a policy denies");
         }
         self.disk.came = self.disk.came.saturating_add(updates.len());
+        // Roots change nothing of the mesh, and are written all the same.
+        let to_write = !(updates.is_empty() && changes.is_empty());
         for update in updates {
             match update {
                 Update::Set(resource) => self.kept.insert(&resource),
@@ -389,6 +391,8 @@ impl XdsClient {
         self.publish(roots);
         if !changes.is_empty() {
             self.parts.state.apply(changes);
+        }
+        if to_write {
             let at = Instant::now() + self.gather;
             self.save_at.get_or_insert(at);
         }

@@ -70,7 +70,13 @@ async fn rotated(space: &Space) -> Result<()> {
         roots(space).await?.contains(&old[0]),
         "the old root was given up at once"
     );
-    rotate(space, "switch").await?;
+    // Refused as long as the other replica has not read the next root.
+    let switched = space
+        .cluster
+        .until("both replicas to know the next root", 20, async || {
+            rotate(space, "switch").await
+        });
+    switched.await?;
     // Refused as long as somebody has a certificate of the old root.
     let finished = space
         .cluster

@@ -835,6 +835,9 @@ pub struct SignedResponse {
     pub roots: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "2")]
     pub certificates: ::prost::alloc::vec::Vec<SignedCertificate>,
+    /// The roots that this replica trusts and tells nodes to trust, PEM.
+    #[prost(string, repeated, tag = "3")]
+    pub trusted: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignedCertificate {
@@ -1106,7 +1109,7 @@ pub mod replicas_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The newest certificates that this replica has signed.
+        /// The newest certificates that this replica has signed, and what it trusts.
         pub async fn signed(
             &mut self,
             request: impl tonic::IntoRequest<super::SignedRequest>,
@@ -1142,7 +1145,7 @@ pub mod replicas_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ReplicasServer.
     #[async_trait]
     pub trait Replicas: std::marker::Send + std::marker::Sync + 'static {
-        /// The newest certificates that this replica has signed.
+        /// The newest certificates that this replica has signed, and what it trusts.
         async fn signed(
             &self,
             request: tonic::Request<super::SignedRequest>,
