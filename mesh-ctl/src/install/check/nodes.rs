@@ -3,19 +3,26 @@
 //! Invariant: the node proxies are asked through the API server's proxy for their read-only port, which takes the right
 //! to get `pods/proxy` in the installation's namespace and no other; one that does not answer is a finding.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use hyper::Request;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
 use serde_json::Value;
+use tokio::time::{Instant, sleep};
 
-use super::Finding;
+use super::{Finding, Outcome};
 use crate::install::{cluster::Cluster, node};
 
 const CHECK: &str = "node";
 /// The port of a node proxy's read-only server, unless its pod says otherwise, and by which variable it does.
 const PORT: &str = "15020";
 const PORT_TOLD: &str = "WARREN_METRICS_PORT";
+/// What is wrong with a node may be a pod that has just begun, whose network comes within seconds: nodes are asked again
+/// for so long before that counts.
+const SETTLE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// A line for each node that a node proxy runs on, in the order of their names.
 pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
@@ -27,21 +34,31 @@ pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     };
     let mut places: Vec<(String, String, String)> = listed.iter().filter_map(place).collect();
     places.sort();
+    let settled = Instant::now() + SETTLE;
     let mut found = Vec::new();
     for (node, pod, port) in places {
-        found.push(match status(cluster, &pod, &port).await {
-            Ok(status) => judge(&node, &status),
-            Err(error) => Finding::warning(
-                CHECK,
-                format!("{node}: its node proxy, pod {pod}, could not be asked: {error:#}"),
-                format!(
-                    "give whoever runs this the right to get pods/proxy in {0}, or look into `kubectl -n {0} logs {pod}`",
-                    cluster.namespace
-                ),
-            ),
-        });
+        let mut finding = one(cluster, &node, &pod, &port).await;
+        while finding.outcome == Outcome::Failed && Instant::now() < settled {
+            sleep(PAUSE).await;
+            finding = one(cluster, &node, &pod, &port).await;
+        }
+        found.push(finding);
     }
     found
+}
+
+async fn one(cluster: &Cluster, node: &str, pod: &str, port: &str) -> Finding {
+    match status(cluster, pod, port).await {
+        Ok(status) => judge(node, &status),
+        Err(error) => Finding::warning(
+            CHECK,
+            format!("{node}: its node proxy, pod {pod}, could not be asked: {error:#}"),
+            format!(
+                "give whoever runs this the right to get pods/proxy in {0}, or look into `kubectl -n {0} logs {pod}`",
+                cluster.namespace
+            ),
+        ),
+    }
 }
 
 /// The node of a node proxy that runs and is to stay, its pod, and the port to ask.
