@@ -67,7 +67,7 @@ impl Cutter {
         (Self(cut.clone()), CutSignal(Some(cut)))
     }
 
-    /// Ends the flow with `reason`; both its sides are reset, or closed where the reason [is orderly](is_orderly).
+    /// Ends the flow with `reason`; both its sides are reset, or closed where the reason is an orderly one.
     pub fn cut(&self, reason: Reason) {
         self.0.cut(reason);
     }
