@@ -435,6 +435,10 @@ impl Hosted for Placed {
     }
 
     fn is_node(&self, node: &NodeName) -> bool {
+        let hosted = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        if hosted.contains_key(node) {
+            return true;
+        }
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         let key = Key::new("", node.as_str());
         view.cluster().nodes.contains_key(&key)

@@ -214,6 +214,16 @@ async fn the_root_is_replaced_while_a_node_stays_connected() {
     let refused = rotate(&world, Step::Finish)
         .await
         .expect_err("n1 uses the old root");
+    let both = refused
+        .to_string()
+        .contains("2 certificates of the old root");
+    assert!(both, "{refused}");
+    let web = "spiffe://cluster.local/ns/shop/sa/web";
+    let signed = world.sign(Ok(&old), Some(web)).await;
+    signed.expect("the old certificate still proves the node");
+    let refused = rotate(&world, Step::Finish)
+        .await
+        .expect_err("n1 itself uses the old root");
     assert!(refused.to_string().contains("warren/node/n1"), "{refused}");
     let new = world
         .sign(Ok(&old), None)
