@@ -1,6 +1,8 @@
 //! The watch of one kind: found, listed, followed, and begun anew when it breaks.
 //!
-//! Invariants: what vanished while nobody looked is said to be gone together with the new list, in one batch; a kind
+//! Invariants: what vanished while nobody looked is said to be gone together with the new list, in one batch; a watch
+//! that broke begins with a new list, because an API server whose objects are those of a backup again counts versions
+//! anew and would tell only of what comes after the last one that we saw; a kind
 //! that cannot be read for any reason other than its absence keeps what is known of it; every failure waits before
 //! the next attempt.
 
@@ -33,9 +35,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// A kind that was served counts as gone after so many looks in a row, this far apart: a server that starts may not
 /// know it yet.
 const LOOKS_BEFORE_GONE: (u32, Duration) = (4, Duration::from_secs(1));
-/// After so many failures in a row a watch begins with a new list: an API server that was restored from an older
-/// state does not know the versions that it is asked for.
-const FAILURES_BEFORE_LIST: u32 = 3;
+/// So many failures in a row, after a watch broke, are worth a word: API servers are started again now and then.
+const FAILURES_BEFORE_SAID: u32 = 3;
 /// API groups whose objects the server itself has checked; what is unknown there is newer, not misspelt.
 const CHECKED_GROUPS: [&str; 3] = ["", "apps", "discovery.k8s.io"];
 
@@ -59,6 +60,8 @@ pub(super) struct Watch {
     told: mpsc::Sender<(usize, Told)>,
     known: HashSet<ObjectRef>,
     failures: u32,
+    /// Whether it was listed and followed before what fails now.
+    followed: bool,
     /// Looks in a row that did not find the kind.
     missed: u32,
     /// What was last said to be wrong, so that it is said once.
@@ -82,6 +85,7 @@ impl Watch {
             told,
             known: HashSet::new(),
             failures: 0,
+            followed: false,
             missed: 0,
             trouble: None,
         }
@@ -116,19 +120,7 @@ impl Watch {
         while let Some(event) = events.next().await {
             let event = match event {
                 Ok(event) => event,
-                Err(error) => {
-                    let trouble = read_error(&error, &name);
-                    self.failures += 1;
-                    let again = matches!(trouble, Trouble::Failed(_))
-                        && listing.is_none()
-                        && self.failures < FAILURES_BEFORE_LIST;
-                    if !again {
-                        return Ok(trouble);
-                    }
-                    debug!(kind = self.kind.kind, %trouble, "a watch broke and goes on");
-                    sleep(back_off(self.failures)).await;
-                    continue;
-                }
+                Err(error) => return Ok(read_error(&error, &name)),
             };
             // The first event of a list comes before the server was asked.
             if !matches!(event, Event::Init) {
@@ -148,6 +140,7 @@ impl Watch {
                     deltas.extend(gone.map(Delta::Removed));
                     info!(kind = self.kind.kind, version = %resource.version, objects = found.len(), "listed");
                     self.known = found;
+                    self.followed = true;
                     self.tell(Told::All(deltas)).await?;
                 }
                 Event::Apply(raw) => {
@@ -234,6 +227,12 @@ impl Watch {
             }
             Trouble::Failed(_) => {
                 self.failures += 1;
+                if self.followed && self.failures < FAILURES_BEFORE_SAID {
+                    debug!(kind = self.kind.kind, %trouble, "a watch broke and begins anew");
+                    sleep(back_off(self.failures)).await;
+                    return Ok(());
+                }
+                self.followed = false;
                 if new {
                     warn!(kind = self.kind.kind, %trouble, "the API server cannot be read; what is known stays in force");
                     self.tell(Told::Trouble(trouble.clone())).await?;

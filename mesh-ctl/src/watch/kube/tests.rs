@@ -143,6 +143,19 @@ async fn a_cut_connection_is_taken_up_again() {
 }
 
 #[tokio::test]
+async fn what_a_restored_server_does_not_tell_of_comes_with_a_new_list() {
+    let (server, mut cluster) = world().await;
+    next(&mut cluster).await;
+    watched(&server, PODS, 1).await;
+    server.delete(PODS, "shop/a", false);
+    server.put_unseen(PODS, pod("d"));
+    // It does not know so high a version yet, and soon will: the watch must not go on from there.
+    let ahead = json!({"type": "ERROR", "object": status(504, "Timeout")});
+    server.send(PODS, &ahead.to_string());
+    assert_eq!(next(&mut cluster).await, ["+b", "+d", "-a"]);
+}
+
+#[tokio::test]
 async fn an_absent_kind_is_known_to_be_and_picked_up_when_it_comes() {
     let (server, client) = ApiServer::start().await;
     server.serve("/api/v1", "pods", "Pod");
