@@ -447,8 +447,8 @@ impl Hosted for Placed {
     fn all(&self) -> Vec<(NodeName, Identity)> {
         let hosted = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let of = |(node, all): (&NodeName, &BTreeSet<Identity>)| {
-            let pairs = all.iter().map(|i| (node.clone(), i.clone()));
-            pairs.collect::<Vec<_>>()
+            let node = node.clone();
+            all.clone().into_iter().map(move |i| (node.clone(), i))
         };
         hosted.iter().flat_map(of).collect()
     }

@@ -4,7 +4,7 @@
 //! or is refused; who watches the roots sees a step only once it is on the disk.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -141,8 +141,8 @@ pub struct Authority {
     store: Store,
     domain: TrustDomain,
     kept: watch::Sender<Arc<Kept>>,
-    /// The newest certificate of each holder that was signed here.
-    newest: Mutex<HashMap<Held, Signed>>,
+    /// The newest certificate of each holder that was signed here, and when it expires.
+    newest: Mutex<HashMap<Held, (Signed, SystemTime)>>,
 }
 
 /// A name that a certificate says, and who has it.
@@ -177,15 +177,13 @@ pub struct Signed {
     pub root: Arc<str>,
     /// When.
     pub at: SystemTime,
-    /// When it expires.
-    pub until: SystemTime,
 }
 
 /// What decides whether an old root is still in use.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
     /// Everything that is to be certified now.
-    pub there: Vec<Held>,
+    pub there: BTreeSet<Held>,
     /// What other replicas have signed.
     pub signed: Vec<(Held, Signed)>,
 }
@@ -296,16 +294,18 @@ impl Authority {
             .as_str()
             .into();
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.retain(|_, n| n.until > now);
-        let (at, until) = (now, now + ttl);
-        newest.insert(Held::new(grant, holder), Signed { root, at, until });
+        newest.retain(|_, (_, until)| *until > now);
+        let signed = Signed { root, at: now };
+        newest.insert(Held::new(grant, holder), (signed, now + ttl));
         Ok(chain)
     }
 
     /// The newest certificates that were signed here.
     pub fn signed(&self) -> Vec<(Held, Signed)> {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.iter().map(|(h, s)| (h.clone(), s.clone())).collect()
+        let all = newest.iter();
+        all.map(|(held, (signed, _))| (held.clone(), signed.clone()))
+            .collect()
     }
 
     /// Signs a key that the controller itself holds.
@@ -416,9 +416,7 @@ impl Authority {
                 .get(held)
                 .is_some_and(|s| *s.root == *kept.active.root())
         };
-        let mut waits: Vec<&Held> = usage.there.iter().filter(|h| !renewed(h)).collect();
-        waits.sort_unstable();
-        waits.dedup();
+        let waits: Vec<&Held> = usage.there.iter().filter(|h| !renewed(h)).collect();
         match waits.first() {
             Some(first) => Err(CaError::InUse(format!(
                 "{} certificates of the old root may be in use, the first {first}",

@@ -36,6 +36,14 @@ impl Member {
         }
     }
 
+    /// The member of this name, as it is displayed.
+    pub fn named(text: &str) -> Option<Self> {
+        match text.strip_prefix("waypoint/") {
+            Some(waypoint) => Waypoint::parse(waypoint).map(Member::Waypoint),
+            None => is_node_name(text).then(|| Member::Node(text.into())),
+        }
+    }
+
     /// Its name among all members: a waypoint's has slashes, which no node's has.
     pub fn name(&self) -> NodeName {
         NodeName::new(self.to_string())
@@ -108,10 +116,10 @@ pub fn member_of(uri: &str, domain: &TrustDomain) -> Option<Member> {
         .strip_prefix("spiffe://")?
         .strip_prefix(domain.as_str())?
         .strip_prefix("/warren/")?;
-    if let Some(node) = name.strip_prefix("node/") {
-        return is_node_name(node).then(|| Member::Node(node.into()));
+    match name.strip_prefix("node/") {
+        Some(node) => is_node_name(node).then(|| Member::Node(node.into())),
+        None => Waypoint::parse(name.strip_prefix("waypoint/")?).map(Member::Waypoint),
     }
-    Waypoint::parse(name.strip_prefix("waypoint/")?).map(Member::Waypoint)
 }
 
 /// Whether a text can name a node: what Kubernetes allows (RFC 1123 subdomain), case kept as given.
@@ -130,6 +138,7 @@ mod tests {
         let waypoint = Waypoint::parse("shop/waypoint/waypoint-1").expect("three names");
         for member in [Member::Node("n1".into()), Member::Waypoint(waypoint)] {
             let uri = member.grant(&domain).uri();
+            assert_eq!(Member::named(&member.to_string()), Some(member.clone()));
             assert_eq!(member_of(&uri, &domain), Some(member));
             assert!(uri.parse::<Identity>().is_err());
             assert_eq!(member_of(&uri, &"other".into()), None);

@@ -21,7 +21,7 @@ use tonic::{
     transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::{Authority, Grant, Held, Hosted, Member, Signed, Usage, member_of};
+use super::{Authority, Grant, Held, Hosted, Member, Signed, Usage};
 use crate::{
     listen::{Peer, PeerName},
     view::View,
@@ -83,43 +83,27 @@ impl Rotation {
                 told.collect::<anyhow::Result<Vec<_>>>()?.concat()
             }
         };
-        let domain = self.authority.domain();
         let own = self.authority.signed();
         let known = own.iter().chain(&signed).map(|(held, _)| held);
         let mut there: BTreeSet<Held> = known.filter(|h| self.is_member(h)).cloned().collect();
-        there.extend(
-            self.hosted
-                .all()
-                .into_iter()
-                .map(|(node, identity)| Held::new(&Grant::Workload(identity), &Member::Node(node))),
-        );
-        let there = there.into_iter().collect();
-        tracing::debug!(%domain, signed_elsewhere = signed.len(), "looked for uses of the old root");
+        let hosted = self.hosted.all().into_iter();
+        there
+            .extend(hosted.map(|(node, identity)| {
+                Held::new(&Grant::Workload(identity), &Member::Node(node))
+            }));
         Ok(Usage { there, signed })
     }
 
     /// Whether this is the own certificate of a node or a waypoint that there is, or the identity of such a waypoint.
     fn is_member(&self, held: &Held) -> bool {
-        let domain = self.authority.domain();
-        match member_of(
-            &format!("spiffe://{domain}/warren/{}", path(&held.holder)),
-            domain,
-        ) {
+        match Member::named(&held.holder) {
             Some(Member::Node(node)) => {
-                let own = Grant::Node(domain.clone(), node.clone());
+                let own = Grant::Node(self.authority.domain().clone(), node.clone());
                 held.name == own.uri() && self.hosted.is_node(&node)
             }
             Some(Member::Waypoint(waypoint)) => self.hosted.is_waypoint(&waypoint),
             None => false,
         }
-    }
-}
-
-/// A member's name as it stands in its URI.
-fn path(holder: &str) -> String {
-    match holder.starts_with("waypoint/") {
-        true => holder.to_owned(),
-        false => format!("node/{holder}"),
     }
 }
 
@@ -225,7 +209,6 @@ fn tell(signed: Vec<(Held, Signed)>) -> SignedResponse {
             holder: held.holder,
             root,
             signed_at: milliseconds(signed.at),
-            until: milliseconds(signed.until),
         }
     });
     let certificates = certificates.collect();
@@ -245,7 +228,6 @@ fn told(answer: SignedResponse) -> anyhow::Result<Vec<(Held, Signed)>> {
         let signed = Signed {
             root: root.clone(),
             at: UNIX_EPOCH + Duration::from_millis(c.signed_at),
-            until: UNIX_EPOCH + Duration::from_millis(c.until),
         };
         let (name, holder) = (c.name, c.holder);
         Ok((Held { name, holder }, signed))
@@ -273,7 +255,6 @@ mod tests {
             let signed = Signed {
                 root: root.into(),
                 at,
-                until: at + Duration::from_secs(60),
             };
             (held, signed)
         };

@@ -88,6 +88,28 @@ pub struct Condition {
     pub message: String,
 }
 
+impl Condition {
+    /// One that holds, with nothing to add.
+    pub(crate) fn yes(kind: ConditionKind, reason: &str) -> Self {
+        Self {
+            kind,
+            status: true,
+            reason: reason.to_owned(),
+            message: String::new(),
+        }
+    }
+
+    /// One that does not hold, and why.
+    pub(crate) fn no(kind: ConditionKind, reason: &str, message: &str) -> Self {
+        Self {
+            kind,
+            status: false,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        }
+    }
+}
+
 /// How grave a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -239,46 +261,31 @@ impl Report {
             .messages
             .iter()
             .find(|message| message.severity == Severity::Error);
-        let condition = |kind, status, reason: &str, message: String| Condition {
-            kind,
-            status,
-            reason: reason.to_owned(),
-            message,
-        };
         let accepted = match error {
-            None => condition(ConditionKind::Accepted, true, "Accepted", String::new()),
-            Some(error) if error.field.is_empty() => condition(
-                ConditionKind::Accepted,
-                false,
-                "Invalid",
-                error.text.clone(),
-            ),
-            Some(error) => condition(
-                ConditionKind::Accepted,
-                false,
-                "Invalid",
-                format!("{}: {}", error.field, error.text),
-            ),
+            None => Condition::yes(ConditionKind::Accepted, "Accepted"),
+            Some(error) => {
+                let text = match error.field.as_str() {
+                    "" => error.text.clone(),
+                    field => format!("{field}: {}", error.text),
+                };
+                Condition::no(ConditionKind::Accepted, "Invalid", &text)
+            }
         };
         // Of a class nothing is put into force; whatever version its gateways are read in, what is not known in it is
         // named at each.
         let is_class = *object.kind == *GatewayClass::KIND;
-        let supported = || {
-            let (kind, reason) = (ConditionKind::SupportedVersion, "SupportedVersion");
-            condition(kind, true, reason, String::new())
-        };
+        let supported = || Condition::yes(ConditionKind::SupportedVersion, "SupportedVersion");
         let programmed = match self.in_force {
-            InForce::Wholly => {
-                condition(ConditionKind::Programmed, true, "Programmed", String::new())
-            }
-            InForce::By(text) => condition(ConditionKind::Programmed, true, "Programmed", text),
-            InForce::Partly => condition(
-                ConditionKind::Programmed,
-                true,
-                "PartlyProgrammed",
-                "in force except for what the messages name".to_owned(),
-            ),
-            InForce::Not(reason, text) => condition(ConditionKind::Programmed, false, reason, text),
+            InForce::Wholly => Condition::yes(ConditionKind::Programmed, "Programmed"),
+            InForce::By(message) => Condition {
+                message,
+                ..Condition::yes(ConditionKind::Programmed, "Programmed")
+            },
+            InForce::Partly => Condition {
+                message: "in force except for what the messages name".to_owned(),
+                ..Condition::yes(ConditionKind::Programmed, "PartlyProgrammed")
+            },
+            InForce::Not(reason, text) => Condition::no(ConditionKind::Programmed, reason, &text),
         };
         // Gateways of others are theirs to judge, whatever there is to say of them.
         let theirs = *object.kind == *Gateway::KIND && !self.always;

@@ -1,8 +1,8 @@
 //! Streams to peers: a tunnel for the source pod's identity, and one CONNECT in it per flow.
 //!
 //! Invariants: a tunnel is used only for the identity that opened it, from the same pod, to the same address,
-//! under the same expectation, and with the keepalive that is asked for; when the source's certificate or the roots change, further flows get new
-//! tunnels; without a certificate nothing is dialed.
+//! under the same expectation, and with the keepalive that is asked for; when the source's certificate or the
+//! roots change, further flows get new tunnels; without a certificate nothing is dialed.
 
 use std::{
     cell::RefCell,

@@ -1,8 +1,8 @@
 //! Keeping certificates fresh: the node's own first, then one for each identity that pods here have.
 //!
 //! Invariants: renewal begins at half of a certificate's life, give or take a tenth of it, and soon after another root
-//! begins to sign; a failed renewal leaves the old certificate in use and is tried again with growing, jittered pauses; a bounded number of
-//! requests is under way at once; a clock that is set changes what is due, and no pause.
+//! begins to sign; a failed renewal leaves the old certificate in use and is tried again with growing, jittered pauses;
+//! a bounded number of requests is under way at once; a clock that is set changes what is due, and no pause.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -231,7 +231,7 @@ impl<S: Signer> Renewer<S> {
     fn node_due(&self) -> SystemTime {
         let due = self.certificates.node().map(|n| {
             let by_life = half_life(n.since, n.not_after, 0.5);
-            by_life.min(self.by_root(&n.trust, n.since, 0.0).unwrap_or(by_life))
+            self.by_root(&n.trust, n.since, 0.0, by_life)
         });
         self.after_pause(&None, due)
     }
@@ -242,7 +242,7 @@ impl<S: Signer> Renewer<S> {
             let due = valid.map(|c| {
                 let dice = jitter(&identity);
                 let by_life = half_life(c.since, c.not_after, dice);
-                by_life.min(self.by_root(&c.trust, c.since, dice).unwrap_or(by_life))
+                self.by_root(&c.trust, c.since, dice, by_life)
             });
             let at = self.after_pause(&Some(identity.clone()), due);
             (identity, at)
@@ -250,12 +250,22 @@ impl<S: Signer> Renewer<S> {
         self.certificates.wanted().into_iter().map(due).collect()
     }
 
-    /// When to renew because another root signs now than the one that signed what has been there since then.
-    fn by_root(&self, trust: &Trust, since: SystemTime, dice: f64) -> Option<SystemTime> {
-        let published = self.certificates.published()?;
-        let other = trust.signed_by() != published.trust.signer();
-        let pause = self.follow.mul_f64(0.2 + 0.8 * dice);
-        other.then(|| published.since.max(since) + pause)
+    /// When to renew what has been there since then: by its life, or earlier when another root signs now than the one
+    /// that signed it.
+    fn by_root(
+        &self,
+        trust: &Trust,
+        since: SystemTime,
+        dice: f64,
+        by_life: SystemTime,
+    ) -> SystemTime {
+        match self.certificates.published() {
+            Some(published) if trust.signed_by() != published.trust.signer() => {
+                let pause = self.follow.mul_f64(0.2 + 0.8 * dice);
+                by_life.min(published.since.max(since) + pause)
+            }
+            Some(_) | None => by_life,
+        }
     }
 
     fn after_pause(&self, whose: &Option<Identity>, due: Option<SystemTime>) -> SystemTime {

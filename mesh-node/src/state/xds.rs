@@ -13,7 +13,6 @@ use std::{
 
 use bytes::Bytes;
 use mesh_api::{
-    convert,
     delta::{self, Received},
     discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
@@ -172,11 +171,6 @@ impl From<tonic::Status> for StreamError {
     }
 }
 
-/// The roots that a resource names.
-fn decoded_roots(resource: &Resource) -> Option<Vec<String>> {
-    convert::decode_resource(resource.kind.url(), &resource.name, resource.body.clone()).roots
-}
-
 impl XdsClient {
     /// A client that has taken up what is on disk, and its status.
     pub fn new(parts: XdsParts) -> (watch::Receiver<XdsStatus>, Self) {
@@ -217,11 +211,11 @@ impl XdsClient {
         let count = resources.len();
         let mut changes = Vec::new();
         for resource in resources {
-            // Only a companion can name them; nothing else is decoded twice.
-            let is_roots = resource.kind == Kind::Companion;
-            self.publish(is_roots.then(|| decoded_roots(&resource)).flatten());
             match self.client.seed(resource) {
-                Ok(more) => changes.extend(more),
+                Ok(said) => {
+                    self.publish(said.roots);
+                    changes.extend(said.changes);
+                }
                 Err(error) => tracing::warn!(%error, "a resource on disk is not used"),
             }
         }

@@ -139,6 +139,15 @@ pub struct Status {
 }
 
 impl Status {
+    /// The first address of the service of this name.
+    pub fn cluster_ip(&self, name: &str) -> Result<&str> {
+        let of_name = self.services.iter().filter(|s| s.name == name);
+        let first = of_name.flat_map(|s| &s.cluster_ips).next();
+        first
+            .map(String::as_str)
+            .with_context(|| format!("no service {name} has an address"))
+    }
+
     /// The pod that `who` means: `namespace/name`, a name, or the beginning of exactly one kind of name.
     pub fn pod(&self, who: &str) -> Result<&PodStatus> {
         let (namespace, name) = who

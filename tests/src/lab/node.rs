@@ -55,6 +55,13 @@ impl Node<'_> {
             .collect())
     }
 
+    /// Those that hold all of `words`.
+    pub async fn flows(&self, words: &[&str]) -> Result<Vec<String>> {
+        let mut lines = self.access_log().await?;
+        lines.retain(|l| words.iter().all(|w| l.contains(w)));
+        Ok(lines)
+    }
+
     /// The whole log.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(self.lab.place.log(&self.name))?)

@@ -1,6 +1,6 @@
 //! No way around a guarding waypoint: every way into a pod that demands one, other than through it, is refused by name.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mesh_tests::lab::{Lab, suite};
 
 use super::tunnel::{SOON, until};
@@ -68,13 +68,7 @@ pub async fn every_way_past_a_waypoint_that_is_demanded_is_refused() -> Result<(
     .await?;
     let status = lab.status().await?;
     let web = status.pod("shop/web")?.clone();
-    let services = status.services.iter();
-    let service = services
-        .filter(|s| s.namespace == "shop" && s.name == "web")
-        .flat_map(|s| &s.cluster_ips)
-        .next()
-        .cloned()
-        .unwrap_or_default();
+    let service = status.cluster_ip("web")?;
     let (ip, ip6) = (web.ip, web.ip6);
     let ways = [
         ("its address", "client", format!("http://{ip}:8080/rate/1")),
@@ -129,9 +123,8 @@ pub async fn every_way_past_a_waypoint_that_is_demanded_is_refused() -> Result<(
     let port = web_node_port(&lab).await?;
     ensure!(!port, "a node's port leads in");
     let count = async |node: &str, words: [&str; 2]| {
-        let lines = lab.node(node).access_log().await?;
-        let fits = |l: &&String| words.iter().all(|w| l.contains(w));
-        anyhow::Ok(lines.iter().filter(fits).count())
+        let lines = lab.node(node).flows(&words).await?;
+        anyhow::Ok(lines.len())
     };
     let mut refused = 0;
     until("refusals by name", async || {
@@ -196,7 +189,7 @@ pub async fn load_balancers_lead_past_no_waypoint() -> Result<()> {
     let lab = Lab::up(suite::spec()).await?;
     lab.apply(&[WORLD, BALANCED].join("---\n")).await?;
     lab.wait_ready(SOON).await?;
-    let mut through = 1;
+    let mut through = 0;
     let mut refused = 0;
     for (node, addresses) in [(1, [1, 2, 3, 4]), (2, [1, 2, 3, 4])] {
         let node_ip = mesh_tests::lab::net::NodeIndex(node).ip().to_string();
@@ -224,12 +217,8 @@ pub async fn load_balancers_lead_past_no_waypoint() -> Result<()> {
         }
     }
     until("refusals by name", async || {
-        let lines = lab.node("n1").access_log().await?;
         let words = ["direction=inbound", "reason=waypoint_required"];
-        let named: Vec<_> = lines
-            .iter()
-            .filter(|l| words.iter().all(|w| l.contains(w)))
-            .collect();
+        let named = lab.node("n1").flows(&words).await?;
         // From the client's own address by n1, and from that of a node by each.
         let from = |who: &str| {
             let src = format!("src.addr={who}:");
@@ -354,10 +343,10 @@ pub async fn a_node_that_has_not_heard_of_a_waypoint_leads_past_none() -> Result
     })
     .await?;
     // Names are resolved by what is on the fabric as well.
-    let services = lab.status().await?.services;
-    let of_web = services.iter().filter(|s| s.name == "web");
-    let vip = of_web.flat_map(|s| &s.cluster_ips).next().cloned();
-    let by_vip = format!("http://{}:8080/rate/1", vip.unwrap_or_default());
+    let by_vip = format!(
+        "http://{}:8080/rate/1",
+        lab.status().await?.cluster_ip("web")?
+    );
     let deaf = async |how: &str| {
         // What the controller sends to the node is lost; the nodes' own wire is another.
         let words = ["ip", "route", how, "blackhole", "172.30.0.12/32"];
@@ -383,10 +372,9 @@ pub async fn a_node_that_has_not_heard_of_a_waypoint_leads_past_none() -> Result
             "a node that has not heard of the waypoint leads past it"
         );
     }
-    let lines = lab.node("n1").access_log().await?;
     let words = ["direction=inbound", "sa/client", "reason=waypoint_required"];
-    let refused = lines.iter().rfind(|l| words.iter().all(|w| l.contains(w)));
-    let refused = refused.ok_or_else(|| anyhow::anyhow!("no refusal by name: {lines:#?}"))?;
+    let lines = lab.node("n1").flows(&words).await?;
+    let refused = lines.last().context("no refusal by name")?;
     println!("the server's node: {refused}");
     deaf("del").await?;
     until("service through the waypoint", async || {

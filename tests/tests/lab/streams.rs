@@ -111,10 +111,8 @@ pub async fn connections_are_routed_by_weight_and_by_name() -> Result<()> {
         "{first} of {all} connections went to v1; expected {expected:?}"
     );
     // The servers speak no TLS: that a hello came to the right one is what the waypoint tells.
-    let services = lab.status().await?.services;
-    let of_db = services.iter().filter(|s| s.name == "db");
-    let vip = of_db.flat_map(|s| &s.cluster_ips).next().cloned();
-    let vip = vip.unwrap_or_default();
+    let status = lab.status().await?;
+    let vip = status.cluster_ip("db")?;
     let mut seen = BTreeMap::new();
     for (name, expect) in [
         ("one.example", "dst.workload=v1"),
@@ -188,20 +186,17 @@ pub async fn a_node_proxy_keeps_to_what_is_said_of_connections() -> Result<()> {
     })
     .await?;
     lab.apply(BOUNDED).await?;
-    let services = lab.status().await?.services;
-    let of_db = services.iter().filter(|s| s.name == "db");
-    let vip = of_db.flat_map(|s| &s.cluster_ips).next().cloned();
-    let vip = vip.unwrap_or_default();
+    let status = lab.status().await?;
+    let vip = status.cluster_ip("db")?;
     let silent = async || {
         let ran = lab
-            .exec("shop/client", &["python3", "-c", SILENT, &vip])
+            .exec("shop/client", &["python3", "-c", SILENT, vip])
             .await?;
         anyhow::Ok(ran.out)
     };
     let log = async |words: &[&str]| {
-        let lines = lab.node("n2").access_log().await?;
-        let fits = |l: &&String| words.iter().all(|w| l.contains(w));
-        anyhow::Ok(lines.iter().filter(fits).count())
+        let lines = lab.node("n2").flows(words).await?;
+        anyhow::Ok(lines.len())
     };
     // Also where both are on one node, which the kernel would else join directly: v2 takes about half of them.
     let mut ends = Vec::new();

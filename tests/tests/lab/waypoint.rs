@@ -317,9 +317,7 @@ pub async fn policies_mean_the_client_and_nothing_goes_around_a_waypoint() -> Re
     until("a refusal in a server's node's log", async || {
         let words = ["direction=inbound", CLIENT, "reason=policy_not_allowed"];
         for node in ["n1", "n2"] {
-            let lines = lab.node(node).access_log().await?;
-            let refused = |l: &&String| words.iter().all(|w| l.contains(w));
-            if let Some(line) = lines.iter().find(refused) {
+            if let Some(line) = lab.node(node).flows(&words).await?.first() {
                 println!("the server's node: {line}");
                 return Ok(());
             }

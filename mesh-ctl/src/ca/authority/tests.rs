@@ -181,7 +181,6 @@ fn the_old_root_goes_only_when_nobody_uses_it() {
         let signed = Signed {
             root: root.into(),
             at,
-            until: at + TTL,
         };
         vec![(held("n3"), signed)]
     };

@@ -2,9 +2,8 @@
 //!
 //! Invariants: what vanished while nobody looked is said to be gone together with the new list, in one batch; a watch
 //! that broke begins with a new list, because an API server whose objects are those of a backup again counts versions
-//! anew and would tell only of what comes after the last one that we saw; a kind
-//! that cannot be read for any reason other than its absence keeps what is known of it; every failure waits before
-//! the next attempt.
+//! anew and would tell only of what comes after the last one that we saw; a kind that cannot be read for any reason other
+//! than its absence keeps what is known of it; every failure waits before the next attempt.
 
 use std::{collections::HashSet, time::Duration};
 

@@ -13,19 +13,19 @@ pub(super) fn statuses(listeners: &[Listener], in_force: &InForce) -> Vec<Listen
     let one = |listener: &Listener| {
         let refused = refused(listener);
         let accepted = match &refused {
-            None => condition(ConditionKind::Accepted, true, "Accepted", ""),
-            Some((reason, text)) => condition(ConditionKind::Accepted, false, reason, text),
+            None => Condition::yes(ConditionKind::Accepted, "Accepted"),
+            Some((reason, text)) => Condition::no(ConditionKind::Accepted, reason, text),
         };
         let programmed = match (&refused, in_force) {
-            (Some((_, text)), _) => condition(ConditionKind::Programmed, false, "Invalid", text),
+            (Some((_, text)), _) => Condition::no(ConditionKind::Programmed, "Invalid", text),
             (None, InForce::Not(_, text)) => {
-                condition(ConditionKind::Programmed, false, "Pending", text)
+                Condition::no(ConditionKind::Programmed, "Pending", text)
             }
             (None, InForce::Wholly | InForce::By(_) | InForce::Partly) => {
-                condition(ConditionKind::Programmed, true, "Programmed", "")
+                Condition::yes(ConditionKind::Programmed, "Programmed")
             }
         };
-        let resolved = condition(ConditionKind::ResolvedRefs, true, "ResolvedRefs", "");
+        let resolved = Condition::yes(ConditionKind::ResolvedRefs, "ResolvedRefs");
         ListenerStatus {
             name: listener.name.clone(),
             conditions: vec![accepted, resolved, programmed],
@@ -49,13 +49,4 @@ fn refused(listener: &Listener) -> Option<(&'static str, String)> {
         );
         ("PortUnavailable", text)
     })
-}
-
-fn condition(kind: ConditionKind, status: bool, reason: &str, message: &str) -> Condition {
-    Condition {
-        kind,
-        status,
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-    }
 }

@@ -20,35 +20,39 @@ pub(super) fn statuses(
     let strangers = route.strangers.iter().map(|(parent, why)| ParentStatus {
         parent: parent.clone(),
         conditions: vec![
-            no(ConditionKind::Accepted, "NoMatchingParent", why),
+            Condition::no(ConditionKind::Accepted, "NoMatchingParent", why),
             resolved(route),
         ],
     });
     let attached = route.parents.iter().map(|parent| {
         let accepted = match lost(parent.service) {
-            Some(kind) => no(
+            Some(kind) => Condition::no(
                 ConditionKind::Accepted,
                 "Conflicted",
                 &format!("a {kind} of the same service and port keeps this route out"),
             ),
-            None => yes(ConditionKind::Accepted, "Accepted"),
+            None => Condition::yes(ConditionKind::Accepted, "Accepted"),
         };
         let draft = hosts.get(parent.service);
         let programmed = match (accepted.status, &draft.way, &draft.service.waypoint) {
-            (false, ..) => no(ConditionKind::Programmed, "Conflicted", &accepted.message),
-            (true, Way::Pending(text), _) => no(ConditionKind::Programmed, "Pending", text),
+            (false, ..) => {
+                Condition::no(ConditionKind::Programmed, "Conflicted", &accepted.message)
+            }
+            (true, Way::Pending(text), _) => {
+                Condition::no(ConditionKind::Programmed, "Pending", text)
+            }
             (true, Way::Made(_), _) | (true, Way::AsChosen, Some(_)) => {
-                yes(ConditionKind::Programmed, "Programmed")
+                Condition::yes(ConditionKind::Programmed, "Programmed")
             }
             (true, Way::AsChosen, None) => {
                 let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
-                no(ConditionKind::Programmed, "NoWaypoint", &text)
+                Condition::no(ConditionKind::Programmed, "NoWaypoint", &text)
             }
         };
         let mut conditions = vec![accepted, resolved(route)];
         conditions.extend(route.reader.first_invalid.as_ref().map(|why| Condition {
             message: why.clone(),
-            ..yes(ConditionKind::PartiallyInvalid, "UnsupportedValue")
+            ..Condition::yes(ConditionKind::PartiallyInvalid, "UnsupportedValue")
         }));
         conditions.push(programmed);
         ParentStatus {
@@ -61,25 +65,7 @@ pub(super) fn statuses(
 
 fn resolved(route: &Read<'_>) -> Condition {
     match &route.reader.unresolved {
-        Some((reason, text)) => no(ConditionKind::ResolvedRefs, reason, text),
-        None => yes(ConditionKind::ResolvedRefs, "ResolvedRefs"),
-    }
-}
-
-fn yes(kind: ConditionKind, reason: &str) -> Condition {
-    Condition {
-        kind,
-        status: true,
-        reason: reason.to_owned(),
-        message: String::new(),
-    }
-}
-
-fn no(kind: ConditionKind, reason: &str, message: &str) -> Condition {
-    Condition {
-        kind,
-        status: false,
-        reason: reason.to_owned(),
-        message: message.to_owned(),
+        Some((reason, text)) => Condition::no(ConditionKind::ResolvedRefs, reason, text),
+        None => Condition::yes(ConditionKind::ResolvedRefs, "ResolvedRefs"),
     }
 }

@@ -258,18 +258,19 @@ fn misfits(reader: &mut Reader, parent: &Parent, draft: &ServiceDraft<'_>, named
 }
 
 fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -> Vec<Read<'v>> {
+    let around = |namespace: &'v str, unknown: &'v [String], fate| Around {
+        settings,
+        hosts,
+        namespace,
+        unknown,
+        fate,
+    };
     let mut all = Vec::new();
     for entry in view.http_routes.values() {
         let HttpRoute { metadata, spec } = &*entry.object;
         let mut one = Read::begin(Class::Http, entry, &spec.parent_refs);
         one.attach(settings, hosts, &spec.parent_refs, &spec.hostnames);
-        let around = Around {
-            settings,
-            hosts,
-            namespace: &metadata.namespace,
-            unknown: &entry.unknown,
-            fate: ANSWERED,
-        };
+        let around = around(&metadata.namespace, &entry.unknown, ANSWERED);
         let default = [Default::default()];
         let rules = spec.rules.as_deref().unwrap_or(&default);
         for (i, rule) in rules.iter().enumerate() {
@@ -283,13 +284,7 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
         let GrpcRoute { metadata, spec } = &*entry.object;
         let mut one = Read::begin(Class::Grpc, entry, &spec.parent_refs);
         one.attach(settings, hosts, &spec.parent_refs, &spec.hostnames);
-        let around = Around {
-            settings,
-            hosts,
-            namespace: &metadata.namespace,
-            unknown: &entry.unknown,
-            fate: ANSWERED,
-        };
+        let around = around(&metadata.namespace, &entry.unknown, ANSWERED);
         let default = [Default::default()];
         let rules = spec.rules.as_deref().unwrap_or(&default);
         for (i, rule) in rules.iter().enumerate() {
@@ -303,13 +298,7 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
         let TlsRoute { metadata, spec } = &*entry.object;
         let mut one = Read::begin(Class::Tls, entry, &spec.parent_refs);
         one.attach(settings, hosts, &spec.parent_refs, &[]);
-        let around = Around {
-            settings,
-            hosts,
-            namespace: &metadata.namespace,
-            unknown: &entry.unknown,
-            fate: stream_rules::REFUSED,
-        };
+        let around = around(&metadata.namespace, &entry.unknown, stream_rules::REFUSED);
         let names = Some(&spec.hostnames[..]);
         one.connections(&around, names, &spec.rules);
         all.push(one);
@@ -318,13 +307,7 @@ fn read<'v>(view: &'v ClusterView, settings: &Settings, hosts: &Hosts<'_, '_>) -
         let TcpRoute { metadata, spec } = &*entry.object;
         let mut one = Read::begin(Class::Tcp, entry, &spec.parent_refs);
         one.attach(settings, hosts, &spec.parent_refs, &[]);
-        let around = Around {
-            settings,
-            hosts,
-            namespace: &metadata.namespace,
-            unknown: &entry.unknown,
-            fate: stream_rules::REFUSED,
-        };
+        let around = around(&metadata.namespace, &entry.unknown, stream_rules::REFUSED);
         one.connections(&around, None, &spec.rules);
         all.push(one);
     }

@@ -27,10 +27,10 @@ impl Around<'_, '_> {
         wire: &[StreamRouteRule],
     ) -> Vec<(Rank, StreamRule)> {
         reader.invalid = None;
-        let wrong = hostnames.unwrap_or_default().iter().enumerate();
-        for (i, host) in wrong.filter(|(_, host)| wrong_name(host)) {
-            let text = format!("{host:?} is no name; a * stands for its first labels only");
-            reader.fail(&format!("spec.hostnames[{i}]"), text);
+        for (i, host) in hostnames.unwrap_or_default().iter().enumerate() {
+            if let Some(text) = wrong_name(host) {
+                reader.fail(&format!("spec.hostnames[{i}]"), text);
+            }
         }
         let refused = reader.invalid.take();
         let Some((first, others)) = wire.split_first() else {

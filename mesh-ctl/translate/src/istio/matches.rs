@@ -447,10 +447,11 @@ pub(crate) fn pattern(value: &str) -> Option<StringMatch> {
     (!text.is_empty() && !text.contains('*')).then(|| matched(text.into()))
 }
 
-/// Whether a name that TLS may ask for is none: a `*` stands for its first labels only.
-pub(crate) fn wrong_name(host: &str) -> bool {
+/// What is wrong with a name that TLS is to ask for, if something is.
+pub(crate) fn wrong_name(host: &str) -> Option<String> {
     let inner = host.strip_prefix("*.").unwrap_or(host);
-    inner.is_empty() || (host != "*" && inner.contains('*'))
+    let wrong = inner.is_empty() || (host != "*" && inner.contains('*'));
+    wrong.then(|| format!("{host:?} is no name; a * stands for its first labels only"))
 }
 
 /// An address or a block; IPv4 mapped into IPv6 means the IPv4 one.

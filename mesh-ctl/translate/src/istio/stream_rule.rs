@@ -111,8 +111,7 @@ fn connection(reader: &mut Reader, path: &str, wire: &Wire<'_>, named: bool) -> 
         reader.fail(&field("sniHosts"), "is missing".to_owned());
     }
     for (i, host) in wire.hosts.iter().enumerate() {
-        if wrong_name(host) {
-            let text = format!("{host:?} is no name; a * stands for its first labels only");
+        if let Some(text) = wrong_name(host) {
             reader.fail(&format!("{path}.sniHosts[{i}]"), text);
         }
     }

@@ -115,9 +115,9 @@ impl Client {
 
     /// Takes a resource from disk as held, and returns what it says.
     /// One of a kind that is not asked for says nothing: nobody would ever correct it.
-    pub fn seed(&mut self, resource: Resource) -> Result<Vec<Change>, ConvertError> {
+    pub fn seed(&mut self, resource: Resource) -> Result<Decoded, ConvertError> {
         if !self.kinds.contains_key(&resource.kind) {
-            return Ok(Vec::new());
+            return Ok(Decoded::default());
         }
         let decoded = convert::decode_resource(resource.kind.url(), &resource.name, resource.body);
         if decoded.error.is_none() {
@@ -126,10 +126,10 @@ impl Client {
                 .versions
                 .insert(name, resource.version);
         }
-        let Decoded { changes, error, .. } = self.widen(decoded);
-        match error {
-            Some(error) if changes.is_empty() => Err(error),
-            Some(_) | None => Ok(changes),
+        let decoded = self.widen(decoded);
+        match decoded.error {
+            Some(error) if decoded.changes.is_empty() => Err(error),
+            Some(_) | None => Ok(decoded),
         }
     }
 

@@ -853,8 +853,6 @@ pub struct SignedCertificate {
     /// Milliseconds since 1970.
     #[prost(uint64, tag = "4")]
     pub signed_at: u64,
-    #[prost(uint64, tag = "5")]
-    pub until: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
