@@ -63,10 +63,11 @@ impl Rotation {
         let Some(replicas) = &self.replicas else {
             return Ok(());
         };
-        let trusted = self.authority.watch().borrow().roots().len();
+        let kept = self.authority.watch().borrow().clone();
         for (pod, answer) in replicas.answers(&self.authority).await? {
+            let trusts = |root: &&str| answer.trusted.iter().any(|t| t == root);
             anyhow::ensure!(
-                answer.trusted.len() >= trusted,
+                kept.roots().iter().all(trusts),
                 "root rotation: {pod} has not read the next root from the Secret yet; it does so within seconds"
             );
         }
