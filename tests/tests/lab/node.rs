@@ -358,8 +358,9 @@ pub async fn t36_a_flood_costs_the_neighbours_nothing() -> Result<()> {
         })
     })
     .await??;
+    // Those beyond are reset, some of them before `connect` has returned.
     ensure!(
-        half_open.len() > PER_SOURCE as usize,
+        half_open.len() >= PER_SOURCE as usize,
         "{} half-open tunnels",
         half_open.len()
     );
@@ -399,7 +400,7 @@ pub async fn t36_a_flood_costs_the_neighbours_nothing() -> Result<()> {
         .node("n1")
         .metric("warren_flow_failures_total", &[("reason", "overloaded")])
         .await?;
-    let beyond = half_open.len() as f64 - PER_SOURCE;
+    let beyond = HALF_OPEN as f64 - PER_SOURCE;
     ensure!(
         over >= beyond,
         "{over} half-open tunnels were refused, and {beyond} should be"

@@ -76,10 +76,11 @@ async fn rounds(bench: &mut Bench, space: &Space, pods: &[IpAddr]) -> Result<()>
             .map(|s| s.saturating_duration_since(begun))
             .collect();
         own.sort();
-        bench.say(&format!(
-            "round {round}: the last pod was enforced after {:?}",
-            own.last()
-        ));
+        if let Some(last) = own.last() {
+            bench.say(&format!(
+                "round {round}: the last pod was enforced after {last:.1?}"
+            ));
+        }
         taken.extend(own);
         proven(space, pods).await?;
         enrol(bench, false).await?;
