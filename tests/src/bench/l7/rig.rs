@@ -226,11 +226,19 @@ impl Rig {
     /// The processes that route requests of a way.
     pub(super) async fn routers(&self, way: Way) -> Result<Vec<u32>> {
         let of = async |pod: &str, name: &str| -> Result<Vec<u32>> {
-            let cgroup = self.lab.status().await?.pod(pod)?.cgroup.clone();
-            let procs = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+            let exec = self.lab.status().await?.pod(pod)?.cgroup.clone();
+            let cgroup = exec.parent().context("a pod has a cgroup")?;
             let is = |pid: &u32| {
                 fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == name)
             };
+            // Each container of the pod has a cgroup of its own, beside that of programs that were begun later.
+            let mut procs = String::new();
+            for part in fs::read_dir(cgroup)? {
+                let part = part?;
+                if part.file_type()?.is_dir() {
+                    procs += &fs::read_to_string(part.path().join("cgroup.procs"))?;
+                }
+            }
             let pids = procs.lines().filter_map(|l| l.trim().parse::<u32>().ok());
             let found: Vec<u32> = pids.filter(is).collect();
             ensure!(!found.is_empty(), "no {name} runs in {pod}");
