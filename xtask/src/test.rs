@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     ebpf,
-    kube::{self, helm},
+    kube::{self, helm, protocols},
     provision, root, step,
 };
 
@@ -131,10 +131,17 @@ fn kube(args: &Args) -> Result<()> {
 }
 
 fn lab(args: &Args) -> Result<()> {
+    let mut told = Vec::new();
+    match protocols::programs() {
+        Ok(folder) => told.push((protocols::TOLD, folder)),
+        Err(e) => {
+            println!("test: the tests with h2spec, grpcurl and gRPC's peers will be SKIPPED: {e:#}")
+        }
+    }
     run_programs(
         args.filter.as_deref(),
         |name| name.starts_with("lab") || name == "kernel",
-        &[],
+        &told,
     )?;
     if args.filter.is_some() {
         return Ok(());

@@ -210,6 +210,15 @@ impl Reply {
         }
     }
 
+    /// Leaves a body of our own out of a response that has none, such as the answer to `HEAD`; gives what its length
+    /// would have been.
+    pub fn leave_out(&mut self) -> Option<usize> {
+        match &mut self.inner {
+            Inner::Full(bytes) => bytes.take().map(|b| b.len()),
+            Inner::Incoming(_) => None,
+        }
+    }
+
     /// An endpoint's body; the endpoint counts as busy until it is dropped.
     pub fn from_endpoint(body: Incoming, taken: Taken, deadline: Option<Sleep>) -> Self {
         Self {

@@ -196,6 +196,16 @@ async fn answer(session: Rc<Session>, request: Request<Incoming>) -> Response<Re
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
+    // Over HTTP/2 a body where none may be is an error of ours (RFC 9113, 8.1.1).
+    let head = parts.method == Method::HEAD;
+    if (head || response.status() == StatusCode::NO_CONTENT)
+        && let Some(length) = response.body_mut().leave_out()
+        && head
+    {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length.into());
+    }
     guard.record.status = response.status().as_u16();
     guard.grpc(response.headers());
     response.body_mut().report(guard, Some(kept));

@@ -10,6 +10,7 @@ pub mod grpc_echo;
 pub mod httpbin;
 pub mod tcp_echo;
 pub mod web;
+pub mod ws_cases;
 
 /// The arguments of `warren-sample` that stand in for a container image, or `None` when the image is unknown
 /// (an unknown image becomes an idle pod). The registry, the tag's patch level and the digest do not matter.

@@ -6,9 +6,9 @@ use std::{convert::Infallible, future::Future, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -73,9 +73,17 @@ where
         let handler = handler.clone();
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            let service = hyper::service::service_fn(move |req| {
+            let service = hyper::service::service_fn(move |req: Request<Incoming>| {
+                let head = req.method() == Method::HEAD;
                 let answer = handler(req, peer);
-                async move { Ok::<_, Infallible>(answer.await) }
+                async move {
+                    let answer = answer.await;
+                    Ok::<_, Infallible>(if head {
+                        without_content(answer)
+                    } else {
+                        answer
+                    })
+                }
             });
             // A client that goes away mid-request is its own affair.
             let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
@@ -83,6 +91,16 @@ where
                 .await;
         });
     }
+}
+
+/// An answer to `HEAD`: it tells the length of the content that `GET` would have brought.
+fn without_content(mut answer: Response<Body>) -> Response<Body> {
+    if let Some(length) = answer.body().size_hint().exact() {
+        answer
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length.into());
+    }
+    answer.map(|_| Full::default().boxed())
 }
 
 /// An answer with a status, a content type and a whole body.

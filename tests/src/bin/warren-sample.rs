@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mesh_tests::apps::{ask, book, bookinfo, grpc_echo, httpbin, tcp_echo};
+use mesh_tests::apps::{ask, book, bookinfo, grpc_echo, httpbin, tcp_echo, ws_cases};
 
 /// Sample applications for the lab and the tests. They know nothing of the mesh.
 #[derive(Parser)]
@@ -57,12 +57,15 @@ enum Protocol {
     Grpc,
     /// Messages over one connection to the HTTP echo.
     Websocket,
+    /// Frames as clients may and may not send them, each case over a connection to the HTTP echo.
+    WebsocketCases,
 }
 
 async fn ask_for(a: Ask) -> Result<()> {
     let seen = match a.protocol {
         Protocol::Grpc => ask::grpc(&a.to, a.count, a.size).await?,
         Protocol::Websocket => ask::websocket(&a.to, a.count as usize, a.size).await?,
+        Protocol::WebsocketCases => ws_cases::run(&a.to).await?,
     };
     println!("{seen}");
     Ok(())

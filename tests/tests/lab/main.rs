@@ -27,6 +27,7 @@ mod packets;
 mod play;
 mod policy;
 mod programs;
+mod protocols;
 mod reuse;
 mod samples;
 mod secrecy;
@@ -131,6 +132,9 @@ fn main() -> ExitCode {
         around::a_node_that_has_not_heard_of_a_waypoint_leads_past_none,
         streams::connections_are_routed_by_weight_and_by_name,
         streams::a_node_proxy_keeps_to_what_is_said_of_connections,
+        protocols::http2_is_spoken_as_its_specification_says,
+        protocols::grpc_peers_of_other_make_understand_each_other,
+        protocols::websocket_frames_are_carried_as_they_are,
         seeds::shares_are_as_the_articles_say,
         seeds::tries_and_time_are_bounded_as_the_articles_say,
         seeds::a_circuit_breaker_leaves_out_who_misbehaves,

@@ -15,8 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Cluster, INSTALL, go::Module, image, image::Content, running, script, with};
 use crate::{step, workspace};
 
-const SUITE: Module = Module("conformance");
-const ECHO: Module = Module("echo");
+const SUITE: Module = Module("kube/conformance");
+const ECHO: Module = Module("kube/echo");
 /// The images that the suite's manifests name.
 const BASIC: &str = "registry.k8s.io/gateway-api/echo-basic:v1.5.1";
 const ADVANCED: &str = "registry.k8s.io/gateway-api/echo-advanced:v1.5.1";

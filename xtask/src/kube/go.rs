@@ -13,13 +13,13 @@ use sha2::{Digest, Sha256};
 
 use crate::{provision, root, workspace};
 
-/// A module below `tests/kube`, by its folder's name.
+/// A module below `tests`, by its folder.
 pub struct Module(pub &'static str);
 
 impl Module {
     /// Its sources.
     pub fn source(&self) -> Result<PathBuf> {
-        Ok(workspace()?.join("tests/kube").join(self.0))
+        Ok(workspace()?.join("tests").join(self.0))
     }
 
     /// Where what is built from it is kept.
@@ -36,7 +36,8 @@ impl Module {
             .take(8)
             .map(|b| format!("{b:02x}"))
             .collect();
-        let folder = provision::cache()?.join(self.0).join(name);
+        let own = Path::new(self.0).file_name().unwrap_or_default();
+        let folder = provision::cache()?.join(own).join(name);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         Ok(folder)
     }

@@ -11,7 +11,7 @@ use crate::step;
 
 /// The environment variable by which the chart's tests are told where helm is.
 pub const TOLD: &str = "WARREN_HELM";
-const HELM: Module = Module("helm");
+const HELM: Module = Module("kube/helm");
 
 /// The program; built when it is not there yet.
 pub fn program() -> Result<PathBuf> {

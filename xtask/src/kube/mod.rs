@@ -8,6 +8,7 @@ mod demo;
 mod go;
 pub mod helm;
 mod parts;
+pub mod protocols;
 
 use std::{
     env,

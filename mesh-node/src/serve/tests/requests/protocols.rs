@@ -192,6 +192,43 @@ async fn tunnels_through_the_service_are_the_services_to_allow() {
     w.node.stop().await;
 }
 
+/// A client of HTTP/2 takes content in such a response for an error (RFC 9113, 8.1.1).
+#[tokio::test]
+async fn answers_of_our_own_have_no_content_where_none_may_be() {
+    let w = world("95", AppProtocol::Http2).await;
+    let respond = |status| {
+        let body = Bytes::from_static(b"said");
+        Action::Respond(Respond { status, body })
+    };
+    w.routes(vec![
+        rule("/said", respond(200)),
+        rule("/nothing", respond(204)),
+    ]);
+    let mut client = w.client2().await;
+    for (method, path, status, length, content) in [
+        ("GET", "/said", 200, Some("4"), "said"),
+        ("HEAD", "/said", 200, Some("4"), ""),
+        ("GET", "/nothing", 204, None, ""),
+        // No rule matches.
+        ("HEAD", "/", 404, None, ""),
+    ] {
+        let uri = format!("http://db.shop:8080{path}");
+        let request = Request::builder().method(method).uri(uri);
+        let request = request.body(Full::default()).expect("a request");
+        let answer = client.send_request(request).await.expect("an answer");
+        let said = answer.headers().get("content-length").cloned();
+        let said = said.as_ref().map(|v| v.to_str().expect("digits"));
+        assert_eq!(
+            (answer.status().as_u16(), said),
+            (status, length),
+            "{method} {path}"
+        );
+        let body = answer.into_body().collect().await.expect("a body");
+        assert_eq!(body.to_bytes(), content, "{method} {path}");
+    }
+    w.node.stop().await;
+}
+
 /// RFC 8441.
 #[tokio::test]
 async fn websocket_over_http2_is_an_upgrade_at_the_service() {
