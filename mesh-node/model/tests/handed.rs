@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mesh_model::{
     authn::Transport,
-    authz::{self, Arrival, Bringer, Conn, Handed, Permit},
+    authz::{self, Arrived, Bringer, Conn},
     mesh::{
         Action, Change, GatewayAddress, GatewayDestination, Mesh, MtlsMode, PolicyScope, Service,
         ServicePort, Workload,
@@ -78,17 +78,17 @@ fn conn(mesh: &Mesh, port: u16) -> Conn {
     }
 }
 
-fn permit(mesh: &Mesh, conn: Conn) -> Result<Result<Permit<Conn>, Permit<Handed>>, Reason> {
+fn permit(mesh: &Mesh, conn: Conn) -> Result<Arrived, Reason> {
     let decision = authz::arrive(mesh, conn);
-    let outcome = decision.outcome.map(Permit::<Arrival>::split);
+    let outcome = decision.outcome.map(Arrived::from);
     outcome.map_err(|denial| denial.reason)
 }
 
 /// `straight`, or what the waypoint is asked for, or why it is refused.
 fn arrive(mesh: &Mesh, conn: Conn) -> Result<String, Reason> {
     Ok(match permit(mesh, conn)? {
-        Ok(_) => "straight".to_owned(),
-        Err(handed) => handed.subject().asked.to_string(),
+        Arrived::Enters(_) => "straight".to_owned(),
+        Arrived::Handed(handed) => handed.subject().asked.to_string(),
     })
 }
 
@@ -215,7 +215,7 @@ fn who_may_not_enter_is_not_handed_over_either() {
 fn it_goes_to_the_waypoint_under_the_name_of_the_service() {
     let mesh = mesh([]);
     let plan = |mesh: &Mesh| {
-        let Ok(Err(permit)) = permit(mesh, conn(mesh, 8080)) else {
+        let Ok(Arrived::Handed(permit)) = permit(mesh, conn(mesh, 8080)) else {
             panic!("it is not handed over")
         };
         let chooser = Chooser {

@@ -5,7 +5,11 @@
 
 use std::rc::Rc;
 
-use mesh_model::{authn::Transport, authz::Conn, route::Via};
+use mesh_model::{
+    authn::Transport,
+    authz::{Arrived, Conn},
+    route::Via,
+};
 use tokio::net::TcpStream;
 
 use super::{
@@ -108,14 +112,14 @@ async fn admit(
     } = permitted;
     allowed(audited, permit.by(), report);
     let generation = snapshot.generation;
-    let permit = match permit.split() {
-        Ok(permit) => {
+    let permit = match Arrived::from(permit) {
+        Arrived::Enters(permit) => {
             let within = limits.connect_timeout;
             let app = dial::to_application(pod, &permit, peer, within).await?;
             let conn = permit.subject().clone();
             return Ok((Admitted::Entered(app, conn), generation));
         }
-        Err(permit) => permit,
+        Arrived::Handed(permit) => permit,
     };
     let record = report.record_mut();
     record.direction = Direction::Handed;

@@ -38,13 +38,21 @@ pub enum Arrival {
     Handed(Box<Handed>),
 }
 
-impl Permit<Arrival> {
-    /// The permit for what it is.
-    pub fn split(self) -> Result<Permit<Conn>, Permit<Handed>> {
-        let Self { subject, by } = self;
+/// The permit for what becomes of a connection.
+#[derive(Clone, Debug)]
+pub enum Arrived {
+    /// That it enters.
+    Enters(Permit<Conn>),
+    /// That it goes by way of a waypoint.
+    Handed(Permit<Handed>),
+}
+
+impl From<Permit<Arrival>> for Arrived {
+    fn from(permit: Permit<Arrival>) -> Self {
+        let Permit { subject, by } = permit;
         match subject {
-            Arrival::Enters(conn) => Ok(Permit::new(conn, by)),
-            Arrival::Handed(handed) => Err(Permit::new(*handed, by)),
+            Arrival::Enters(conn) => Self::Enters(Permit::new(conn, by)),
+            Arrival::Handed(handed) => Self::Handed(Permit::new(*handed, by)),
         }
     }
 }

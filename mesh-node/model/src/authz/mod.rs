@@ -11,7 +11,7 @@ mod recheck;
 pub(crate) mod rules;
 mod through;
 
-pub use handed::{Arrival, Handed, arrive};
+pub use handed::{Arrival, Arrived, Handed, arrive};
 pub use inbound::{ingress, vouches};
 pub use outbound::{egress, target};
 pub use recheck::{governing, recheck};

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use super::{Explanation, HandedTo, Verdict, Way, conn, name_of};
 use crate::{
     authn::Transport,
-    authz::{self, Target},
+    authz::{self, Arrived, Target},
     mesh::{Mesh, Workload},
     reason::Reason,
     route::{self, Chooser, Via},
@@ -73,7 +73,7 @@ pub(super) fn judge(
 ) {
     let decision = authz::arrive(mesh, conn(source, Transport::Plain, workload, at));
     let mut verdict = Verdict::of(&decision);
-    if let Ok(Err(permit)) = decision.outcome.map(authz::Permit::split) {
+    if let Ok(Arrived::Handed(permit)) = decision.outcome.map(Arrived::from) {
         let chooser = Chooser {
             node: &workload.node,
             seed: 0,
