@@ -87,7 +87,7 @@ impl Waypoint {
 pub enum Grant {
     /// A workload.
     Workload(Identity),
-    /// A node, for xDS and the certificate service only.
+    /// A node, for xDS, the certificate service, and what it hands to waypoints.
     Node(TrustDomain, NodeName),
     /// A waypoint, for xDS and the certificate service only.
     Waypoint(TrustDomain, Waypoint),

@@ -102,27 +102,39 @@ fn ask(
     let (mesh, _) = Mesh::empty().apply(refresh.changes);
     let source = workload(&mesh, source)?;
     let dialed = destinations(&mesh, &source, destination)?;
+    let enrolled = mesh
+        .extra(&source.uid)
+        .is_some_and(|extra| extra.enrolment == Enrolment::Enrolled);
+    let explain = match enrolled {
+        true => explain::connection,
+        false => explain::outsider,
+    };
     let explanations: Vec<Explanation> = dialed
         .iter()
-        .map(|dialed| explain::connection(&mesh, &source, *dialed))
+        .map(|dialed| explain(&mesh, &source, *dialed))
         .collect();
+    let mut notes = request::meanings(request);
     let mut requests = Vec::new();
-    for dialed in dialed {
-        requests.extend(request::decide(&mesh, &source, dialed, request)?);
+    for (dialed, explanation) in dialed.into_iter().zip(&explanations) {
+        // A waypoint is asked for the service, whatever was dialed.
+        let handed = explanation.ways.iter().find_map(|w| w.handed.as_ref());
+        if handed.is_none() && !enrolled && request.request.is_some() {
+            notes.push(format!(
+                "requests to {dialed} go to an endpoint and through no waypoint: no rule is looked at"
+            ));
+            continue;
+        }
+        let asked = handed.map_or(dialed, |handed| handed.asked);
+        requests.extend(request::decide(&mesh, (&source, enrolled), asked, request)?);
     }
     let statuses: BTreeMap<ObjectRef, Status> = refresh
         .statuses
         .into_iter()
         .filter_map(|(object, status)| Some((object, status?)))
         .collect();
-    let mut notes = request::meanings(request);
-    let enrolled = mesh
-        .extra(&source.uid)
-        .is_some_and(|extra| extra.enrolment == Enrolment::Enrolled);
     if !enrolled {
         notes.push(format!(
-            "{} is not enrolled: it dials by itself, in plain text and without an identity; \
-             what follows holds once it is enrolled",
+            "{} is not enrolled: it dials by itself, in plain text and without an identity",
             source.uid
         ));
     }

@@ -46,6 +46,7 @@ reasons! {
     NOT_WAYPOINT = 36, "not_waypoint";
     IDLE_TIMEOUT = 37, "idle_timeout";
     MAX_DURATION = 38, "max_duration";
+    NOT_ITS_NODE = 39, "not_its_node";
 }
 
 /// Linux's ECONNREFUSED.

@@ -132,6 +132,8 @@ reasons! {
     IdleTimeout = 37, Refused, 503, 503, "-", "idle_timeout", "the connection carried nothing for its destination's idleTimeout and was closed";
     /// A connection that lived as long as its destination allows.
     MaxDuration = 38, Refused, 503, 503, "DT", "max_duration", "the connection lived for its destination's maxConnectionDuration and was closed";
+    /// A connection is handed to a waypoint for a pod, by somebody who is not the pod's node.
+    NotItsNode = 39, Refused, 401, 403, "DENY", "not_its_node", "a connection from outside the mesh is handed over for a pod by a peer that is not the node of it, or the pod is no endpoint of what was asked for";
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ fn dial(mesh: &Mesh, to: &str) -> Result<Plan, Reason> {
         source: source.clone(),
         target: authz::target(mesh, source, original),
         original,
+        pinned: None,
     };
     let permit = authz::egress(mesh, flow).outcome.map_err(|d| d.reason)?;
     let chooser = Chooser {

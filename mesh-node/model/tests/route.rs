@@ -50,6 +50,7 @@ fn dial_as(mesh: &Mesh, to: &str, seed: u64, client: &str) -> Result<Plan, Reaso
             source,
             target,
             original,
+            pinned: None,
         },
     )
     .outcome

@@ -46,6 +46,7 @@ fn it_carries_what_comes_and_its_word_is_taken() {
     for standby in [true, false] {
         let mesh = mesh(standby);
         let client = workload(&mesh, "shop", "client").identity.clone();
+        let client = authz::Bringer::Client(client);
         let carried = |name: &str| {
             let carrier = workload(&mesh, "mesh", name);
             authz::through(&mesh, carrier, &client, to).outcome

@@ -65,6 +65,7 @@ fn who_does_not_see_it_is_refused_where_only_the_known_is_allowed() {
             target: target(&mesh, namespace),
             source,
             original: "10.96.0.1:80".parse().expect("an address"),
+            pinned: None,
         };
         authz::egress(&mesh, flow).outcome.err().map(|d| d.reason)
     };

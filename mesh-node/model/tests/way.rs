@@ -46,6 +46,7 @@ fn dial(mesh: &Mesh, from: &str, to: &str, seed: u64) -> Result<Plan, Reason> {
             source,
             target,
             original,
+            pinned: None,
         },
     )
     .outcome

@@ -7,10 +7,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_model::{
     authn::Transport,
-    authz::{self, Conn, Decision, Denial, Egress, Permit, Target},
+    authz::{self, Arrival, Bringer, Conn, Decision, Denial, Egress, Permit, Target},
     mesh::Workload,
-    name::Identity,
+    name::{Identity, ServiceName},
     reason::Reason,
+    route::http::{self, Endpoint},
 };
 
 use crate::{
@@ -33,6 +34,19 @@ pub struct Permitted<T> {
     pub snapshot: Arc<Snapshot>,
     /// Whether an AUDIT policy matched.
     pub audited: bool,
+}
+
+impl Permitted<Egress> {
+    /// The endpoint that the flow goes back to, when it goes to a port of the service of which that is one.
+    pub fn pinned(&self, to: &ServiceName, port: u16) -> Result<Option<Endpoint>, Reason> {
+        let pinned = self.permit.subject().pinned.as_ref();
+        let Some(pinned) = pinned.filter(|p| p.service == *to) else {
+            return Ok(None);
+        };
+        let mesh = &self.snapshot.mesh;
+        let service = mesh.service(to).ok_or(Reason::NoEndpoints)?;
+        http::pinned(mesh, pinned, service, port).map(Some)
+    }
 }
 
 /// Whether a pod may dial `original`.
@@ -65,28 +79,24 @@ pub async fn outbound(
                 source,
                 target,
                 original,
+                pinned: None,
             },
         ))
     })
     .await
 }
 
-/// Whether a waypoint may carry a connection of `client` on to `original`.
+/// Whether a waypoint may carry a connection that `bringer` brings on to `original`.
 pub async fn through(
     state: &MeshState,
     waypoint: &Pod,
-    client: &Identity,
+    bringer: &Bringer,
     original: SocketAddr,
 ) -> Result<Permitted<Egress>, Denial> {
-    // A client's node may have heard a moment earlier that a service goes through here.
-    settled(
-        state,
-        &[Reason::NotReady, Reason::BadAuthority],
-        |snapshot| {
-            let own = own(snapshot, waypoint)?;
-            Ok(authz::through(&snapshot.mesh, own, client, original))
-        },
-    )
+    settled(state, &UNHEARD, |snapshot| {
+        let own = own(snapshot, waypoint)?;
+        Ok(authz::through(&snapshot.mesh, own, bringer, original))
+    })
     .await
 }
 
@@ -113,6 +123,28 @@ pub async fn inbound(
     .await
 }
 
+/// What becomes of a connection that arrived for a pod without the mesh: it goes on to its application, or by way of
+/// the waypoint that guards the pod.
+pub async fn arrived(
+    state: &MeshState,
+    pod: &Pod,
+    transport: &Transport,
+    source: SocketAddr,
+    destination: SocketAddr,
+) -> Result<Permitted<Arrival>, Denial> {
+    settled(state, &NOT_YET, |snapshot| {
+        let conn = Conn {
+            transport: transport.clone(),
+            via: None,
+            source_ip: source.ip(),
+            workload: own(snapshot, pod)?,
+            destination,
+        };
+        Ok(authz::arrive(&snapshot.mesh, conn))
+    })
+    .await
+}
+
 /// The workload that the mesh knows as this pod, unless the pod is barred. Its identity comes from the
 /// configuration, never from the pod's registration, which may be older.
 fn own(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Denial> {
@@ -134,6 +166,9 @@ fn own(snapshot: &Snapshot, pod: &Pod) -> Result<Arc<Workload>, Denial> {
 
 /// Reasons that may go away by themselves: that a peer is a waypoint may just not be known here yet.
 const NOT_YET: [Reason; 2] = [Reason::NotReady, Reason::NotWaypoint];
+/// The same at a waypoint: whoever brings a connection may have heard a moment earlier that it goes through here, or of
+/// the pod.
+const UNHEARD: [Reason; 3] = [Reason::NotReady, Reason::BadAuthority, Reason::NotItsNode];
 
 /// Decides, and while the outcome is for one of these reasons decides again with every snapshot until patience ends.
 async fn settled<T>(

@@ -1,4 +1,4 @@
-//! Streams to peers: a tunnel for the source pod's identity, and one CONNECT in it per flow.
+//! Streams to peers: a tunnel for the source pod's identity, or the node's own, and one CONNECT in it per flow.
 //!
 //! Invariants: a tunnel is used only for the identity that opened it, from the same pod, to the same address,
 //! under the same expectation, and with the keepalive that is asked for; when the source's certificate or the
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     DialError,
-    pool::{Key, Pool, PoolError},
+    pool::{Key, Pool, PoolError, Speaker},
     tcp,
 };
 use crate::{
@@ -37,7 +37,7 @@ pub struct Tunnels {
     limits: Limits,
     pool: Pool<DialError>,
     /// Which certificate each source's tunnels were made with.
-    made_with: RefCell<HashMap<Identity, u64>>,
+    made_with: RefCell<HashMap<Speaker, u64>>,
 }
 
 /// Where a stream goes.
@@ -64,11 +64,11 @@ impl Tunnels {
         }
     }
 
-    /// Opens a stream to `to` for a pod whose identity is `source`.
+    /// Opens a stream to `to` from a pod, as `source`.
     pub async fn open(
         &self,
         pod: &Arc<Pod>,
-        source: &Identity,
+        source: &Speaker,
         to: Target<'_>,
         headers: Headers,
     ) -> Result<Stream, DialError> {
@@ -80,11 +80,16 @@ impl Tunnels {
             .ok_or(DialError::NoAddress(family))?;
         let key = Key::new(source.clone(), *own, to.tunnel, to.identities);
         let key = key.kept_alive_by(to.keepalive);
-        let config = timeout(
-            CERTIFICATE_PATIENCE,
-            self.certificates.client(source, key.identities()),
-        );
-        let config = config.await.map_err(|_| DialError::NoCertificate)?;
+        let config = async {
+            match source {
+                Speaker::Workload(identity) => {
+                    self.certificates.client(identity, key.identities()).await
+                }
+                Speaker::Node => self.certificates.node_client(key.identities()).await,
+            }
+        };
+        let config = timeout(CERTIFICATE_PATIENCE, config).await;
+        let config = config.map_err(|_| DialError::NoCertificate)?;
         self.renew(source);
         let authority = match to.authority {
             Authority::Address(address) => address.to_string(),
@@ -125,8 +130,11 @@ impl Tunnels {
     }
 
     /// Lets go of a source's tunnels when they were made with an older certificate or other roots.
-    fn renew(&self, source: &Identity) {
-        let now = self.certificates.generation(source);
+    fn renew(&self, source: &Speaker) {
+        let now = match source {
+            Speaker::Workload(identity) => self.certificates.generation(identity),
+            Speaker::Node => self.certificates.node_generation(),
+        };
         let mut made_with = self.made_with.borrow_mut();
         let before = made_with.get(source).copied();
         if before == Some(now) {

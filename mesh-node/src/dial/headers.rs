@@ -1,26 +1,26 @@
 //! The headers of a CONNECT: who the source says it is, and on whose behalf a waypoint dials.
 //!
-//! Invariants: nothing here but what a waypoint says of its client is ever used to decide, and that only where the
-//! waypoint is known as one; values are percent-encoded, so that a name cannot add a field.
+//! Invariants: nothing here but what a waypoint says of its client, and a node of a pod of its own, is ever used to
+//! decide, and that only where the peer is known as one; values are percent-encoded, so that a name cannot add a field.
 
 use std::{fmt::Write, net::SocketAddr};
 
 use mesh_model::{
-    authz::Egress,
+    authz::{Egress, Handed},
     mesh::Workload,
     name::{Identity, ServiceName},
 };
 
 use crate::{
-    accept::origin::{FORWARDED, SOURCE_HEADER},
+    accept::origin::{FORWARDED, NOBODY, RETURN_HEADER, SOURCE_HEADER},
     wire::Headers,
 };
 
 /// Whom a waypoint dials for.
 #[derive(Clone, Copy, Debug)]
 pub struct Behalf<'a> {
-    /// The client's identity.
-    pub identity: &'a Identity,
+    /// The client's identity; none when it is outside the mesh.
+    pub identity: Option<&'a Identity>,
     /// The client, where the mesh knows it.
     pub workload: Option<&'a Workload>,
 }
@@ -32,20 +32,34 @@ pub fn outbound(
     behalf: Option<Behalf<'_>>,
     service: Option<&ServiceName>,
 ) -> Headers {
+    let headers = Headers::new().with(FORWARDED, forwarded(client, service));
+    let Some(Behalf { identity, workload }) = behalf else {
+        return headers.with("baggage", baggage(&flow.source));
+    };
+    let source = identity.map_or_else(|| NOBODY.to_owned(), Identity::to_string);
+    let headers = headers.with(SOURCE_HEADER, source);
+    match workload {
+        Some(workload) => headers.with("baggage", baggage(workload)),
+        None => headers,
+    }
+}
+
+/// The headers of a CONNECT by which a node hands a client's connection to a waypoint.
+pub fn handed(handed: &Handed, client: SocketAddr) -> Headers {
+    let arrived = handed.conn.destination;
+    let arrived = SocketAddr::new(arrived.ip().to_canonical(), arrived.port());
+    Headers::new()
+        .with(FORWARDED, forwarded(client, Some(&handed.service.name)))
+        .with(RETURN_HEADER, arrived.to_string())
+}
+
+fn forwarded(client: SocketAddr, service: Option<&ServiceName>) -> String {
     let mut forwarded = format!("for=\"{client}\"");
     if let Some(service) = service {
         // Writing to a string cannot fail.
         let _ = write!(forwarded, ";host=\"{}\"", service.hostname);
     }
-    let headers = Headers::new().with(FORWARDED, forwarded);
-    let Some(Behalf { identity, workload }) = behalf else {
-        return headers.with("baggage", baggage(&flow.source));
-    };
-    let headers = headers.with(SOURCE_HEADER, identity.to_string());
-    match workload {
-        Some(workload) => headers.with("baggage", baggage(workload)),
-        None => headers,
-    }
+    forwarded
 }
 
 /// What a workload says about itself.

@@ -5,6 +5,7 @@
 
 mod app;
 mod error;
+mod handed;
 mod hbone;
 mod headers;
 mod origin;
@@ -14,6 +15,7 @@ mod tcp;
 
 pub use app::to_application;
 pub use error::DialError;
+pub use handed::{Handing, hand_over};
 pub use hbone::Tunnels;
 pub use headers::{Behalf, baggage};
 pub use origin::{OriginError, originate};
@@ -188,13 +190,9 @@ async fn one(
                 request.behalf,
                 plan.service.as_ref(),
             );
+            let source = request.permit.subject().source.identity.clone();
             tunnels
-                .open(
-                    request.pod,
-                    &request.permit.subject().source.identity,
-                    to,
-                    headers,
-                )
+                .open(request.pod, &source.into(), to, headers)
                 .await
                 .map(Upstream::Tunnel)
         }

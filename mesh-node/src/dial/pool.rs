@@ -7,6 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    fmt,
     future::{Future, poll_fn},
     net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
@@ -23,11 +24,35 @@ const TUNNELS: usize = 64;
 /// Flows that wait for one tunnel.
 const WAITERS: usize = 4096;
 
+/// As whom a tunnel is opened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Speaker {
+    /// A workload.
+    Workload(Identity),
+    /// The node itself, for clients outside the mesh: to waypoints only.
+    Node,
+}
+
+impl fmt::Display for Speaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(identity) => identity.fmt(f),
+            Self::Node => f.write_str("the node"),
+        }
+    }
+}
+
+impl From<Identity> for Speaker {
+    fn from(identity: Identity) -> Self {
+        Self::Workload(identity)
+    }
+}
+
 /// What flows must have in common to share a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     /// Who opens it.
-    pub source: Identity,
+    pub source: Speaker,
     /// From which pod.
     pub pod: IpAddr,
     /// Where to.
@@ -41,7 +66,7 @@ pub struct Key {
 impl Key {
     /// A key; the order of `identities` does not matter.
     pub fn new(
-        source: Identity,
+        source: impl Into<Speaker>,
         pod: IpAddr,
         address: SocketAddr,
         identities: &[Identity],
@@ -50,7 +75,7 @@ impl Key {
         identities.sort();
         identities.dedup();
         Self {
-            source,
+            source: source.into(),
             pod,
             address,
             identities: identities.into(),

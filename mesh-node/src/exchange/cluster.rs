@@ -325,6 +325,28 @@ impl Cluster {
         })
     }
 
+    /// This endpoint, whichever would be picked otherwise.
+    pub fn take(
+        &self,
+        (mesh, generation, from): (&Mesh, u64, Viewpoint<'_>),
+        endpoint: Endpoint,
+        now: Instant,
+    ) -> Result<Picked, Reason> {
+        let state = self.listed(mesh, generation, from, now).0;
+        let known = state.known.get(&endpoint.workload.uid);
+        // One that is not among those that would be picked is busy with nothing else here.
+        let active = known.map_or_else(Arc::default, |(_, active)| active.clone());
+        let busy = active.take(None).ok_or(Reason::Overloaded)?;
+        Ok(Picked {
+            endpoint,
+            taken: Taken {
+                _endpoint: busy,
+                request: None,
+                streaming: None,
+            },
+        })
+    }
+
     /// What bounds connections in a snapshot, and which endpoints are left out now.
     pub fn ejected(
         &self,

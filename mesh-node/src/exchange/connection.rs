@@ -56,7 +56,7 @@ pub struct Key {
     /// The TLS below it, where it is not the mesh's own as usual.
     pub tls: Option<UpstreamTls>,
     /// The client, who is told to the endpoint's node.
-    pub client: (Identity, IpAddr),
+    pub client: (Option<Identity>, IpAddr),
 }
 
 /// Runs what HTTP/2 needs on this thread.

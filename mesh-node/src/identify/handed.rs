@@ -129,7 +129,10 @@ fn publish(certificates: &Certificates, roots: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identify::testing::{Authority, identity};
+    use crate::identify::{
+        Admits,
+        testing::{Authority, identity},
+    };
 
     fn who(name: &str) -> Identity {
         identity("shop", name)
@@ -150,7 +153,10 @@ mod tests {
         let new = Certificates::new(SystemTime::now);
         assert_eq!(receive(&new, &hand_over(&old)), 2);
         for name in ["web", "db"] {
-            assert!(new.try_server(&who(name)).is_ok(), "{name}");
+            assert!(
+                new.try_server(&who(name), Admits::Workloads).is_ok(),
+                "{name}"
+            );
         }
         let ages = |of: &Certificates| {
             let mut all: Vec<_> = of
@@ -182,7 +188,10 @@ mod tests {
         let new = Certificates::new(SystemTime::now);
         let piece = serde_json::to_vec(&handed).expect("JSON");
         assert_eq!(receive(&new, &piece), 1);
-        assert!(new.try_server(&other.parse().expect("an identity")).is_ok());
+        assert!(
+            new.try_server(&other.parse().expect("an identity"), Admits::Workloads)
+                .is_ok()
+        );
         assert!(new.published().is_none());
         assert_eq!(receive(&new, b"{"), 0);
     }

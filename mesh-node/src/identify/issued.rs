@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_model::name::Identity;
+use mesh_model::name::{Identity, NodeIdentity};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
@@ -20,7 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     PeerError, Trust,
     tls::provider,
-    verify::{Usage, verify},
+    verify::{Usage, node_of, verify},
 };
 
 /// Why an issued certificate cannot be used.
@@ -210,11 +210,14 @@ impl fmt::Debug for Issued {
     }
 }
 
-/// The node's own certificate, with which it speaks to the controller.
+/// The node's own certificate, with which it speaks to the controller, and to waypoints for whoever is outside the mesh.
 #[derive(Clone)]
 pub struct NodeCertificate {
     /// Key and chain as PEM.
     pub bundle: Bundle,
+    pub(super) key: Arc<CertifiedKey>,
+    /// The node that it names; none when it is a waypoint's.
+    pub identity: Option<NodeIdentity>,
     /// The roots that came with it.
     pub trust: Trust,
     /// Since when we have had it.
@@ -227,7 +230,7 @@ impl NodeCertificate {
     /// Checks a bundle: key and leaf belong together, and it is valid now.
     pub fn from_bundle(bundle: Bundle, now: SystemTime) -> Result<Self, IssuedError> {
         let Material {
-            key: _,
+            key,
             trust,
             since,
             not_after,
@@ -237,6 +240,8 @@ impl NodeCertificate {
         }
         Ok(Self {
             bundle,
+            identity: node_of(&key.cert),
+            key: Arc::new(key),
             trust,
             since,
             not_after,

@@ -28,4 +28,4 @@ pub use report::{describe, show};
 pub use signer::{CaClient, Controller, Credential, SignError, Signer};
 pub use store::{CertificateStatus, Certificates, Held};
 pub use tls::peer_error;
-pub use verify::{PeerError, Proven, Trust, Usage, peer};
+pub use verify::{Admits, Peer, PeerError, Proven, Trust, Usage, peer};

@@ -11,7 +11,10 @@ use std::{
 use rustls::pki_types::CertificateDer;
 
 use super::*;
-use crate::identify::testing::{Authority, Leaf, identity};
+use crate::identify::{
+    Admits,
+    testing::{Authority, Leaf, identity},
+};
 
 struct Ca {
     authority: Mutex<Authority>,
@@ -90,7 +93,11 @@ async fn the_node_comes_first_and_then_every_held_identity() {
         &Metrics::new(),
     );
     let task = tokio::spawn(renewer.run());
-    within("a certificate", certificates.server(&web)).await;
+    within(
+        "a certificate",
+        certificates.server(&web, Admits::Workloads),
+    )
+    .await;
     assert!(certificates.node().is_some());
     task.abort();
     drop(held);
@@ -105,7 +112,7 @@ async fn the_node_comes_first_and_then_every_held_identity() {
     let after = Certificates::new(SystemTime::now);
     let _renewer = Renewer::new(after.clone(), keys, signer, "n1".into(), &Metrics::new());
     assert!(after.node().is_some());
-    assert!(after.try_server(&web).is_ok());
+    assert!(after.try_server(&web, Admits::Workloads).is_ok());
 }
 
 #[tokio::test]
@@ -126,10 +133,14 @@ async fn a_certificate_is_replaced_before_it_expires() {
         )
         .run(),
     );
-    let first = within("a certificate", certificates.server(&web)).await;
+    let first = within(
+        "a certificate",
+        certificates.server(&web, Admits::Workloads),
+    )
+    .await;
     let replaced = async {
         let mut changes = certificates.changes();
-        while Arc::ptr_eq(&first, &certificates.server(&web).await) {
+        while Arc::ptr_eq(&first, &certificates.server(&web, Admits::Workloads).await) {
             changes.changed().await.expect("the store is alive");
         }
     };
@@ -160,7 +171,11 @@ async fn certificates_follow_the_root_that_signs() {
     );
     renewer.follow = Duration::from_millis(200);
     let task = tokio::spawn(renewer.run());
-    within("a certificate", certificates.server(&web)).await;
+    within(
+        "a certificate",
+        certificates.server(&web, Admits::Workloads),
+    )
+    .await;
     let calls = || signer.0.calls.load(SeqCst);
     let (old, new) = {
         let authority = signer.0.authority.lock().expect("not poisoned");
@@ -218,7 +233,11 @@ async fn a_failed_renewal_keeps_the_old_certificate_and_says_why() {
         )
         .run(),
     );
-    within("a certificate", certificates.server(&web)).await;
+    within(
+        "a certificate",
+        certificates.server(&web, Admits::Workloads),
+    )
+    .await;
     *signer.0.broken.lock().expect("not poisoned") = true;
     let failed = async {
         while certificates.status().iter().all(|s| s.failure.is_none()) {
@@ -227,17 +246,17 @@ async fn a_failed_renewal_keeps_the_old_certificate_and_says_why() {
     };
     within("a failure", failed).await;
     assert!(
-        certificates.try_server(&web).is_ok(),
+        certificates.try_server(&web, Admits::Workloads).is_ok(),
         "the old one is still good"
     );
     let expired = async {
-        while certificates.try_server(&web).is_ok() {
+        while certificates.try_server(&web, Admits::Workloads).is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     within("expiry", expired).await;
     *signer.0.broken.lock().expect("not poisoned") = false;
-    within("recovery", certificates.server(&web)).await;
+    within("recovery", certificates.server(&web, Admits::Workloads)).await;
     task.abort();
 }
 
@@ -281,17 +300,25 @@ async fn a_clock_that_jumps_past_the_end_fails_closed_and_is_made_good_at_once()
     let metrics = Metrics::new();
     let renewer = Renewer::new(certificates.clone(), keys, signer, "n1".into(), &metrics);
     let task = tokio::spawn(renewer.run());
-    let first = within("a certificate", certificates.server(&web)).await;
+    let first = within(
+        "a certificate",
+        certificates.server(&web, Admits::Workloads),
+    )
+    .await;
     // Time for the renewer to see that nothing is due, and to sleep for as long as it ever does.
     tokio::time::sleep(Duration::from_millis(100)).await;
     AHEAD.store(2 * DAY, SeqCst);
     assert_eq!(
-        certificates.try_server(&web).err(),
+        certificates.try_server(&web, Admits::Workloads).err(),
         Some(mesh_model::reason::Reason::NoCertificate),
         "an expired certificate is never used"
     );
     // Without being woken the renewer would sleep longer than this waits.
-    let second = within("a new certificate", certificates.server(&web)).await;
+    let second = within(
+        "a new certificate",
+        certificates.server(&web, Admits::Workloads),
+    )
+    .await;
     assert!(!Arc::ptr_eq(&first, &second));
     assert!(certificates.node().is_some_and(|n| n.not_after > clock()));
     task.abort();
@@ -327,6 +354,10 @@ async fn a_clock_that_jumps_back_makes_no_pause_longer() {
     within("requests that fail", asked).await;
     AHEAD.store(-DAY, SeqCst);
     *signer.0.broken.lock().expect("not poisoned") = false;
-    within("a certificate", certificates.server(&web)).await;
+    within(
+        "a certificate",
+        certificates.server(&web, Admits::Workloads),
+    )
+    .await;
     task.abort();
 }

@@ -13,7 +13,7 @@ use mesh_model::{name::Identity, reason::Reason};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
-use super::{Issued, NodeCertificate, Trust, tls};
+use super::{Admits, Issued, NodeCertificate, Trust, tls};
 
 /// Dialing configurations kept per identity; beyond that they are made anew.
 const EXPECTATIONS: usize = 1024;
@@ -34,6 +34,9 @@ struct Inner {
 struct State {
     entries: HashMap<Identity, Entry>,
     node: Option<Arc<NodeCertificate>>,
+    /// Configurations to dial with as the node, and how often what they are made from was replaced.
+    node_clients: HashMap<Box<[Identity]>, Arc<ClientConfig>>,
+    node_generation: u64,
     /// The roots as published by the controller, and since when; until then each certificate's own.
     published: Option<Published>,
 }
@@ -51,7 +54,8 @@ pub(super) struct Published {
 struct Entry {
     holders: usize,
     current: Option<Arc<Issued>>,
-    server: Option<Arc<ServerConfig>>,
+    /// By whether nodes are admitted.
+    servers: [Option<Arc<ServerConfig>>; 2],
     clients: HashMap<Box<[Identity]>, Arc<ClientConfig>>,
     failure: Option<String>,
     /// Somebody wanted the certificate after its end.
@@ -110,8 +114,8 @@ impl Certificates {
     }
 
     /// The configuration to accept with, once there is a certificate. Callers bound the wait.
-    pub async fn server(&self, identity: &Identity) -> Arc<ServerConfig> {
-        self.wait(|| self.try_server(identity).ok()).await
+    pub async fn server(&self, identity: &Identity, admits: Admits) -> Arc<ServerConfig> {
+        self.wait(|| self.try_server(identity, admits).ok()).await
     }
 
     /// The configuration to dial with, once there is a certificate. Callers bound the wait.
@@ -119,8 +123,17 @@ impl Certificates {
         self.wait(|| self.try_client(identity, expected).ok()).await
     }
 
+    /// The configuration to dial with as the node itself, once it has a certificate. Callers bound the wait.
+    pub async fn node_client(&self, expected: &[Identity]) -> Arc<ClientConfig> {
+        self.wait(|| self.try_node_client(expected).ok()).await
+    }
+
     /// The configuration to accept with.
-    pub fn try_server(&self, identity: &Identity) -> Result<Arc<ServerConfig>, Reason> {
+    pub fn try_server(
+        &self,
+        identity: &Identity,
+        admits: Admits,
+    ) -> Result<Arc<ServerConfig>, Reason> {
         let mut state = self.state();
         let published = state.published.as_ref().map(|p| p.trust.clone());
         let entry = state
@@ -128,12 +141,13 @@ impl Certificates {
             .get_mut(identity)
             .ok_or(Reason::NoCertificate)?;
         let own = self.usable(entry)?;
-        if let Some(config) = &entry.server {
+        let slot = &mut entry.servers[usize::from(admits == Admits::Nodes)];
+        if let Some(config) = slot {
             return Ok(config.clone());
         }
-        let config = tls::server(&own, published.as_ref().unwrap_or(&own.trust))
+        let config = tls::server(&own, published.as_ref().unwrap_or(&own.trust), admits)
             .map_err(|e| made_no_config(identity, &e))?;
-        entry.server = Some(config.clone());
+        *slot = Some(config.clone());
         Ok(config)
     }
 
@@ -153,13 +167,39 @@ impl Certificates {
         if let Some(config) = entry.clients.get(expected) {
             return Ok(config.clone());
         }
-        let config = tls::client(&own, published.as_ref().unwrap_or(&own.trust), expected)
+        let trust = published.as_ref().unwrap_or(&own.trust);
+        let domain = &own.identity.trust_domain;
+        let config = tls::client((&own.key, domain), trust, expected)
             .map_err(|e| made_no_config(identity, &e))?;
         if entry.clients.len() >= EXPECTATIONS {
             entry.clients.clear();
         }
         entry.clients.insert(expected.into(), config.clone());
         Ok(config)
+    }
+
+    /// The configuration to dial peers with as the node itself.
+    pub fn try_node_client(&self, expected: &[Identity]) -> Result<Arc<ClientConfig>, Reason> {
+        let mut state = self.state();
+        let node = state.node.clone().filter(|n| self.now() <= n.not_after);
+        let node = node.ok_or(Reason::NoCertificate)?;
+        let identity = node.identity.as_ref().ok_or(Reason::NoCertificate)?;
+        if let Some(config) = state.node_clients.get(expected) {
+            return Ok(config.clone());
+        }
+        let trust = state.published.as_ref().map_or(&node.trust, |p| &p.trust);
+        let config = tls::client((&node.key, &identity.trust_domain), trust, expected)
+            .map_err(|e| made_no_config(identity, &e))?;
+        if state.node_clients.len() >= EXPECTATIONS {
+            state.node_clients.clear();
+        }
+        state.node_clients.insert(expected.into(), config.clone());
+        Ok(config)
+    }
+
+    /// Grows whenever what the node's own configurations are made from is replaced.
+    pub fn node_generation(&self) -> u64 {
+        self.state().node_generation
     }
 
     /// Grows whenever what an identity's configurations are made from is replaced.
@@ -205,6 +245,7 @@ impl Certificates {
         state.published = Some(Published { trust, since });
         if !same {
             state.entries.values_mut().for_each(Entry::forget_configs);
+            state.forget_node_configs();
         }
         drop(state);
         self.touch();
@@ -224,7 +265,10 @@ impl Certificates {
 
     /// Replaces the node's own certificate.
     pub fn put_node(&self, certificate: NodeCertificate) {
-        self.state().node = Some(Arc::new(certificate));
+        let mut state = self.state();
+        state.node = Some(Arc::new(certificate));
+        state.forget_node_configs();
+        drop(state);
         self.touch();
     }
 
@@ -327,10 +371,17 @@ impl Certificates {
     }
 }
 
+impl State {
+    fn forget_node_configs(&mut self) {
+        self.node_generation += 1;
+        self.node_clients.clear();
+    }
+}
+
 impl Entry {
     fn forget_configs(&mut self) {
         self.generation += 1;
-        self.server = None;
+        self.servers = [None, None];
         self.clients.clear();
     }
 }
@@ -344,7 +395,7 @@ impl Drop for Held {
     }
 }
 
-fn made_no_config(identity: &Identity, error: &rustls::Error) -> Reason {
+fn made_no_config(identity: &impl std::fmt::Display, error: &rustls::Error) -> Reason {
     tracing::error!(%identity, %error, "no TLS configuration could be made from the certificate");
     Reason::NoCertificate
 }

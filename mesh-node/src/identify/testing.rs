@@ -10,7 +10,7 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 
-use super::{Issued, Trust, issued::Bundle};
+use super::{Issued, NodeCertificate, Trust, issued::Bundle};
 
 /// A root and what it signs.
 pub(crate) struct Authority {
@@ -146,6 +146,15 @@ impl Authority {
         let (_, pem) = self.sign(&Leaf::of(&[&identity.to_string()]));
         let bundle = Bundle::from_pem(format!("{pem}{}", self.issuer.pem()), SystemTime::now());
         Issued::from_bundle(&bundle, identity, SystemTime::now()).expect("it proves what it says")
+    }
+
+    /// A node's own certificate.
+    pub fn issue_node(&self, node: &str) -> NodeCertificate {
+        let uri = format!("spiffe://cluster.local/warren/node/{node}");
+        let (_, pem) = self.sign(&Leaf::of(&[&uri]));
+        let now = SystemTime::now();
+        let bundle = Bundle::from_pem(format!("{pem}{}", self.issuer.pem()), now);
+        NodeCertificate::from_bundle(bundle, now).expect("it can be read")
     }
 }
 

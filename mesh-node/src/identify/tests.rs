@@ -15,7 +15,7 @@ use rustls::{
 use super::{
     testing::{Authority, Leaf, identity},
     tls::provider,
-    verify::{Usage, verify},
+    verify::{Usage, verify, verify_peer},
     *,
 };
 
@@ -290,6 +290,74 @@ fn store(authority: &Authority, who: &[&mesh_model::name::Identity]) -> Certific
 }
 
 #[test]
+fn a_node_is_taken_for_one_only_where_nodes_are_admitted() {
+    let ours = Authority::new("ours");
+    let wp = identity("mesh", "wp");
+    let (here, there) = (store(&ours, &[&wp]), store(&ours, &[]));
+    let expected = std::slice::from_ref(&wp);
+    assert_eq!(
+        there.try_node_client(expected).err(),
+        Some(Reason::NoCertificate)
+    );
+    there.put_node(ours.issue_node("n1"));
+    let dial = |from: &Certificates, admits| {
+        let client = from.try_node_client(expected).expect("there");
+        let server = here.try_server(&wp, admits).expect("there");
+        let (_, s) = shake(client, server).map_err(|e| e.to_string())?;
+        let shown = s.peer_certificates().expect("shown");
+        let proven = peer(shown, admits, UnixTime::now());
+        proven
+            .map(|p| p.peer.to_string())
+            .map_err(|e| e.to_string())
+    };
+    let node = "spiffe://cluster.local/warren/node/n1";
+    assert_eq!(dial(&there, Admits::Nodes), Ok(node.to_owned()));
+    assert!(dial(&there, Admits::Workloads).is_err());
+    // Workloads are admitted where nodes are, and are none.
+    let web = identity("shop", "web");
+    let pods = store(&ours, &[&web]);
+    let client = pods.try_client(&web, expected).expect("there");
+    let server = here.try_server(&wp, Admits::Nodes).expect("there");
+    let (_, s) = shake(client, server).expect("both prove who they are");
+    let shown = s.peer_certificates().expect("shown");
+    let proven = peer(shown, Admits::Nodes, UnixTime::now()).expect("proven");
+    assert_eq!(proven.peer, Peer::Workload(web));
+    // Neither another root's, nor another trust domain's, nor what is no node.
+    let strangers = store(&Authority::new("theirs"), &[]);
+    strangers.put_node(Authority::new("theirs").issue_node("n1"));
+    assert!(dial(&strangers, Admits::Nodes).is_err());
+    for uri in [
+        "spiffe://evil.local/warren/node/n1",
+        "spiffe://cluster.local/warren/waypoint/mesh/wp/wp-1",
+        "spiffe://cluster.local/warren/controller",
+    ] {
+        let chain = [ours.sign(&Leaf::of(&[uri])).0];
+        let who = (Usage::Client, Admits::Nodes);
+        let all = provider().signature_verification_algorithms.all;
+        let domain = "cluster.local".into();
+        let now = UnixTime::now();
+        let got = verify_peer(&chain, &ours.trust(), &domain, who, all, now);
+        assert!(got.is_err(), "{uri} is taken for {got:?}");
+    }
+    // With another certificate the old configuration is gone, and with other roots.
+    let (first, generation) = (there.try_node_client(expected), there.node_generation());
+    let same = there.try_node_client(expected);
+    assert!(Arc::ptr_eq(
+        &first.clone().expect("there"),
+        &same.expect("there")
+    ));
+    there.put_node(ours.issue_node("n1"));
+    let second = there.try_node_client(expected).expect("there");
+    assert!(!Arc::ptr_eq(&first.expect("there"), &second));
+    there.publish_roots(Authority::new("next").trust());
+    assert!(there.node_generation() >= generation + 2);
+    assert!(
+        dial(&there, Admits::Nodes).is_err(),
+        "the old roots are trusted"
+    );
+}
+
+#[test]
 fn a_handshake_is_mutual_and_meets_the_expectation() {
     let ours = Authority::new("ours");
     let (web, db) = (identity("shop", "web"), identity("shop", "db"));
@@ -297,20 +365,31 @@ fn a_handshake_is_mutual_and_meets_the_expectation() {
     let client = here
         .try_client(&web, std::slice::from_ref(&db))
         .expect("a certificate is there");
-    let (c, s) = shake(client.clone(), here.try_server(&db).expect("there"))
-        .expect("both prove who they are");
+    let (c, s) = shake(
+        client.clone(),
+        here.try_server(&db, Admits::Workloads).expect("there"),
+    )
+    .expect("both prove who they are");
     let now = UnixTime::now();
     assert_eq!(
-        peer(c.peer_certificates().expect("shown"), now)
-            .expect("proven")
-            .identity,
-        db
+        peer(
+            c.peer_certificates().expect("shown"),
+            Admits::Workloads,
+            now
+        )
+        .expect("proven")
+        .peer,
+        Peer::Workload(db.clone())
     );
     assert_eq!(
-        peer(s.peer_certificates().expect("shown"), now)
-            .expect("proven")
-            .identity,
-        web
+        peer(
+            s.peer_certificates().expect("shown"),
+            Admits::Workloads,
+            now
+        )
+        .expect("proven")
+        .peer,
+        Peer::Workload(web.clone())
     );
     assert_eq!(c.alpn_protocol(), Some(&b"h2"[..]));
     let group = c
@@ -319,8 +398,11 @@ fn a_handshake_is_mutual_and_meets_the_expectation() {
         .name();
     assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
 
-    let error =
-        shake(client, here.try_server(&web).expect("there")).expect_err("not whom it expected");
+    let error = shake(
+        client,
+        here.try_server(&web, Admits::Workloads).expect("there"),
+    )
+    .expect_err("not whom it expected");
     let peer = peer_error(&error).expect("it was the identity");
     assert_eq!(peer.reason(), Reason::IdentityMismatch, "{error}");
 
@@ -329,7 +411,11 @@ fn a_handshake_is_mutual_and_meets_the_expectation() {
         .try_client(&web, std::slice::from_ref(&db))
         .expect("there");
     assert!(
-        shake(stranger, here.try_server(&db).expect("there")).is_err(),
+        shake(
+            stranger,
+            here.try_server(&db, Admits::Workloads).expect("there")
+        )
+        .is_err(),
         "a stranger gets in"
     );
 }
@@ -348,7 +434,7 @@ fn sessions_resume_only_within_one_expectation_and_one_set_of_roots() {
     let (client, server) = (
         here.try_client(&web, std::slice::from_ref(&db))
             .expect("there"),
-        here.try_server(&db).expect("there"),
+        here.try_server(&db, Admits::Workloads).expect("there"),
     );
     assert_eq!(kind(&client, &server), Some(HandshakeKind::Full));
     assert_eq!(kind(&client, &server), Some(HandshakeKind::Resumed));
@@ -362,7 +448,7 @@ fn sessions_resume_only_within_one_expectation_and_one_set_of_roots() {
     let (again, server_again) = (
         here.try_client(&web, std::slice::from_ref(&db))
             .expect("there"),
-        here.try_server(&db).expect("there"),
+        here.try_server(&db, Admits::Workloads).expect("there"),
     );
     assert!(!Arc::ptr_eq(&again, &client) && !Arc::ptr_eq(&server_again, &server));
     assert_eq!(kind(&again, &server_again), Some(HandshakeKind::Full));
@@ -377,7 +463,7 @@ fn roots_rotate_in_three_steps() {
         let c = client
             .try_client(&web, std::slice::from_ref(&db))
             .expect("there");
-        shake(c, server.try_server(&db).expect("there")).map(drop)
+        shake(c, server.try_server(&db, Admits::Workloads).expect("there")).map(drop)
     };
     let both = || Trust::new(vec![old.root(), new.root()]).expect("roots");
     talk().expect("old and old");
@@ -408,7 +494,7 @@ fn an_expired_certificate_is_never_used() {
         Some(Reason::NoCertificate)
     );
     assert_eq!(
-        certificates.try_server(&web).err(),
+        certificates.try_server(&web, Admits::Workloads).err(),
         Some(Reason::NoCertificate)
     );
 }

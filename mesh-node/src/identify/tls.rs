@@ -17,12 +17,12 @@ use rustls::{
     crypto::{CryptoProvider, aws_lc_rs as suite, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
-    sign::SingleCertAndKey,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 
 use super::{
-    Issued, PeerError, Trust,
-    verify::{Usage, verify},
+    Admits, Issued, PeerError, Trust,
+    verify::{Usage, verify, verify_peer},
 };
 
 /// Sessions kept for resumption per configuration: destinations behind one expectation.
@@ -49,11 +49,15 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The configuration with which a pod's listener accepts: shows the pod's certificate, demands one.
-pub(super) fn server(own: &Issued, trust: &Trust) -> Result<Arc<ServerConfig>, Error> {
-    let verifier = Peers {
+pub(super) fn server(
+    own: &Issued,
+    trust: &Trust,
+    admits: Admits,
+) -> Result<Arc<ServerConfig>, Error> {
+    let verifier = Clients {
         trust: trust.clone(),
         domain: own.identity.trust_domain.clone(),
-        expected: None,
+        admits,
     };
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -65,68 +69,105 @@ pub(super) fn server(own: &Issued, trust: &Trust) -> Result<Arc<ServerConfig>, E
     Ok(Arc::new(config))
 }
 
-/// The configuration with which one of our identities dials peers that must prove one of `expected`.
+/// The configuration with which somebody of this trust domain, who has this key, dials peers that must prove one of
+/// `expected`.
 pub(super) fn client(
-    own: &Issued,
+    (key, domain): (&CertifiedKey, &TrustDomain),
     trust: &Trust,
     expected: &[Identity],
 ) -> Result<Arc<ClientConfig>, Error> {
-    let verifier = Peers {
+    let verifier = Servers {
         trust: trust.clone(),
-        domain: own.identity.trust_domain.clone(),
-        expected: Some(expected.into()),
+        domain: domain.clone(),
+        expected: expected.into(),
     };
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from((*own.key).clone())));
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.enable_sni = false;
     config.resumption = Resumption::store(Arc::new(ClientSessionMemoryCache::new(SESSIONS)));
     Ok(Arc::new(config))
 }
 
-/// Verifies peers against roots, trust domain, and (when dialing) an expected set.
+/// Verifies whoever dials, against roots and trust domain.
 #[derive(Debug)]
-struct Peers {
+struct Clients {
     trust: Trust,
     domain: TrustDomain,
-    expected: Option<Box<[Identity]>>,
+    admits: Admits,
 }
 
-impl Peers {
+/// Verifies whoever is dialed, against roots, trust domain and an expected set.
+#[derive(Debug)]
+struct Servers {
+    trust: Trust,
+    domain: TrustDomain,
+    expected: Box<[Identity]>,
+}
+
+fn chain(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
+    let all = std::iter::once(leaf).chain(rest);
+    all.map(|c| c.clone().into_owned()).collect()
+}
+
+impl Clients {
     fn check(
         &self,
         leaf: &CertificateDer<'_>,
         rest: &[CertificateDer<'_>],
-        usage: Usage,
         now: UnixTime,
     ) -> Result<(), PeerError> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
         let algorithms = provider().signature_verification_algorithms.all;
-        let identity = verify(&chain, &self.trust, &self.domain, usage, algorithms, now)?;
-        match &self.expected {
-            Some(expected) if !expected.contains(&identity) => {
-                Err(PeerError::Unexpected(identity, expected.clone()))
-            }
-            _ => Ok(()),
+        let who = (Usage::Client, self.admits);
+        verify_peer(
+            &chain(leaf, rest),
+            &self.trust,
+            &self.domain,
+            who,
+            algorithms,
+            now,
+        )
+        .map(drop)
+    }
+}
+
+impl Servers {
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), PeerError> {
+        let algorithms = provider().signature_verification_algorithms.all;
+        let identity = verify(
+            &chain(leaf, rest),
+            &self.trust,
+            &self.domain,
+            Usage::Server,
+            algorithms,
+            now,
+        )?;
+        match self.expected.contains(&identity) {
+            true => Ok(()),
+            false => Err(PeerError::Unexpected(identity, self.expected.clone())),
         }
     }
+}
 
-    fn signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &provider().signature_verification_algorithms,
-        )
-    }
+fn signature(
+    message: &[u8],
+    cert: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, Error> {
+    verify_tls13_signature(
+        message,
+        cert,
+        dss,
+        &provider().signature_verification_algorithms,
+    )
 }
 
 fn refused(error: PeerError) -> Error {
@@ -138,7 +179,7 @@ fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
     Err(Error::General("TLS 1.2 is not spoken in the mesh".into()))
 }
 
-impl ServerCertVerifier for Peers {
+impl ServerCertVerifier for Servers {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -147,8 +188,7 @@ impl ServerCertVerifier for Peers {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.check(leaf, rest, Usage::Server, now)
-            .map_err(refused)?;
+        self.check(leaf, rest, now).map_err(refused)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -167,7 +207,7 @@ impl ServerCertVerifier for Peers {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signature(message, cert, dss)
+        signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -177,7 +217,7 @@ impl ServerCertVerifier for Peers {
     }
 }
 
-impl ClientCertVerifier for Peers {
+impl ClientCertVerifier for Clients {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -188,8 +228,7 @@ impl ClientCertVerifier for Peers {
         rest: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.check(leaf, rest, Usage::Client, now)
-            .map_err(refused)?;
+        self.check(leaf, rest, now).map_err(refused)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -208,7 +247,7 @@ impl ClientCertVerifier for Peers {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signature(message, cert, dss)
+        signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

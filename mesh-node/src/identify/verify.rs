@@ -3,10 +3,10 @@
 //! Invariants: nothing here panics on any input; the cheap checks come before any signature is verified;
 //! the whole chain is bounded before it is looked at.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use mesh_model::{
-    name::{Identity, IdentityError, TrustDomain},
+    name::{Identity, IdentityError, NodeIdentity, TrustDomain},
     reason::Reason,
 };
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
@@ -67,6 +67,50 @@ pub enum Usage {
     Server,
 }
 
+/// Whom a listener takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admits {
+    /// Workloads.
+    Workloads,
+    /// Node proxies as well, which hand over to a waypoint what came from outside the mesh.
+    Nodes,
+}
+
+/// Who a peer proved to be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// A workload.
+    Workload(Identity),
+    /// A node proxy.
+    Node(NodeIdentity),
+}
+
+impl Peer {
+    /// The workload, when it is one.
+    pub fn workload(&self) -> Option<&Identity> {
+        match self {
+            Self::Workload(identity) => Some(identity),
+            Self::Node(_) => None,
+        }
+    }
+
+    fn trust_domain(&self) -> &TrustDomain {
+        match self {
+            Self::Workload(identity) => &identity.trust_domain,
+            Self::Node(node) => &node.trust_domain,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(identity) => identity.fmt(f),
+            Self::Node(node) => node.fmt(f),
+        }
+    }
+}
+
 /// Why a chain proves nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
@@ -87,7 +131,10 @@ pub enum PeerError {
     Identity(#[from] IdentityError),
     /// Another trust domain.
     #[error("the peer is {0}, which is not of trust domain {1}")]
-    TrustDomain(Identity, TrustDomain),
+    TrustDomain(Peer, TrustDomain),
+    /// A node, where only workloads are spoken to.
+    #[error("the peer is {0}; only workloads are spoken to here")]
+    Node(NodeIdentity),
     /// Outside its validity.
     #[error("the peer's certificate is not valid at this time")]
     Validity,
@@ -108,6 +155,7 @@ impl PeerError {
         match self {
             Self::Unexpected(..)
             | Self::TrustDomain(..)
+            | Self::Node(_)
             | Self::Identity(_)
             | Self::UriCount(_) => Reason::IdentityMismatch,
             Self::Missing
@@ -124,14 +172,18 @@ impl PeerError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proven {
     /// Who it is.
-    pub identity: Identity,
+    pub peer: Peer,
     /// Until when, in seconds since 1970.
     pub until: u64,
 }
 
 /// What a chain proves that the handshake has verified. Validity is checked again, because a resumed
 /// session shows the certificate of an earlier handshake.
-pub fn peer(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Proven, PeerError> {
+pub fn peer(
+    chain: &[CertificateDer<'_>],
+    admits: Admits,
+    now: UnixTime,
+) -> Result<Proven, PeerError> {
     let leaf = read_leaf(chain)?;
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let validity = leaf.validity();
@@ -140,12 +192,12 @@ pub fn peer(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Proven, PeerE
     }
     let until = u64::try_from(validity.not_after.timestamp()).unwrap_or(0);
     Ok(Proven {
-        identity: sole_identity(&leaf)?,
+        peer: sole_peer(&leaf, admits)?,
         until,
     })
 }
 
-/// Verifies a whole chain, from scratch.
+/// Verifies a workload's whole chain, from scratch.
 pub(super) fn verify(
     chain: &[CertificateDer<'_>],
     trust: &Trust,
@@ -154,14 +206,30 @@ pub(super) fn verify(
     algorithms: &[&dyn SignatureVerificationAlgorithm],
     now: UnixTime,
 ) -> Result<Identity, PeerError> {
-    let identity = peer(chain, now)?.identity;
+    let who = (usage, Admits::Workloads);
+    match verify_peer(chain, trust, domain, who, algorithms, now)? {
+        Peer::Workload(identity) => Ok(identity),
+        Peer::Node(node) => Err(PeerError::Node(node)),
+    }
+}
+
+/// Verifies the whole chain of whoever is admitted, from scratch.
+pub(super) fn verify_peer(
+    chain: &[CertificateDer<'_>],
+    trust: &Trust,
+    domain: &TrustDomain,
+    (usage, admits): (Usage, Admits),
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+    now: UnixTime,
+) -> Result<Peer, PeerError> {
+    let peer = peer(chain, admits, now)?.peer;
     // In the leaf the usage must be there: a certificate without one could be for anything. An
     // intermediate without one passes it on, and one that has it must permit it.
     if !usage.is_named_by(&read_leaf(chain)?) {
         return Err(PeerError::Usage(usage));
     }
-    if identity.trust_domain != *domain {
-        return Err(PeerError::TrustDomain(identity, domain.clone()));
+    if peer.trust_domain() != domain {
+        return Err(PeerError::TrustDomain(peer, domain.clone()));
     }
     let (leaf, rest) = chain.split_first().ok_or(PeerError::Missing)?;
     let leaf = EndEntityCert::try_from(leaf).map_err(PeerError::Chain)?;
@@ -175,7 +243,15 @@ pub(super) fn verify(
         None,
     )
     .map_err(PeerError::Chain)?;
-    Ok(identity)
+    Ok(peer)
+}
+
+/// The node that a certificate names, if it names one and nothing else.
+pub(super) fn node_of(chain: &[CertificateDer<'_>]) -> Option<NodeIdentity> {
+    match sole_peer(&read_leaf(chain).ok()?, Admits::Nodes).ok()? {
+        Peer::Node(node) => Some(node),
+        Peer::Workload(_) => None,
+    }
 }
 
 impl Usage {
@@ -208,7 +284,7 @@ fn read_leaf<'a>(chain: &'a [CertificateDer<'_>]) -> Result<X509Certificate<'a>,
     }
 }
 
-fn sole_identity(leaf: &X509Certificate<'_>) -> Result<Identity, PeerError> {
+fn sole_peer(leaf: &X509Certificate<'_>, admits: Admits) -> Result<Peer, PeerError> {
     let san = leaf
         .subject_alternative_name()
         .map_err(|_| PeerError::Unreadable)?
@@ -228,8 +304,12 @@ fn sole_identity(leaf: &X509Certificate<'_>) -> Result<Identity, PeerError> {
             }
         })
         .collect();
-    match uris[..] {
-        [uri] => Ok(uri.parse()?),
-        _ => Err(PeerError::UriCount(uris.len())),
+    let [uri] = uris[..] else {
+        return Err(PeerError::UriCount(uris.len()));
+    };
+    match (uri.parse::<Identity>(), admits) {
+        (Ok(identity), _) => Ok(Peer::Workload(identity)),
+        (Err(error), Admits::Workloads) => Err(error.into()),
+        (Err(error), Admits::Nodes) => uri.parse().map(Peer::Node).map_err(|_| error.into()),
     }
 }

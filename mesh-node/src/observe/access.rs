@@ -95,6 +95,7 @@ pub(super) fn request(
     out.text("direction", Some(flow.direction.as_str()));
     out.party("src", &flow.source, None);
     out.party("dst", &flow.destination, Some(flow));
+    out.shown("via", flow.via.as_ref());
     out.text("method", Some(&request.method));
     out.text("path", Some(&request.path));
     out.text("protocol", some(request.protocol));

@@ -24,6 +24,7 @@ use super::{
     AccessFormat, LogSink, Metrics, RequestGuard, access,
     traffic::{FlowLabels, Reporter, TrafficCounters},
 };
+use crate::identify::Peer;
 
 /// Which side of a flow this node saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +37,9 @@ pub enum Direction {
     Direct,
     /// A connection that a waypoint carries.
     Through,
+    /// A connection from outside the mesh that arrived for a pod of this node, which hands it to the pod's waypoint. It
+    /// comes back as another one that is inbound.
+    Handed,
 }
 
 impl Direction {
@@ -46,6 +50,7 @@ impl Direction {
             Direction::Outbound => "outbound",
             Direction::Direct => "direct",
             Direction::Through => "through",
+            Direction::Handed => "handed",
         }
     }
 }
@@ -123,8 +128,8 @@ pub struct FlowRecord {
     pub source: Party,
     /// The server. `addr` is where the application's bytes end.
     pub destination: Party,
-    /// The waypoint that brought it and told who the source is.
-    pub via: Option<Box<Identity>>,
+    /// Who brought it and told who the source is: a waypoint, or at a waypoint a node.
+    pub via: Option<Box<Peer>>,
     /// Where the tunnel went (or what CONNECT asked for).
     pub hbone_addr: Option<SocketAddr>,
     /// The service that was addressed.
@@ -372,7 +377,8 @@ impl FlowGuard {
     fn reporter(&self) -> Reporter {
         match self.record.direction {
             Direction::Inbound => Reporter::Destination,
-            Direction::Outbound | Direction::Direct => Reporter::Source,
+            // The node stands for a client that has none.
+            Direction::Outbound | Direction::Direct | Direction::Handed => Reporter::Source,
             Direction::Through => Reporter::Waypoint,
         }
     }

@@ -1,4 +1,4 @@
-//! Istio's HTTP metrics: a counter and a histogram of durations per label set.
+//! Istio's HTTP metrics: a counter, and histograms of durations and of the sizes of bodies, per label set.
 //!
 //! Invariant: past `LIMIT` sets requests share one per status, so that their number stays bounded.
 
@@ -22,7 +22,7 @@ use super::{
 
 /// How many label sets are kept before requests share one.
 const LIMIT: usize = 10_000;
-/// Upper bounds of Istio's buckets, in milliseconds.
+/// Upper bounds of Istio's buckets, which are the same for all histograms: milliseconds, or bytes.
 const BUCKETS: [f64; 19] = [
     0.5,
     1.0,
@@ -67,13 +67,32 @@ struct Set {
 
 #[derive(Clone, Debug, Default)]
 struct Counts {
+    /// Milliseconds.
+    took: Histogram,
+    /// Bytes of the requests' bodies.
+    received: Histogram,
+    /// Bytes of the responses' bodies.
+    sent: Histogram,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Histogram {
     count: u64,
     sum: f64,
     buckets: [u64; BUCKETS.len()],
-    /// Longer than any bucket.
+    /// More than any bucket.
     over: u64,
-    received: u64,
-    sent: u64,
+}
+
+impl Histogram {
+    fn add(&mut self, value: f64) {
+        self.count += 1;
+        self.sum += value;
+        match BUCKETS.iter().position(|bound| value <= *bound) {
+            Some(at) => self.buckets[at] += 1,
+            None => self.over += 1,
+        }
+    }
 }
 
 impl Requests {
@@ -100,14 +119,10 @@ impl Requests {
             },
         };
         let counts = all.entry(set).or_default();
-        counts.count += 1;
-        counts.sum += ms;
-        match BUCKETS.iter().position(|bound| ms <= *bound) {
-            Some(at) => counts.buckets[at] += 1,
-            None => counts.over += 1,
-        }
-        counts.received += request.received;
-        counts.sent += request.sent;
+        counts.took.add(ms);
+        // Beyond 2^53 bytes a float is not exact.
+        counts.received.add(request.received as f64);
+        counts.sent.add(request.sent as f64);
     }
 }
 
@@ -128,6 +143,27 @@ impl EncodeLabelSet for Set {
     }
 }
 
+/// A histogram's name, its help, and where it is kept.
+type Row = (&'static str, &'static str, fn(&Counts) -> &Histogram);
+
+const ROWS: [Row; 3] = [
+    (
+        "istio_request_duration_milliseconds",
+        "Duration of HTTP requests in milliseconds",
+        |c| &c.took,
+    ),
+    (
+        "istio_request_bytes",
+        "Bytes of the bodies of HTTP requests",
+        |c| &c.received,
+    ),
+    (
+        "istio_response_bytes",
+        "Bytes of the bodies of HTTP responses",
+        |c| &c.sent,
+    ),
+];
+
 impl Collector for Requests {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let sets: Vec<(Set, Counts)> = {
@@ -139,17 +175,17 @@ impl Collector for Requests {
             encoder.encode_descriptor("istio_requests", help, None, MetricType::Counter)?;
         for (set, counts) in &sets {
             let mut one = family.encode_family(set)?;
-            one.encode_counter::<NoLabelSet, u64, u64>(&counts.count, None)?;
+            one.encode_counter::<NoLabelSet, u64, u64>(&counts.took.count, None)?;
         }
-        let help = "Duration of HTTP requests in milliseconds";
-        let name = "istio_request_duration_milliseconds";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (set, counts) in &sets {
-            let last = (f64::MAX, counts.over);
-            let bounds = BUCKETS.iter().copied().zip(counts.buckets);
-            let buckets: Vec<(f64, u64)> = bounds.chain([last]).collect();
-            let mut one = family.encode_family(set)?;
-            one.encode_histogram::<NoLabelSet>(counts.sum, counts.count, &buckets, None)?;
+        for (name, help, get) in ROWS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (set, counts) in &sets {
+                let one = get(counts);
+                let bounds = BUCKETS.iter().copied().zip(one.buckets);
+                let buckets: Vec<(f64, u64)> = bounds.chain([(f64::MAX, one.over)]).collect();
+                let mut family = family.encode_family(set)?;
+                family.encode_histogram::<NoLabelSet>(one.sum, one.count, &buckets, None)?;
+            }
         }
         Ok(())
     }

@@ -97,6 +97,7 @@ impl World {
                 source: self.web.clone(),
                 target,
                 original,
+                pinned: None,
             },
         );
     }

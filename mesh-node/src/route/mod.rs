@@ -9,12 +9,12 @@ pub use direct::{Director, learn};
 use std::net::IpAddr;
 
 use mesh_model::{
-    authz::{Denial, Egress},
+    authz::{Denial, Egress, Handed, Permit},
     name::{NodeName, WorkloadUid},
     route::{self, Chooser, Plan},
 };
 
-use crate::authorize::Permitted;
+use crate::{authorize::Permitted, state::Snapshot};
 
 /// The way of an outbound flow, to none of the endpoints that are `ejected`.
 pub fn outbound(
@@ -30,4 +30,20 @@ pub fn outbound(
         ejected,
     };
     route::outbound(&permitted.snapshot.mesh, &permitted.permit, chooser).map_err(Denial::new)
+}
+
+/// The way of a connection that is handed to a waypoint: to one of its replicas.
+pub fn handed(
+    node: &NodeName,
+    snapshot: &Snapshot,
+    permit: &Permit<Handed>,
+    client: IpAddr,
+) -> Result<Plan, Denial> {
+    let chooser = Chooser {
+        node,
+        seed: fastrand::u64(..),
+        client,
+        ejected: &[],
+    };
+    route::handed(&snapshot.mesh, permit, chooser).map_err(Denial::new)
 }

@@ -41,7 +41,7 @@ use tokio::{
 
 use self::{forward::Forward, head::Head};
 use super::{
-    Data,
+    Data, parties,
     streams::Reached,
     thread::Place,
     waypoint::{Carry, Near, joined},
@@ -49,7 +49,7 @@ use super::{
 use crate::{
     authorize,
     exchange::{Crossing, Kept, Local, OnThread, Reply, crossing, is_grpc, local},
-    observe::{Direction, RequestGuard},
+    observe::RequestGuard,
     tunnel::{Io, Link},
 };
 
@@ -220,9 +220,9 @@ async fn decide(
     guard: &mut RequestGuard,
 ) -> Result<Response<Reply>, Local> {
     let (shared, carry) = (&session.data.shared, &session.carry);
-    let (pod, identity) = (&carry.arrived.pod, &carry.arrived.identity);
+    let (pod, bringer) = (&carry.arrived.pod, &carry.bringer);
     let original = carry.permitted.permit.subject().original;
-    let permitted = authorize::through(&shared.state, pod, identity, original).await;
+    let permitted = authorize::through(&shared.state, pod, bringer, original).await;
     let permitted = permitted.map_err(|_| Local::UNSERVED)?;
     let Target::Service(service, port) = permitted.permit.subject().target.clone() else {
         return Err(Local::UNSERVED);
@@ -233,7 +233,7 @@ async fn decide(
     let client = session.client(&mesh, &permitted.permit.subject().source);
     let extra = client.as_ref().and_then(|w| mesh.extra(&w.uid));
     let asked = Asked {
-        namespace: Some(&identity.namespace),
+        namespace: carry.identity().map(|i| &i.namespace),
         groups: extra.map_or(&[], |e| &*e.groups),
         port,
         // An upgrade as HTTP/2 says it is the request that HTTP/1.1 makes of it.
@@ -334,25 +334,21 @@ fn sent_elsewhere(code: u16, location: &str) -> Result<Response<Reply>, Local> {
 }
 
 impl Session {
-    /// The client, where the mesh knows it.
+    /// The client, where it proved to be one that the mesh knows.
     fn client(&self, mesh: &mesh_model::mesh::Mesh, own: &Workload) -> Option<Arc<Workload>> {
         let found = mesh.workload_at(&own.network, self.carry.client.ip());
-        found
-            .filter(|w| w.identity == self.carry.arrived.identity)
-            .cloned()
+        let proven = self.carry.identity()?;
+        found.filter(|w| w.identity == *proven).cloned()
     }
 
     /// Begins to report a flow of this connection.
     fn report_flow(&self) -> crate::observe::FlowGuard {
-        let observer = &self.data.shared.observer;
-        let mut report = observer.flow(Direction::Through, Some(self.carry.client));
-        let record = report.record_mut();
-        record.path = Some(crate::observe::Path::Hbone);
-        record.hbone_addr = Some(self.carry.arrived.local);
-        record.source.identity = Some(self.carry.arrived.identity.clone());
-        let subject = self.carry.permitted.permit.subject();
-        record.destination.addr = Some(subject.original);
-        record.source.workload = self.client(&self.carry.permitted.snapshot.mesh, &subject.source);
+        let carry = &self.carry;
+        let mut report = carry.report(&self.data.shared.observer);
+        let original = carry.permitted.permit.subject().original;
+        report.record_mut().destination.addr = Some(original);
+        let client = carry.client.ip();
+        parties::client(&carry.permitted, client, carry.identity(), &mut report);
         report
     }
 

@@ -6,6 +6,7 @@
 mod bounded;
 mod http;
 mod parties;
+mod plaintext;
 mod reach;
 mod sessions;
 mod stopped;
@@ -17,5 +18,5 @@ mod waypoint;
 #[cfg(test)]
 mod tests;
 
-pub use sessions::{Flow, Registered, Sessions};
+pub use sessions::{Flow, Registered, Reviewed, Sessions};
 pub use thread::{Data, DataThreads, Shared};

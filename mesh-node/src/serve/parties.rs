@@ -89,10 +89,11 @@ pub(super) fn identify(
 pub(super) fn client(
     permitted: &Permitted<Egress>,
     ip: IpAddr,
-    identity: &Identity,
+    identity: Option<&Identity>,
     report: &mut FlowGuard,
 ) {
     let network = &permitted.permit.subject().source.network;
     let found = permitted.snapshot.mesh.workload_at(network, ip);
-    report.record_mut().source.workload = found.filter(|w| w.identity == *identity).cloned();
+    let found = found.filter(|w| identity.is_none_or(|proven| w.identity == *proven));
+    report.record_mut().source.workload = found.cloned();
 }

@@ -61,8 +61,13 @@ impl Reaching<'_> {
     async fn dial(&self, endpoint: &Endpoint) -> Result<Link, DialError> {
         let Self { data, carry, .. } = self;
         let mut candidate = endpoint.candidate.clone();
+        // What came to a pod in the clear goes back by a tunnel, or its node would hand it over again.
+        let pinned = self.permitted.permit.subject().pinned.as_ref();
+        let back = pinned.is_some_and(|p| p.workload.uid == endpoint.workload.uid);
         match (&self.policy.tls, endpoint.address) {
-            (Some(UpstreamTls::Disable), Some(address)) => candidate.via = Via::Plain(address),
+            (Some(UpstreamTls::Disable), Some(address)) if !back => {
+                candidate.via = Via::Plain(address);
+            }
             (Some(UpstreamTls::Mesh), _) if !is_tunnelled(&candidate.via) => {
                 return Err(DialError::NotMutual);
             }
@@ -77,8 +82,8 @@ impl Reaching<'_> {
             permit: &self.permitted.permit,
             client: carry.client,
             behalf: Some(Behalf {
-                identity: &carry.arrived.identity,
-                workload: self.client,
+                identity: carry.identity(),
+                workload: self.client.filter(|_| carry.identity().is_some()),
             }),
             timeout: self.policy.pool.connect_timeout,
             names: &data.shared.names,

@@ -11,8 +11,8 @@ use std::{
 };
 
 use mesh_model::{
-    authz::{self, Conn},
-    mesh::Diff,
+    authz::{self, Conn, Denial},
+    mesh::{Diff, Mesh},
     name::{Namespace, WorkloadUid},
     reason::Reason,
 };
@@ -38,13 +38,37 @@ struct Table {
     by_namespace: HashMap<Namespace, HashSet<WorkloadUid>>,
 }
 
+/// What was authorized of a live flow, and is again when something changes.
+#[derive(Clone, Debug)]
+pub enum Reviewed {
+    /// That it enters its pod.
+    Entered(Conn),
+    /// That it arrived for its pod and goes by way of a waypoint; where it ends it is decided about as well.
+    Handed(Conn),
+}
+
+impl Reviewed {
+    fn conn(&self) -> &Conn {
+        match self {
+            Self::Entered(conn) | Self::Handed(conn) => conn,
+        }
+    }
+
+    fn refused(&self, mesh: &Mesh) -> Option<Denial> {
+        match self {
+            Self::Entered(conn) => authz::ingress(mesh, conn.clone()).outcome.err(),
+            Self::Handed(conn) => authz::arrive(mesh, conn.clone()).outcome.err(),
+        }
+    }
+}
+
 /// A live flow.
 #[derive(Debug)]
 pub struct Flow {
     /// The pod of this node that the flow belongs to.
     pub pod: PodUid,
     /// What was authorized, for flows that arrive here.
-    pub conn: Option<Conn>,
+    pub conn: Option<Reviewed>,
     /// Ends the flow.
     pub cutter: Cutter,
     /// Its bytes.
@@ -85,7 +109,7 @@ impl Sessions {
         let id = table.next;
         table.next += 1;
         table.by_pod.entry(flow.pod.clone()).or_default().insert(id);
-        if let Some(conn) = &flow.conn {
+        if let Some(conn) = flow.conn.as_ref().map(Reviewed::conn) {
             let uid = conn.workload.uid.clone();
             table
                 .by_namespace
@@ -174,11 +198,16 @@ impl Sessions {
 
 /// Decides one flow again; cuts it when it may not go on. Says whether it was cut.
 fn review(flow: &Flow, snapshot: &Snapshot) -> bool {
-    let Some(conn) = &flow.conn else { return false };
-    let Err(denial) = authz::ingress(&snapshot.mesh, conn.clone()).outcome else {
+    let Some(reviewed) = &flow.conn else {
         return false;
     };
-    let gone = snapshot.mesh.workload(&conn.workload.uid).is_none();
+    let Some(denial) = reviewed.refused(&snapshot.mesh) else {
+        return false;
+    };
+    let gone = snapshot
+        .mesh
+        .workload(&reviewed.conn().workload.uid)
+        .is_none();
     let reason = if gone {
         Reason::WorkloadGone
     } else {
@@ -200,7 +229,7 @@ impl Drop for Registered {
         };
         flow.count();
         leave(&mut table.by_pod, &flow.pod, &self.id);
-        if let Some(conn) = &flow.conn {
+        if let Some(conn) = flow.conn.as_ref().map(Reviewed::conn) {
             let uid = &conn.workload.uid;
             leave(&mut table.by_destination, uid, &self.id);
             if !table.by_destination.contains_key(uid) {

@@ -88,12 +88,13 @@ pub(super) async fn hear_name(near: &mut Io, first: &mut BytesMut) -> io::Result
 fn connecting<'a>(carry: &'a Carry, port: u16, sni: Option<&'a str>) -> Connecting<'a> {
     let subject = carry.permitted.permit.subject();
     let mesh = &carry.permitted.snapshot.mesh;
-    let identity = &carry.arrived.identity;
+    // Of whoever proved nothing, rules know nothing.
+    let identity = carry.identity();
     let client = mesh.workload_at(&subject.source.network, carry.client.ip());
-    let client = client.filter(|w| w.identity == *identity);
+    let client = client.filter(|w| identity.is_some_and(|proven| w.identity == *proven));
     let extra = client.and_then(|w| mesh.extra(&w.uid));
     Connecting {
-        namespace: Some(&identity.namespace),
+        namespace: identity.map(|i| &i.namespace),
         groups: extra.map_or(&[], |e| &*e.groups),
         port,
         dialed: subject.original.ip(),
@@ -186,7 +187,15 @@ async fn by_policy(
         let view = (&snapshot.mesh, snapshot.generation, from);
         let hash =
             |by: &mesh_model::resilience::Affinity| by.hash(&nothing, None, carry.client.ip());
-        let picked = cluster.pick(view, hash, wish, now).map_err(refused)?;
+        let pinned = carry
+            .permitted
+            .pinned(&key.service, key.port)
+            .map_err(refused)?;
+        let picked = match pinned {
+            Some(endpoint) => cluster.take(view, endpoint, now),
+            None => cluster.pick(view, hash, wish, now),
+        };
+        let picked = picked.map_err(refused)?;
         parties::went_to(&picked.endpoint.candidate, report);
         let who = picked.endpoint.workload.uid.clone();
         match reaching.link(&picked.endpoint, None).await {

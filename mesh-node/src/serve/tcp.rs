@@ -1,7 +1,7 @@
 //! The story of a TCP connection: accept -> identify -> authorize -> route -> dial -> relay -> observe.
 //!
-//! Three ways in: `outbound` (a pod dialed), `tunnel` (a peer brings streams for a pod), `plaintext` (someone
-//! outside the mesh dialed a pod). Invariants: each flow is reported exactly once, however it ends; what is
+//! Three ways in: `outbound` (a pod dialed), `tunnel` (a peer brings streams for a pod), and that of `plaintext.rs`
+//! (someone outside the mesh dialed a pod). Invariants: each flow is reported exactly once, however it ends; what is
 //! refused is reset, never closed politely; nothing is read from a client before its upstream is there; a flow
 //! that is relayed is a small task of its own, so that an idle one holds nothing of what setting it up needed.
 
@@ -10,15 +10,18 @@ use std::{cell::RefCell, future::Future, net::SocketAddr, rc::Rc, sync::Arc, tim
 use mesh_model::{
     authn::Transport,
     authz::{Conn, Denial},
-    name::Identity,
+    name::{Identity, PolicyName},
     reason::Reason,
 };
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::UnixTime;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
 use super::{
-    Data, Flow, Registered,
+    Data, Flow, Registered, Reviewed,
     bounded::{self, Bounded},
     parties,
     stopped::Stopped,
@@ -31,7 +34,7 @@ use crate::{
     capture::FailedDial,
     dial::{self, Upstream},
     exchange::Joined,
-    identify::{self, Proven},
+    identify::{self, Admits, Peer, Proven},
     observe::{Direction, DirectionLabel, FlowGuard, Path, ResultLabel, Verdict},
     relay::{self, Bounds, CutSignal, Cutter, End, Hand, Meter},
     route,
@@ -181,7 +184,7 @@ async fn connect(
 pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
     let (pod, local, peer) = (accepted.pod.clone(), accepted.local, accepted.peer);
     let kind = accepted.kind;
-    let (mut tunnel, Proven { identity, until }) =
+    let (mut tunnel, Proven { peer: who, until }) =
         match Box::pin(shake_hands(&data, accepted)).await {
             Ok(ready) => ready,
             Err((reason, error)) => {
@@ -209,7 +212,7 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
     let mut draining = false;
     let arrived = Arrived {
         pod,
-        identity,
+        who,
         local,
         peer,
     };
@@ -245,7 +248,7 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
         let record = report.record_mut();
         record.path = Some(Path::Hbone);
         record.hbone_addr = Some(local);
-        record.source.identity = Some(arrived.identity.clone());
+        record.source.identity = arrived.who.workload().cloned();
         report.fail(error.reason(), error.to_string());
     }
     drop(place);
@@ -254,7 +257,8 @@ pub(super) async fn tunnel(data: Rc<Data>, accepted: Accepted, place: Place) {
 /// A tunnel's ends.
 pub(super) struct Arrived {
     pub(super) pod: Arc<Pod>,
-    pub(super) identity: Identity,
+    /// Who the peer proved to be.
+    pub(super) who: Peer,
     pub(super) local: SocketAddr,
     pub(super) peer: SocketAddr,
 }
@@ -264,7 +268,18 @@ async fn shake_hands(
     data: &Rc<Data>,
     accepted: Accepted,
 ) -> Result<(ServerTunnel, Proven), (Reason, String)> {
-    let Accepted { pod, tcp, peer, .. } = accepted;
+    let Accepted {
+        pod,
+        tcp,
+        peer,
+        kind,
+        ..
+    } = accepted;
+    // Only waypoints have to do with nodes.
+    let admits = match kind {
+        Kind::Waypoint => Admits::Nodes,
+        Kind::Hbone | Kind::Outbound | Kind::Plaintext => Admits::Workloads,
+    };
     let shared = &data.shared;
     let results = &shared.observer.metrics().node().handshakes;
     let count = |result: &'static str| {
@@ -279,7 +294,7 @@ async fn shake_hands(
         ));
     };
     let handshake = async {
-        let tls = shared.certificates.server(&pod.identity).await;
+        let tls = shared.certificates.server(&pod.identity, admits).await;
         tunnel::accept(tcp, tls, Limits::server())
             .await
             .map_err(|e| (e.reason(), e.to_string()))
@@ -295,7 +310,7 @@ async fn shake_hands(
         }
     };
     drop(slot);
-    let proven = identify::peer(tunnel.peer_certificates(), UnixTime::now());
+    let proven = identify::peer(tunnel.peer_certificates(), admits, UnixTime::now());
     let proven = proven
         .map_err(|e| (e.reason(), e.to_string()))
         .inspect_err(|_| count("error"))?;
@@ -311,7 +326,11 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
         .flow(Direction::Inbound, Some(arrived.peer));
     report.record_mut().path = Some(Path::Hbone);
     report.record_mut().hbone_addr = Some(arrived.local);
-    report.record_mut().source.identity = Some(arrived.identity.clone());
+    let Some(who) = arrived.who.workload() else {
+        let denial = Denial::new(Reason::IdentityMismatch);
+        return refuse(request, &Stopped::Denied(denial), &mut report);
+    };
+    report.record_mut().source.identity = Some(who.clone());
     let Some(place) = data.shared.place() else {
         return refuse(
             request,
@@ -331,8 +350,8 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
     };
     // A waypoint says who is behind it; whether it may, the model decides.
     let (via, client, peer) = match origin::origin(request.headers()) {
-        Ok(None) => (None, arrived.identity.clone(), arrived.peer),
-        Ok(Some(of)) => (Some(&arrived.identity), of.identity, of.address),
+        Ok(None) => (None, Some(who.clone()), arrived.peer),
+        Ok(Some(of)) => (Some(who), of.identity, of.address),
         Err(origin::Unreadable) => {
             let denial = Denial::new(Reason::BadAuthority);
             return refuse(request, &Stopped::Denied(denial), &mut report);
@@ -340,13 +359,13 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
     };
     if let Some(via) = via {
         let record = report.record_mut();
-        record.via = Some(Box::new(via.clone()));
-        record.source.identity = Some(client.clone());
+        record.via = Some(Box::new(Peer::Workload(via.clone())));
+        record.source.identity = client.clone();
         record.source.addr = Some(peer);
     }
     let inbound = Inbound {
         pod: &arrived.pod,
-        transport: Transport::Mtls(client),
+        transport: client.map_or(Transport::Plain, Transport::Mtls),
         via,
         peer,
         destination,
@@ -363,7 +382,7 @@ async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, mut request: Incoming) {
             let stream = request.accept(answer);
             let live = Live {
                 pod: &arrived.pod,
-                conn: Some(subject.clone()),
+                conn: Some(Reviewed::Entered(subject.clone())),
                 client_first: false,
                 decided_in: permitted.snapshot.generation,
                 bounds: Bounds::NONE,
@@ -382,57 +401,33 @@ pub(super) fn refuse(request: Incoming, stopped: &Stopped, report: &mut FlowGuar
     request.refuse(shown.hbone, Headers::new().with(REASON_HEADER, shown.key));
 }
 
-/// A connection to a pod that came without the mesh.
-pub(super) async fn plaintext(data: Rc<Data>, accepted: Accepted, place: Place) {
-    let mut report = data
-        .shared
-        .observer
-        .flow(Direction::Inbound, Some(accepted.peer));
-    report.record_mut().path = Some(Path::Plain);
-    let probe = data.shared.datapath.is_probe(accepted.local, accepted.peer);
-    let transport = if probe {
-        Transport::Probe
-    } else {
-        Transport::Plain
-    };
-    // The kernel steers a connection here without changing it: where it arrived is what was dialed.
-    let inbound = Inbound {
-        pod: &accepted.pod,
-        transport,
-        via: None,
-        peer: accepted.peer,
-        destination: accepted.local,
-    };
-    match reach(&data, inbound, &mut report).await {
-        Ok((app, permitted)) => {
-            report.opened();
-            let Accepted { pod, tcp, .. } = accepted;
-            let live = Live {
-                pod: &pod,
-                conn: Some(permitted.permit.subject().clone()),
-                client_first: true,
-                decided_in: permitted.snapshot.generation,
-                bounds: Bounds::NONE,
-            };
-            drop(permitted);
-            let carried = Carried::new(&data, live, report, place);
-            carried.by(|meter, cut| relay::copy(tcp, app, meter, cut));
-        }
-        Err(stopped) => {
-            stopped.report(&mut report);
-            accepted.reset();
-        }
+/// A flow that arrived for a pod.
+pub(super) struct Inbound<'a> {
+    pub(super) pod: &'a Arc<Pod>,
+    pub(super) transport: Transport,
+    /// The waypoint that says who the client is.
+    pub(super) via: Option<&'a Identity>,
+    pub(super) peer: SocketAddr,
+    pub(super) destination: SocketAddr,
+}
+
+impl Inbound<'_> {
+    /// Says in the report who is at both ends.
+    pub(super) fn identify(&self, data: &Rc<Data>, report: &mut FlowGuard) {
+        report.record_mut().destination.addr = Some(self.destination);
+        report.record_mut().destination.identity = Some(self.pod.identity.clone());
+        parties::identify(data, self.pod, &self.transport, self.peer, report);
     }
 }
 
-/// A flow that arrived for a pod.
-struct Inbound<'a> {
-    pod: &'a Arc<Pod>,
-    transport: Transport,
-    /// The waypoint that says who the client is.
-    via: Option<&'a Identity>,
-    peer: SocketAddr,
-    destination: SocketAddr,
+/// Says in the report that policy allowed a flow.
+pub(super) fn allowed(audited: bool, by: Option<&PolicyName>, report: &mut FlowGuard) {
+    let record = report.record_mut();
+    record.policy = Some(match audited {
+        true => Verdict::Audit,
+        false => Verdict::Allow,
+    });
+    record.policy_name = by.cloned();
 }
 
 /// Authorizes an inbound flow and connects to the application.
@@ -440,7 +435,8 @@ async fn reach(
     data: &Rc<Data>,
     inbound: Inbound<'_>,
     report: &mut FlowGuard,
-) -> Result<(tokio::net::TcpStream, Permitted<Conn>), Stopped> {
+) -> Result<(TcpStream, Permitted<Conn>), Stopped> {
+    inbound.identify(data, report);
     let Inbound {
         pod,
         transport,
@@ -448,18 +444,9 @@ async fn reach(
         peer,
         destination,
     } = inbound;
-    report.record_mut().destination.addr = Some(destination);
-    report.record_mut().destination.identity = Some(pod.identity.clone());
-    parties::identify(data, pod, &transport, peer, report);
     let permitted =
         authorize::inbound(&data.shared.state, pod, &transport, via, peer, destination).await?;
-    let record = report.record_mut();
-    record.policy = Some(if permitted.audited {
-        Verdict::Audit
-    } else {
-        Verdict::Allow
-    });
-    record.policy_name = permitted.permit.by().cloned();
+    allowed(permitted.audited, permitted.permit.by(), report);
     let app = dial::to_application(
         pod,
         &permitted.permit,
@@ -473,7 +460,7 @@ async fn reach(
 /// What is needed to keep an eye on a live flow.
 pub(super) struct Live<'a> {
     pub(super) pod: &'a Arc<Pod>,
-    pub(super) conn: Option<Conn>,
+    pub(super) conn: Option<Reviewed>,
     pub(super) client_first: bool,
     pub(super) decided_in: u64,
     pub(super) bounds: Bounds,

@@ -24,7 +24,7 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use super::{Sessions, tcp};
+use super::{Sessions, plaintext, tcp};
 use crate::{
     accept::{self, Accepted, Kind, ListenerEvent, Pod, PodUid},
     capture::Datapath,
@@ -369,7 +369,7 @@ impl Data {
             Kind::Outbound => drop(tokio::task::spawn_local(tcp::outbound(
                 data, accepted, place,
             ))),
-            Kind::Plaintext => drop(tokio::task::spawn_local(tcp::plaintext(
+            Kind::Plaintext => drop(tokio::task::spawn_local(plaintext::arrived(
                 data, accepted, place,
             ))),
             Kind::Hbone | Kind::Waypoint => {

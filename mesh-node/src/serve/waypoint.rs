@@ -2,14 +2,16 @@
 //! requests to an endpoint, with the waypoint's own certificate and the client's name in-band.
 //!
 //! Invariants: a waypoint carries only what names it as its waypoint; who the client is decides where the connection
-//! ends; the client's address is the one that its tunnel came from, of what it says only the port is taken.
+//! ends; the client's address is the one that its tunnel came from, of what it says only the port is taken; of a client
+//! outside the mesh only the node is believed where its connection arrived, for the pod where it did.
 
 use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::BytesMut;
 use mesh_model::{
-    authz::{Denial, Egress, Target},
+    authz::{Bringer, Denial, Egress, Target},
     mesh::AppProtocol,
+    name::Identity,
     reason::Reason,
 };
 use tokio::{
@@ -29,7 +31,8 @@ use crate::{
     authorize::{self, Permitted},
     dial::{self, Behalf, Upstream},
     exchange::{Spoken, spoken},
-    observe::{Direction, FlowGuard, Path},
+    identify::Peer,
+    observe::{Direction, FlowGuard, Observer, Path},
     relay, route,
     tunnel::{Incoming, Io, Link},
     wire::Headers,
@@ -42,21 +45,59 @@ const SILENCE: Duration = Duration::from_millis(50);
 pub(super) struct Carry {
     /// Where it arrived.
     pub arrived: Rc<Arrived>,
+    /// Who brought it.
+    pub bringer: Bringer,
     /// The client's address.
     pub client: SocketAddr,
     /// What it is for, and that it may go on.
     pub permitted: Permitted<Egress>,
 }
 
-/// One CONNECT of a tunnel to a waypoint.
-pub(super) async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, request: Incoming) {
-    let client = client(request.headers(), arrived.peer);
-    let observer = &data.shared.observer;
+impl Carry {
+    /// Who the client proved to be; none for one outside the mesh.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.bringer.client()
+    }
+
+    /// Begins to report a flow or request of it. Nothing but its ends is known yet.
+    pub fn report(&self, observer: &Observer) -> FlowGuard {
+        reported(observer, &self.arrived, &self.bringer, self.client)
+    }
+}
+
+/// Begins to report what somebody brought.
+fn reported(
+    observer: &Observer,
+    arrived: &Arrived,
+    bringer: &Bringer,
+    client: SocketAddr,
+) -> FlowGuard {
     let mut report = observer.flow(Direction::Through, Some(client));
     let record = report.record_mut();
     record.path = Some(Path::Hbone);
     record.hbone_addr = Some(arrived.local);
-    record.source.identity = Some(arrived.identity.clone());
+    match bringer {
+        Bringer::Client(identity) => record.source.identity = Some(identity.clone()),
+        Bringer::Node { .. } => record.via = Some(Box::new(arrived.who.clone())),
+    }
+    report
+}
+
+/// One CONNECT of a tunnel to a waypoint.
+pub(super) async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, request: Incoming) {
+    let observer = &data.shared.observer;
+    let (bringer, client) = match brought(request.headers(), &arrived) {
+        Ok(brought) => brought,
+        Err(reason) => {
+            let mut report = observer.flow(Direction::Through, Some(arrived.peer));
+            let record = report.record_mut();
+            (record.path, record.hbone_addr) = (Some(Path::Hbone), Some(arrived.local));
+            record.via = Some(Box::new(arrived.who.clone()));
+            let stopped = Stopped::Denied(Denial::new(reason));
+            return refuse(request, &stopped, &mut report);
+        }
+    };
+    let mut report = reported(observer, &arrived, &bringer, client);
     let denied = |reason| Stopped::Denied(Denial::new(reason));
     let Some(place) = data.shared.place() else {
         return refuse(request, &denied(Reason::Overloaded), &mut report);
@@ -67,13 +108,14 @@ pub(super) async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, request: Incomi
     };
     report.record_mut().destination.addr = Some(original);
     let (state, pod) = (&data.shared.state, &arrived.pod);
-    let permitted = match authorize::through(state, pod, &arrived.identity, original).await {
+    let permitted = match authorize::through(state, pod, &bringer, original).await {
         Ok(permitted) => permitted,
         Err(denial) => return refuse(request, &Stopped::Denied(denial), &mut report),
     };
-    parties::client(&permitted, client.ip(), &arrived.identity, &mut report);
+    parties::client(&permitted, client.ip(), bringer.client(), &mut report);
     let carry = Carry {
         arrived,
+        bringer,
         client,
         permitted,
     };
@@ -196,6 +238,25 @@ async fn spoken_first(
     }
 }
 
+/// Who brings a connection, and the client's address. Where it arrived only a node may say, which has to.
+fn brought(headers: &Headers, arrived: &Arrived) -> Result<(Bringer, SocketAddr), Reason> {
+    let return_to = origin::return_to(headers);
+    let return_to = return_to.map_err(|origin::Unreadable| Reason::BadAuthority)?;
+    match (&arrived.who, return_to) {
+        (Peer::Workload(identity), None) => {
+            let address = client(headers, arrived.peer);
+            Ok((Bringer::Client(identity.clone()), address))
+        }
+        (Peer::Workload(_), Some(_)) => Err(Reason::NotItsNode),
+        (Peer::Node(node), Some(at)) => {
+            let address = origin::client(headers).ok_or(Reason::BadAuthority)?;
+            let node = node.node.clone();
+            Ok((Bringer::Node { node, arrived: at }, address))
+        }
+        (Peer::Node(_), None) => Err(Reason::BadAuthority),
+    }
+}
+
 /// The client's address: where its tunnel came from, with the port that it names, if any.
 fn client(headers: &Headers, peer: SocketAddr) -> SocketAddr {
     origin::client(headers)
@@ -266,8 +327,8 @@ pub(super) async fn reach(
         permit: &carry.permitted.permit,
         client: carry.client,
         behalf: Some(Behalf {
-            identity: &carry.arrived.identity,
-            workload: workload.as_deref(),
+            identity: carry.identity(),
+            workload: workload.as_deref().filter(|_| carry.identity().is_some()),
         }),
         timeout: shared.limits.connect_timeout,
         names: &shared.names,

@@ -354,20 +354,19 @@ pub fn nft_rules(services: &[(&Object, ClusterIps)], pods: &[Backend], node: &st
                 .filter(|(p, _)| !kept || p.node == node)
                 .map(|(p, t)| format!("{} . {t}", p.ips.0))
                 .collect();
-            if let Some(node_port) = port.node_port {
-                rule(
-                    format!("meta nfproto ipv4 fib daddr type local {protocol} dport {node_port}"),
-                    "ip",
-                    &outside,
-                );
-            }
+            // Else it becomes this node, so that answers come back this way.
             let mark = if kept { "" } else { " meta mark set 0x4000" };
+            let mut lead_in = |matching: String| match outside.is_empty() {
+                true => rule(matching, "ip", &outside),
+                false => rule(format!("{matching}{mark}"), "ip", &outside),
+            };
+            if let Some(node_port) = port.node_port {
+                lead_in(format!(
+                    "meta nfproto ipv4 fib daddr type local {protocol} dport {node_port}"
+                ));
+            }
             for ip in load_balancer_ips(service) {
-                let matching = format!("ip daddr {ip} {protocol} dport {}", port.port);
-                match outside.is_empty() {
-                    true => rule(matching, "ip", &outside),
-                    false => rule(format!("{matching}{mark}"), "ip", &outside),
-                }
+                lead_in(format!("ip daddr {ip} {protocol} dport {}", port.port));
             }
         }
     }

@@ -160,10 +160,24 @@ impl Tunnel {
 
     /// Sends a CONNECT and with it, before any answer, `early`; gives the status of the answer.
     pub async fn ask(&mut self, authority: &str, early: &[u8]) -> Result<u16> {
-        let request = http::Request::builder()
+        self.ask_with(authority, &[], early).await
+    }
+
+    /// The same with headers.
+    pub async fn ask_with(
+        &mut self,
+        authority: &str,
+        headers: &[(&str, String)],
+        early: &[u8],
+    ) -> Result<u16> {
+        let mut request = http::Request::builder()
             .method(http::Method::CONNECT)
             .uri(authority)
-            .version(http::Version::HTTP_2)
+            .version(http::Version::HTTP_2);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let request = request
             .body(())
             .with_context(|| format!("{authority:?} cannot be written as an authority"))?;
         let exchange = async {

@@ -15,6 +15,7 @@ mod errors;
 mod faults;
 mod flows;
 mod frames;
+mod handed;
 mod hbone;
 mod hostile;
 mod interop;
@@ -130,6 +131,9 @@ fn main() -> ExitCode {
         around::load_balancers_lead_past_no_waypoint,
         around::a_pod_of_two_services_is_behind_both_waypoints,
         around::a_node_that_has_not_heard_of_a_waypoint_leads_past_none,
+        handed::who_is_outside_reaches_a_guarded_service_through_its_waypoint,
+        handed::policies_mean_who_is_outside_and_strict_refuses,
+        handed::a_connection_is_handed_over_by_the_pods_own_node_only,
         streams::connections_are_routed_by_weight_and_by_name,
         streams::a_node_proxy_keeps_to_what_is_said_of_connections,
         protocols::http2_is_spoken_as_its_specification_says,

@@ -100,7 +100,7 @@ const MEANINGS: [(&str, &str); 13] = [
 /// Asks the rules of what was dialed.
 pub(super) fn decide(
     mesh: &Mesh,
-    source: &Workload,
+    (source, enrolled): (&Workload, bool),
     dialed: SocketAddr,
     request: &Request,
 ) -> anyhow::Result<Option<Decided>> {
@@ -121,9 +121,10 @@ pub(super) fn decide(
     };
     let path = path::normalise(raw).with_context(|| format!("{raw:?} would be answered 400"))?;
     let (headers, authority) = headers(&request.header, service, dialed.port())?;
-    let extra = mesh.extra(&source.uid);
+    // Of whoever proved nothing, rules know nothing.
+    let extra = mesh.extra(&source.uid).filter(|_| enrolled);
     let asked = Asked {
-        namespace: Some(&source.namespace),
+        namespace: enrolled.then_some(&source.namespace),
         groups: extra.map_or(&[], |extra| &*extra.groups),
         port: dialed.port(),
         method,

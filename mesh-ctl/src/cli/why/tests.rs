@@ -158,12 +158,79 @@ fn a_policy_beyond_layer_4_is_explained() {
 #[test]
 fn strict_and_outsiders_are_explained() {
     let text = Manifests::new(&[STRICT]).table("outside/stranger", "10.0.2.1:8080");
+    assert!(text.starts_with("REFUSED\n"), "{text}");
     for part in [
+        "Kubernetes//Pod/outside/stranger (nobody, to the mesh)",
+        "plain to 10.0.2.1:8080",
         "accepts: STRICT",
+        "(mtls_required)",
         "note: Kubernetes//Pod/outside/stranger is not enrolled",
     ] {
         assert!(text.contains(part), "{part:?} is missing in\n{text}");
     }
+    let text = Manifests::new(&[]).table("outside/stranger", "shop/web:80");
+    assert!(text.starts_with("PASSES\n"), "{text}");
+    assert!(text.contains("plain to 10.0.2.1:8080"), "{text}");
+}
+
+/// A waypoint that was made by hand, and what demands it.
+const GUARDED: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop}
+spec: {gatewayClassName: warren-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: wp-1, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: wp}}
+spec: {nodeName: n1, serviceAccountName: wp, containers: [{name: c}]}
+status: {phase: Running, podIPs: [{ip: 10.0.1.9}], conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: shop
+  labels: {warren.dev/use-waypoint: wp, warren.dev/require-waypoint: "true"}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}, {name: admin, port: 81}]}
+"#;
+
+#[test]
+fn what_is_handed_to_a_waypoint_is_said_with_it() {
+    let guarded = |more: &[&str]| {
+        let all = [&[GUARDED], more].concat();
+        let manifests = Manifests::new(&all);
+        let without = CLUSTER.replace(
+            "metadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1",
+            "metadata: {name: former, namespace: shop}\nspec: {clusterIP: 10.96.0.3",
+        );
+        let path = manifests.0.path().join("cluster.yaml");
+        std::fs::write(path, without).expect("written");
+        manifests
+    };
+    let manifests = guarded(&[ROUTES]);
+    for dialed in ["shop/web:80", "pod/shop/web-1:8080"] {
+        let text = manifests.table("outside/stranger", dialed);
+        assert!(text.starts_with("PASSES\n"), "{text}");
+        let part = "   handed to the waypoint of service shop/web.shop.svc.cluster.local at \
+            10.0.1.9:15008 for 10.96.0.1:80, which returns it\n   => allowed\n";
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
+    let asked = request::Request {
+        request: Some("GET /other".to_owned()),
+        ..request::Request::default()
+    };
+    let of = |from: &str, to: &str| ask(manifests.0.path(), from, to, &asked).expect("an answer");
+    let answer = of("outside/stranger", "pod/shop/web-1:8080");
+    assert!(!answer.passes && answer.table().contains("=> 404: none of the rules"));
+    // Straight to the pod there is no way for who is in the mesh, and none to a port of no service.
+    let text = manifests.table("shop/client", "pod/shop/web-1:8080");
+    assert!(text.contains("(waypoint_required)"), "{text}");
+    let text = manifests.table("outside/stranger", "pod/shop/web-1:9090");
+    assert!(text.starts_with("REFUSED\n"), "{text}");
+    assert!(text.contains("(waypoint_required)"), "{text}");
+    let text = guarded(&[STRICT]).table("outside/stranger", "shop/web:80");
+    assert!(text.contains("(mtls_required)"), "{text}");
 }
 
 #[test]

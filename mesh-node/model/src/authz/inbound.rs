@@ -22,23 +22,16 @@ use crate::{
 pub fn ingress(mesh: &Mesh, conn: Conn) -> Decision<Conn> {
     let judged =
         ready(mesh, &conn).and_then(|(workload, extra)| admitted(mesh, workload, extra, &conn));
-    let verdict = match judged {
-        Ok(verdict) => verdict,
-        Err(reason) => Verdict {
-            outcome: Err(Denial::new(reason)),
-            audited: Vec::new(),
-            dry_run: Vec::new(),
-        },
-    };
-    Decision {
-        outcome: verdict.outcome.map(|by| Permit::new(conn, by)),
-        audited: verdict.audited,
-        dry_run: verdict.dry_run,
-    }
+    judged
+        .unwrap_or_else(Verdict::refused)
+        .about(|by| Permit::new(conn, by))
 }
 
 /// What must have been received before anything may pass, and who the destination is by now.
-fn ready<'a>(mesh: &'a Mesh, conn: &Conn) -> Result<(&'a Workload, &'a WorkloadExtra), Reason> {
+pub(super) fn ready<'a>(
+    mesh: &'a Mesh,
+    conn: &Conn,
+) -> Result<(&'a Workload, &'a WorkloadExtra), Reason> {
     let (uid, ip, port) = (
         &conn.workload.uid,
         conn.destination.ip().to_canonical(),
@@ -116,10 +109,33 @@ pub fn vouches(mesh: &Mesh, workload: &Workload, peer: &Identity) -> bool {
 }
 
 /// What the policies say.
-struct Verdict {
+pub(super) struct Verdict {
     outcome: Result<Option<PolicyName>, Denial>,
     audited: Vec<PolicyName>,
     dry_run: Vec<PolicyName>,
+}
+
+impl Verdict {
+    /// A refusal before any policy was asked.
+    pub(super) fn refused(reason: Reason) -> Self {
+        Self {
+            outcome: Err(Denial::new(reason)),
+            audited: Vec::new(),
+            dry_run: Vec::new(),
+        }
+    }
+
+    /// It as a decision; `permit` makes the permit, by the policy that permits.
+    pub(super) fn about<T>(
+        self,
+        permit: impl FnOnce(Option<PolicyName>) -> Permit<T>,
+    ) -> Decision<T> {
+        Decision {
+            outcome: self.outcome.map(permit),
+            audited: self.audited,
+            dry_run: self.dry_run,
+        }
+    }
 }
 
 /// Gathers what policies say, in any order.
@@ -136,7 +152,7 @@ struct Tally<'a> {
     would_allow: bool,
 }
 
-fn judge(mesh: &Mesh, workload: &Workload, facts: &Facts<'_>) -> Verdict {
+pub(super) fn judge(mesh: &Mesh, workload: &Workload, facts: &Facts<'_>) -> Verdict {
     let (mut tally, rules) = (Tally::default(), mesh.rules());
     for scope in rules.scopes(&workload.namespace) {
         tally.add_scope(rules, scope, facts);

@@ -3,6 +3,7 @@
 //! Invariants: `Permit` is made only here; any DENY match denies; with ALLOW policies in scope one must
 //! match; an invalid or missing policy denies; an absent value never satisfies a positive match.
 
+mod handed;
 mod inbound;
 pub(crate) mod matches;
 mod outbound;
@@ -10,10 +11,11 @@ mod recheck;
 pub(crate) mod rules;
 mod through;
 
+pub use handed::{Arrival, Arrived, Handed, arrive};
 pub use inbound::{ingress, vouches};
 pub use outbound::{egress, target};
 pub use recheck::{governing, recheck};
-pub use through::through;
+pub use through::{Bringer, through};
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -23,7 +25,7 @@ use std::{
 use crate::{
     authn::Transport,
     mesh::Workload,
-    name::{Identity, PolicyName},
+    name::{Identity, PolicyName, ServiceName},
     reason::Reason,
 };
 
@@ -113,6 +115,20 @@ pub struct Egress {
     pub target: Target,
     /// The address and port it dialed.
     pub original: SocketAddr,
+    /// The endpoint that it goes back to, whichever of the target's own would be chosen otherwise: where it arrived
+    /// before its node handed it to a waypoint.
+    pub pinned: Option<Pinned>,
+}
+
+/// An endpoint that a connection arrived at already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// The service of which it is an endpoint.
+    pub service: ServiceName,
+    /// Its address that was dialed.
+    pub ip: IpAddr,
 }
 
 /// What an outbound connection was found to be addressed to.

@@ -54,6 +54,7 @@ fn refuse(mesh: &Mesh, flow: &Egress) -> Option<Reason> {
         source,
         target,
         original,
+        pinned: _,
     } = flow;
     let Some(config) = mesh.config().filter(|_| mesh.is_complete()) else {
         return Some(Reason::NotReady);

@@ -2,13 +2,17 @@
 //!
 //! Invariant: an explanation asks the very functions that decide; it decides nothing by itself.
 
+mod outsider;
+
+pub use outsider::outsider;
+
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use serde::Serialize;
 
 use crate::{
     authn::Transport,
-    authz::{self, Conn, Egress, Target},
+    authz::{self, Conn, Decision, Egress, Target},
     mesh::{Action, Enrolment, Mesh, MtlsMode, Policy, PolicyScope, Validity, Workload},
     name::Identity,
     reason::Reason,
@@ -20,7 +24,7 @@ use crate::{
 pub struct Explanation {
     /// The uid of the workload that dials.
     pub source: String,
-    /// Who it is.
+    /// Who it is; empty when it proves nothing.
     pub identity: String,
     /// What it dials.
     pub dialed: SocketAddr,
@@ -51,8 +55,21 @@ pub struct Way {
     pub mtls: Option<&'static str>,
     /// The policies that govern the workload.
     pub policies: Vec<InScope>,
+    /// The waypoint to which its node hands the connection, and what it asks that for.
+    pub handed: Option<HandedTo>,
     /// How it decides; absent where nobody of the mesh does, or where a waypoint decides.
     pub decision: Option<Verdict>,
+}
+
+/// To whom a connection from outside the mesh is handed.
+#[derive(Clone, Debug, Serialize)]
+pub struct HandedTo {
+    /// The service that it can be for.
+    pub service: String,
+    /// The address and port of the service that is asked for.
+    pub asked: SocketAddr,
+    /// The replicas of the waypoint, best first.
+    pub waypoints: Vec<SocketAddr>,
 }
 
 /// A policy that governs a workload.
@@ -124,6 +141,7 @@ pub fn connection(mesh: &Mesh, source: &Arc<Workload>, dialed: SocketAddr) -> Ex
         source: Arc::clone(source),
         target,
         original: dialed,
+        pinned: None,
     };
     let plan = authz::egress(mesh, flow)
         .outcome
@@ -187,6 +205,7 @@ fn way(mesh: &Mesh, source: &Arc<Workload>, candidate: &Candidate) -> Way {
         expects,
         mtls: None,
         policies: Vec::new(),
+        handed: None,
         decision: None,
     };
     if let (Some(workload), Some(at)) = (&candidate.workload, final_address) {
@@ -214,6 +233,7 @@ fn by_name(
         expects: named.identities.as_deref().map(texts).unwrap_or_default(),
         mtls: None,
         policies: Vec::new(),
+        handed: None,
         decision: None,
     }
 }
@@ -232,11 +252,15 @@ fn judge(
     if extra.enrolment != Enrolment::Enrolled {
         return;
     }
+    let is_plain = way.path == "plain";
     way.mtls = Some(mode_name(extra.mtls_for(at.port())));
     way.policies = authz::governing(mesh, workload)
         .into_iter()
         .map(|(name, policy)| in_scope(&name.to_string(), policy.map(|p| &**p)))
         .collect();
+    if is_plain {
+        return outsider::judge(mesh, source, workload, at, way);
+    }
     let short = route::short(mesh, source, workload, at);
     let decision = match (short.way, short.decision) {
         (Shortcut::Direct, Some(decision)) => {
@@ -245,38 +269,47 @@ fn judge(
             decision
         }
         (Shortcut::Direct | Shortcut::Proxy | Shortcut::Refuse(_), _) => {
-            let transport = if way.path == "hbone" {
-                Transport::Mtls(source.identity.clone())
-            } else {
-                Transport::Plain
-            };
-            let client = source
-                .addresses
-                .iter()
-                .find(|a| a.is_ipv6() == at.is_ipv6())
-                .or(source.addresses.first());
-            let conn = Conn {
-                via: None,
-                transport,
-                source_ip: client.copied().unwrap_or(at.ip()),
-                workload: Arc::clone(workload),
-                destination: at,
-            };
-            authz::ingress(mesh, conn)
+            let transport = Transport::Mtls(source.identity.clone());
+            authz::ingress(mesh, conn(source, transport, workload, at))
         }
     };
-    let names = |list: &[crate::name::PolicyName]| list.iter().map(ToString::to_string).collect();
-    way.decision = Some(Verdict {
-        allowed: decision.outcome.is_ok(),
-        why: decision.outcome.as_ref().err().map(|d| d.reason.into()),
-        policy: decision
-            .outcome
-            .as_ref()
-            .map_or_else(|d| d.policy.as_ref(), |p| p.by())
-            .map(ToString::to_string),
-        audited: names(&decision.audited),
-        dry_run: names(&decision.dry_run),
-    });
+    way.decision = Some(Verdict::of(&decision));
+}
+
+/// A connection as its destination sees it.
+fn conn(
+    source: &Workload,
+    transport: Transport,
+    workload: &Arc<Workload>,
+    destination: SocketAddr,
+) -> Conn {
+    let v6 = destination.is_ipv6();
+    let of_family = source.addresses.iter().find(|a| a.is_ipv6() == v6);
+    let client = of_family.or(source.addresses.first());
+    Conn {
+        via: None,
+        transport,
+        source_ip: client.copied().unwrap_or(destination.ip()),
+        workload: Arc::clone(workload),
+        destination,
+    }
+}
+
+impl Verdict {
+    fn of<T>(decision: &Decision<T>) -> Self {
+        let names =
+            |list: &[crate::name::PolicyName]| list.iter().map(ToString::to_string).collect();
+        let outcome = decision.outcome.as_ref();
+        Self {
+            allowed: outcome.is_ok(),
+            why: outcome.err().map(|d| d.reason.into()),
+            policy: outcome
+                .map_or_else(|d| d.policy.as_ref(), |p| p.by())
+                .map(ToString::to_string),
+            audited: names(&decision.audited),
+            dry_run: names(&decision.dry_run),
+        }
+    }
 }
 
 fn in_scope(name: &str, policy: Option<&Policy>) -> InScope {
@@ -311,7 +344,10 @@ fn mode_name(mode: MtlsMode) -> &'static str {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} ({})", self.source, self.identity)?;
+        match self.identity.as_str() {
+            "" => writeln!(f, "{} (nobody, to the mesh)", self.source)?,
+            identity => writeln!(f, "{} ({identity})", self.source)?,
+        }
         writeln!(f, "dials {}: {}", self.dialed, self.target)?;
         if let Some(why) = &self.refused {
             writeln!(f, "refused: {} ({})", why.text, why.reason)?;
@@ -354,6 +390,19 @@ impl fmt::Display for Way {
                 write!(f, ", invalid: {why}")?;
             }
             writeln!(f)?;
+        }
+        if let Some(HandedTo {
+            service,
+            asked,
+            waypoints,
+        }) = &self.handed
+        {
+            let all: Vec<String> = waypoints.iter().map(ToString::to_string).collect();
+            writeln!(
+                f,
+                "   handed to the waypoint of service {service} at {} for {asked}, which returns it",
+                all.join(", ")
+            )?;
         }
         self.decision.iter().try_for_each(|d| write!(f, "{d}"))
     }

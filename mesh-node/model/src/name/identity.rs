@@ -51,7 +51,7 @@ impl FromStr for Identity {
 }
 
 /// One path segment as the SPIFFE specification allows it (section 2.2): letters, digits, `.`, `-`, `_`.
-fn part(text: &str) -> Option<&str> {
+pub(super) fn part(text: &str) -> Option<&str> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     (!text.is_empty() && text.len() <= 253 && text != "." && text != ".." && text.bytes().all(ok))
         .then_some(text)

@@ -3,8 +3,10 @@
 //! Invariant: a value of these types has been parsed; equality is byte equality.
 
 mod identity;
+mod node_identity;
 
 pub use identity::{Identity, IdentityError};
+pub use node_identity::{NodeIdentity, NodeIdentityError};
 
 use std::{fmt, net::IpAddr, sync::Arc};
 

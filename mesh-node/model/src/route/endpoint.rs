@@ -11,7 +11,7 @@ use std::{
 
 use super::{Authority, Candidate, Chooser, Named, Via};
 use crate::{
-    authz::Egress,
+    authz::{Egress, Pinned},
     balance::{self, Draw, Viewpoint},
     mesh::{Mesh, MtlsMode, Service, Workload, service::ServicePort, workload::TunnelProtocol},
     name::{Hostname, Identity},
@@ -144,6 +144,48 @@ pub(super) fn declared(service: &Service, port: u16) -> Result<&ServicePort, Rea
         .iter()
         .find(|p| p.port == port)
         .ok_or(Reason::NoSuchPort)
+}
+
+/// The ports of a service that lead to this port of a workload.
+pub fn leads_to<'a>(
+    workload: &'a Workload,
+    service: &'a Service,
+    port: u16,
+) -> impl Iterator<Item = u16> + 'a {
+    let leads = move |p: &&ServicePort| target_port(workload, service, p) == Some(port);
+    service.ports.iter().filter(leads).map(|p| p.port)
+}
+
+/// Where a workload takes connections to a port of a service, by an address of its own.
+pub fn place(
+    mesh: &Mesh,
+    workload: &Workload,
+    service: &Service,
+    port: u16,
+    v6: bool,
+) -> Option<SocketAddr> {
+    let port = target_port(workload, service, declared(service, port).ok()?)?;
+    Some(SocketAddr::new(address(mesh, workload, v6)?, port))
+}
+
+/// A workload as an endpoint that a connection goes back to: by a tunnel, whatever its port takes otherwise.
+pub(super) fn pinned(
+    mesh: &Mesh,
+    pinned: &Pinned,
+    service: &Service,
+    port: u16,
+) -> Result<(Arc<Workload>, SocketAddr, Candidate), Reason> {
+    let declared = declared(service, port)?;
+    let workload = mesh.workload(&pinned.workload.uid);
+    let workload = workload.filter(|w| w.addresses.iter().any(|ip| ip.to_canonical() == pinned.ip));
+    let workload = workload.ok_or(Reason::WorkloadGone)?;
+    let port = target_port(workload, service, declared).ok_or(Reason::NoEndpoints)?;
+    let address = SocketAddr::new(pinned.ip, port);
+    let candidate = Candidate {
+        workload: Some(Arc::clone(workload)),
+        via: hbone(address, identities(workload, &[])),
+    };
+    Ok((Arc::clone(workload), address, candidate))
 }
 
 /// The endpoint's own port: what its membership names, else the service's target port unless that is 0.

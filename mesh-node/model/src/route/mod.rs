@@ -9,6 +9,7 @@ mod slots;
 pub mod stream;
 pub(crate) mod waypoint;
 
+pub use endpoint::{leads_to, place};
 pub use short::{Short, Shortcut, short, shortcut};
 pub use slots::{Slot, slots};
 
@@ -18,7 +19,7 @@ use std::{
 };
 
 use crate::{
-    authz::{Conn, Egress, Permit, Target},
+    authz::{Conn, Egress, Handed, Permit, Target},
     mesh::{Mesh, Service, Workload, knows_features, service::Mode},
     name::{Hostname, Identity, NodeName, ServiceName, WorkloadUid},
     reason::Reason,
@@ -171,6 +172,13 @@ fn to_service(
         endpoint::declared(service, port)?;
         return waypoint::plan(mesh, flow, name, waypoint, chooser);
     }
+    if let Some(pinned) = flow.pinned.as_ref().filter(|p| p.service == service.name) {
+        let (_, _, candidate) = endpoint::pinned(mesh, pinned, service, port)?;
+        return Ok(Plan {
+            service: name,
+            candidates: vec![candidate],
+        });
+    }
     let names: Vec<Identity> = endpoint::alternative_names(service).collect();
     if service.balancing.mode == Mode::Passthrough {
         let original = SocketAddr::new(flow.original.ip().to_canonical(), flow.original.port());
@@ -197,6 +205,24 @@ fn as_dialed(flow: &Egress) -> Candidate {
         workload: None,
         via: Via::Plain(flow.original),
     }
+}
+
+/// Plans the way of a connection that is handed over: to the waypoint of its service.
+pub fn handed(mesh: &Mesh, permit: &Permit<Handed>, chooser: Chooser<'_>) -> Result<Plan, Reason> {
+    let Handed {
+        conn,
+        service,
+        asked,
+    } = permit.subject();
+    let address = service.waypoint.as_ref();
+    let address = address.ok_or(Reason::WaypointRequired)?;
+    let flow = Egress {
+        source: Arc::clone(&conn.workload),
+        target: Target::Service(Arc::clone(service), asked.port()),
+        original: *asked,
+        pinned: None,
+    };
+    waypoint::plan(mesh, &flow, Some(service.name.clone()), address, chooser)
 }
 
 /// Plans an inbound flow: straight to the application.

@@ -15,7 +15,7 @@ use mesh_model::{
     balance::Viewpoint,
     mesh::{AppProtocol, Service, Workload},
     resilience::TrafficPolicy,
-    route::http::{Action, Backend, Mirror, Rule, choose},
+    route::http::{Action, Backend, Endpoint, Mirror, Rule, choose},
 };
 
 use super::{
@@ -53,6 +53,8 @@ struct Way {
     cluster: Arc<Cluster>,
     policy: Arc<TrafficPolicy>,
     h2: bool,
+    /// The one endpoint that it goes to, where it arrived there already.
+    pinned: Option<Endpoint>,
 }
 
 /// What is sent, each time anew.
@@ -142,7 +144,11 @@ impl<'a> Forward<'a> {
             }
             Some(_) | None => None,
         };
-        let way = self.way(backend)?;
+        let mut way = self.way(backend)?;
+        // Only the request itself goes back, copies go wherever they are sent otherwise.
+        let ClusterKey { service, port, .. } = &way.cluster.key;
+        let pinned = self.permitted.pinned(service, *port);
+        way.pinned = pinned.map_err(tries::unpicked)?;
         guard.record.cluster = Some(way.cluster.key.to_string());
         guard.flow.service = Some(way.cluster.key.service.clone());
         let message = self.message(parts, head, covered, backend, way.h2)?;
@@ -219,6 +225,7 @@ impl<'a> Forward<'a> {
             cluster,
             policy,
             h2,
+            pinned: None,
         })
     }
 

@@ -25,6 +25,7 @@ use tokio::{
 mod bounded;
 mod bounds;
 mod flows;
+mod handed;
 mod requests;
 mod streams;
 mod waypoint;

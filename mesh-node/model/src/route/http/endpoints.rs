@@ -7,6 +7,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use super::Selector;
 use crate::{
+    authz::Pinned,
     balance::{self, Viewpoint},
     mesh::{Mesh, Service, Workload, knows_features},
     name::Identity,
@@ -86,6 +87,16 @@ pub fn endpoints(
         (true, true) => Err(Reason::OtherNetwork),
         (true, false) => Err(Reason::NoEndpoints),
     }
+}
+
+/// The endpoint that requests go back to where they arrived at one of this service already, for a port of it.
+pub fn pinned(mesh: &Mesh, to: &Pinned, service: &Service, port: u16) -> Result<Endpoint, Reason> {
+    let (workload, address, candidate) = endpoint::pinned(mesh, to, service, port)?;
+    Ok(Endpoint {
+        workload,
+        address: Some(address),
+        candidate,
+    })
 }
 
 fn selector<'a>(destination: Option<&'a Arc<Destination>>, name: &str) -> Option<&'a Selector> {

@@ -61,7 +61,7 @@ impl Way {
             h2: self.h2 && message.switch.is_none(),
             tls: self.policy.tls.clone(),
             client: (
-                self.session.carry.arrived.identity.clone(),
+                self.session.carry.identity().cloned(),
                 self.session.carry.client.ip(),
             ),
         };

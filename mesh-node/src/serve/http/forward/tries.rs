@@ -176,14 +176,13 @@ impl Way {
         let from = Viewpoint::of(&shared.node, &self.permitted.permit.subject().source);
         let view = (&snapshot.mesh, snapshot.generation, from);
         let now = Instant::now().into_std();
-        let picked = self.cluster.pick(view, hash, wish, now);
+        let picked = match &self.pinned {
+            Some(endpoint) => self.cluster.take(view, endpoint.clone(), now),
+            None => self.cluster.pick(view, hash, wish, now),
+        };
         picked.map_err(|reason| {
             tracing::debug!(cluster = %self.cluster.key, reason = reason.shown().key, "no endpoint");
-            match reason {
-                Reason::NoSuchPort => Local::NO_CLUSTER,
-                Reason::RouteInvalid => Local::NO_CLUSTER,
-                _ => Local::UNHEALTHY,
-            }
+            unpicked(reason)
         })
     }
 
@@ -222,6 +221,14 @@ impl Way {
         if out {
             tracing::info!(cluster = %self.cluster.key, workload = %who, "an endpoint failed too often and is left out for a while");
         }
+    }
+}
+
+/// What the client is told when there is no endpoint.
+pub(super) fn unpicked(reason: Reason) -> Local {
+    match reason {
+        Reason::NoSuchPort | Reason::RouteInvalid => Local::NO_CLUSTER,
+        _ => Local::UNHEALTHY,
     }
 }
 

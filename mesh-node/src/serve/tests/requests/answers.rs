@@ -58,6 +58,38 @@ async fn a_request_goes_through_and_is_reported() {
 }
 
 #[tokio::test]
+async fn sizes_of_bodies_are_counted() {
+    let w = world("125", AppProtocol::Http11).await;
+    let body = Bytes::from(vec![b'x'; 600]);
+    let request = Request::post("/echo").header("host", "db.shop:8080");
+    let request = request.body(Full::new(body.clone())).expect("a request");
+    let (status, _, answer) = w.ask(request).await;
+    assert_eq!((status.as_u16(), answer), (200, body));
+    w.get("/x").await;
+    w.node.line(&["path=/echo ", "bytes_sent=600"]).await;
+    w.node.line(&["path=/x ", "bytes_received=0"]).await;
+    let text = w.node.shared.observer.metrics().text().expect("text");
+    // Both requests may have gone to different pods, which are label sets of their own.
+    let sum = |name: &str, part: &str| -> f64 {
+        let lines = text.lines().filter(|l| l.starts_with(name));
+        let lines = lines.filter(|l| l.contains(part) && l.contains("reporter=\"waypoint\""));
+        let last = lines.map(|l| l.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok()));
+        last.map(|n| n.expect("a number")).sum()
+    };
+    for (name, bytes, below) in [
+        ("istio_request_bytes", 600.0, 1.0),
+        ("istio_response_bytes", 602.0, 1.0),
+    ] {
+        let of = |rest: &str| format!("{name}_{rest}{{");
+        assert_eq!(sum(&of("count"), "response_code=\"200\""), 2.0, "{text}");
+        assert_eq!(sum(&of("sum"), ""), bytes, "{text}");
+        assert_eq!(sum(&of("bucket"), "le=\"500.0\""), below, "{text}");
+        assert_eq!(sum(&of("bucket"), "le=\"1000.0\""), 2.0, "{text}");
+    }
+    w.node.stop().await;
+}
+
+#[tokio::test]
 async fn rules_match_edit_and_answer() {
     let w = world("51", AppProtocol::Http11).await;
     w.destination(TrafficPolicy::default());
