@@ -141,5 +141,11 @@ async fn admit(
         report.record_mut().hbone_addr = Some(*tunnel);
     }
     let conn = permit.subject().conn.clone();
-    Ok((Admitted::Handed(dialed?.0, conn), generation))
+    match dialed {
+        Ok((stream, _)) => Ok((Admitted::Handed(stream, conn), generation)),
+        Err(error) => {
+            let (mesh, from) = (&state.load().mesh, &pod.namespace);
+            Err(Stopped::dialing(error, mesh, from, tried))
+        }
+    }
 }

@@ -7,6 +7,7 @@ use mesh_tests::lab::{Lab, net::NodeIndex, node::sum_metric, suite};
 use super::{
     hbone::{Root, Tunnel, leaf},
     tunnel::{SOON, until},
+    waypoint,
 };
 
 /// The waypoint that is made for the namespace.
@@ -358,6 +359,46 @@ pub async fn policies_mean_who_is_outside_and_strict_refuses() -> Result<()> {
     )
     .await?;
     check("STRICT", STRICT, [0, 0, 200], "mtls_required").await
+}
+
+/// While there is no waypoint there is no way in, and with the next one there is again.
+pub async fn a_waypoint_that_is_gone_leaves_no_way_in_for_who_is_outside() -> Result<()> {
+    let lab = Lab::up(suite::spec()).await?;
+    let require = "labels: {warren.dev/require-waypoint: \"true\"}";
+    let both = "labels: {warren.dev/require-waypoint: \"true\", warren.dev/use-waypoint: waypoint}";
+    let world = WORLD.replace(require, both);
+    lab.apply(&[&*world, waypoint::WAYPOINT, waypoint::WAYPOINT_POD].join("---\n"))
+        .await?;
+    lab.wait_ready(SOON).await?;
+    let url = format!(
+        "http://{}:8080/rate/1",
+        lab.status().await?.pod("shop/web-1")?.ip
+    );
+    answers(&lab, "shop/outside", &url, 200).await?;
+    answers(&lab, "shop/outside", &url.replace("/rate", "/deny"), 403).await?;
+    lab.delete(waypoint::WAYPOINT_POD).await?;
+    until("the end of the waypoint", async || {
+        let there = lab.status().await?.pod(waypoint::POD).is_ok();
+        ensure!(!there, "the waypoint's pod is there");
+        Ok(())
+    })
+    .await?;
+    let served = || -> Result<usize> {
+        let log = std::fs::read_to_string(lab.place.log("shop/web-1"))?;
+        Ok(log.matches("Request ").count())
+    };
+    let before = served()?;
+    for _ in 0..5 {
+        let got = status(&lab, "shop/outside", &url).await?;
+        ensure!(got == 0, "somebody answers {got}");
+    }
+    ensure!(served()? == before, "the server was reached");
+    let line = lab
+        .until_logged("n1", &["direction=handed", "dst.workload=web-1", "reason="])
+        .await?;
+    println!("the server's node: {line}");
+    lab.apply(waypoint::WAYPOINT_POD).await?;
+    answers(&lab, "shop/outside", &url, 200).await
 }
 
 /// With certificates of the mesh's own root: only the node of the pod is believed, and only about that pod.

@@ -133,6 +133,7 @@ fn main() -> ExitCode {
         around::a_node_that_has_not_heard_of_a_waypoint_leads_past_none,
         handed::who_is_outside_reaches_a_guarded_service_through_its_waypoint,
         handed::policies_mean_who_is_outside_and_strict_refuses,
+        handed::a_waypoint_that_is_gone_leaves_no_way_in_for_who_is_outside,
         handed::a_connection_is_handed_over_by_the_pods_own_node_only,
         streams::connections_are_routed_by_weight_and_by_name,
         streams::a_node_proxy_keeps_to_what_is_said_of_connections,

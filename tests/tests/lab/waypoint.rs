@@ -44,7 +44,7 @@ spec:
   subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
 "#;
 
-const WAYPOINT: &str = r#"
+pub const WAYPOINT: &str = r#"
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: waypoint, namespace: shop}
@@ -58,7 +58,7 @@ metadata: {name: waypoint, namespace: shop}
 spec: {selector: {gateway.networking.k8s.io/gateway-name: waypoint}, ports: [{name: hbone, port: 15008, appProtocol: hbone}]}
 "#;
 
-const WAYPOINT_POD: &str = r#"
+pub const WAYPOINT_POD: &str = r#"
 apiVersion: v1
 kind: Pod
 metadata: {name: waypoint-1, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: waypoint}}
@@ -72,7 +72,7 @@ spec:
 "#;
 
 /// The waypoint's pod.
-const POD: &str = "shop/waypoint-1";
+pub const POD: &str = "shop/waypoint-1";
 /// The client's identity.
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 

@@ -69,14 +69,16 @@ impl World {
                 body: "answered".into(),
             })
         };
-        let forward = http::Action::Forward(Box::new([Backend {
-            service: testing::service_name("shop", "db"),
-            port: None,
-            subset: Some("v1".into()),
-            weight: 1,
-            filters: Filters::default(),
-            invalid: None,
-        }]));
+        let forward = |service: &str, subset: Option<&str>| {
+            http::Action::Forward(Box::new([Backend {
+                service: testing::service_name("shop", service),
+                port: None,
+                subset: subset.map(Into::into),
+                weight: 1,
+                filters: Filters::default(),
+                invalid: None,
+            }]))
+        };
         let rule = |prefix: &str, action| Rule {
             name: format!("VirtualService/shop/db#{prefix}").into(),
             matches: Box::new([http::Match {
@@ -94,9 +96,13 @@ impl World {
         };
         let rest = match all {
             true => respond(200),
-            false => forward,
+            false => forward("db", Some("v1")),
         };
-        let rules = vec![rule("/deny", respond(403)), rule("/", rest)];
+        let rules = vec![
+            rule("/deny", respond(403)),
+            rule("/other", forward("other", None)),
+            rule("/", rest),
+        ];
         self.node.state.apply([Change::Routes(Routes {
             service: testing::service_name("shop", "db"),
             sets: Box::new([RouteSet {
@@ -339,6 +345,18 @@ async fn it_comes_back_to_the_very_pod_as_nobodys() {
     let (second, asked) = named(two.ip, first.port(), "v2").await;
     w.service(first.port(), AppProtocol::Http11);
     w.answers(false);
+    // A rule may send it to another service, as ever.
+    let other = w
+        .node
+        .pod("other", "127.7.122.4", MtlsMode::Permissive)
+        .await;
+    let (third, elsewhere) = named(other.ip, 0, "other").await;
+    let mut service = testing::service("shop", "other", "127.7.122.101", PORT, third.port());
+    service.waypoint = through(w.waypoint.addresses[0]);
+    w.node.state.apply([
+        Change::Service(service),
+        Change::Workload(testing::serving(other.workload.clone(), "shop", "other")),
+    ]);
     // The destination's policy would choose among both, and would not use a tunnel.
     let policy = TrafficPolicy {
         tls: Some(mesh_model::resilience::UpstreamTls::Disable),
@@ -353,9 +371,13 @@ async fn it_comes_back_to_the_very_pod_as_nobodys() {
         }
         let stream = bring(&w, None, marked(second)).await.expect("it is taken");
         assert_eq!(get(&mut Io::new(stream), "/deny").await.0, 403);
+        let stream = bring(&w, None, marked(second)).await.expect("it is taken");
+        let answer = get(&mut Io::new(stream), "/other").await;
+        assert_eq!(answer, (200, "other".into()));
     };
     tasks.run_until(all).await;
     assert_eq!((not_asked.load(SeqCst), asked.load(SeqCst)), (0, 12));
+    assert_eq!(elsewhere.load(SeqCst), 1);
     let line = w.node.line(&["request complete", "path=/x"]).await;
     for part in [
         "src.addr=192.0.2.7:4711",
