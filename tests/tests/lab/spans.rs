@@ -31,11 +31,6 @@ metadata: {name: server, namespace: shop, labels: {warren.dev/use-waypoint: wayp
 spec: {selector: {app: server}, ports: [{name: http, port: 80}]}
 ---
 apiVersion: v1
-kind: Pod
-metadata: {name: otel, namespace: observability, labels: {app: otel}}
-spec: {nodeName: n2, containers: [{name: c, image: 'otel/opentelemetry-collector:0.100.0', ports: [{containerPort: 4317}]}]}
----
-apiVersion: v1
 kind: Service
 metadata: {name: otel-collector, namespace: observability}
 spec: {selector: {app: otel}, ports: [{name: grpc-otlp, port: 4317}]}
@@ -59,6 +54,13 @@ metadata: {name: waypoint, namespace: shop}
 spec:
   gatewayClassName: warren-waypoint
   listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+"#;
+
+const COLLECTOR: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: otel, namespace: observability, labels: {app: otel}}
+spec: {nodeName: n2, containers: [{name: c, image: 'otel/opentelemetry-collector:0.100.0', ports: [{containerPort: 4317}]}]}
 "#;
 
 /// From Istio's documentation, but for the share.
@@ -96,7 +98,8 @@ async fn spans(lab: &Lab, path: &str) -> Result<Vec<Value>> {
 /// none and everything is sampled.
 pub async fn a_waypoint_is_a_span_in_its_clients_trace() -> Result<()> {
     let lab = Lab::up(suite::spec()).await?;
-    lab.apply(&[WORLD, &telemetry(0)].join("---\n")).await?;
+    lab.apply(&[WORLD, COLLECTOR, &telemetry(0)].join("---\n"))
+        .await?;
     lab.wait_ready(SOON).await?;
     let parent = format!("traceparent: 00-{TRACE}-{PARENT}-01");
     let went = std::cell::RefCell::new(Value::Null);
@@ -148,12 +151,6 @@ pub async fn a_waypoint_is_a_span_in_its_clients_trace() -> Result<()> {
         spans(&lab, "/anything/silent").await?.is_empty(),
         "a span of what is not sampled"
     );
-    // The collector takes nothing that did not come through the mesh, so these did.
-    let line = lab.until_logged(
-        "n2",
-        &["direction=inbound", "dst.workload=otel", "mtls=true"],
-    );
-    println!("the collector's node: {}", line.await?);
     let status = lab.status().await?;
     let pods = status
         .pods
@@ -167,5 +164,17 @@ pub async fn a_waypoint_is_a_span_in_its_clients_trace() -> Result<()> {
         .await?;
     let sent = sum_metric(&metrics, "warren_spans_total", &[("result", "exported")]);
     ensure!(sent >= 2.0, "{sent} spans counted:\n{metrics}");
+    // The collector takes nothing that did not come through the mesh, so these did; a flow is logged when it ends.
+    lab.delete(COLLECTOR).await?;
+    let words = [
+        "direction=inbound",
+        "dst.workload=otel",
+        "sa/waypoint",
+        "mtls=true",
+    ];
+    println!(
+        "the collector's node: {}",
+        lab.until_logged("n2", &words).await?
+    );
     Ok(())
 }
