@@ -47,7 +47,7 @@ use crate::{
         Call, Ending, Lifecycle, Part, Predecessor, Readiness, Retirement, end_of_signals,
         take_over,
     },
-    observe::{self, AccessFormat, LogControl, LogSink, Metrics, Observer},
+    observe::{self, AccessFormat, LogControl, LogSink, Metrics, Observer, Spans},
     role::Role,
     route::Director,
     scan::{Missing, Places, Scan, ScanParts},
@@ -200,6 +200,7 @@ async fn node(config: Config, log: Log) -> Result<Ending> {
         &certificates,
         kernel.clone(),
         &observer,
+        Spans::off(metrics.clone()),
     );
     let data =
         DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
@@ -426,6 +427,7 @@ fn data_parts(
     certificates: &Certificates,
     datapath: Arc<dyn Datapath>,
     observer: &Observer,
+    spans: Spans,
 ) -> Arc<Shared> {
     let (names, task) = Names::new(
         config.resolvers.clone(),
@@ -447,6 +449,7 @@ fn data_parts(
         names,
         flows: AtomicUsize::new(0),
         clusters: Clusters::default(),
+        spans,
     })
 }
 

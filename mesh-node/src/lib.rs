@@ -14,6 +14,7 @@ pub mod config;
 pub mod dial;
 pub mod dns;
 pub mod exchange;
+pub mod export;
 pub mod identify;
 pub mod lifecycle;
 pub mod observe;

@@ -17,6 +17,7 @@ pub mod object;
 mod path;
 mod read;
 pub mod security;
+pub mod telemetry;
 pub mod text;
 pub mod warren;
 

@@ -12,6 +12,7 @@ use crate::{
     network::NetworkPolicy,
     networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
+    telemetry::Telemetry,
     warren::MeshConfig,
 };
 
@@ -161,7 +162,7 @@ macro_rules! objects {
 objects! {
     Namespace, Node, Pod, Service, EndpointSlice, ServiceAccount, Deployment, DaemonSet,
     NetworkPolicy, AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry, VirtualService,
-    DestinationRule, Gateway, GatewayClass, HttpRoute, GrpcRoute, TcpRoute, TlsRoute, ReferenceGrant, MeshConfig,
+    DestinationRule, Telemetry, Gateway, GatewayClass, HttpRoute, GrpcRoute, TcpRoute, TlsRoute, ReferenceGrant, MeshConfig,
 }
 
 impl Object {

@@ -8,6 +8,7 @@ use mesh_k8s::{
     definition::{Names, definition},
     networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
+    telemetry::Telemetry,
 };
 use serde_json::{Value, json};
 
@@ -40,6 +41,7 @@ pub(super) fn istio() -> Vec<Value> {
         open::<WorkloadEntry>("workloadentries", "we"),
         open::<VirtualService>("virtualservices", "vs"),
         open::<DestinationRule>("destinationrules", "dr"),
+        open::<Telemetry>("telemetries", "telemetry"),
     ]
 }
 

@@ -125,6 +125,7 @@ fn cluster_rules(values: &Values) -> Vec<Value> {
             ],
             &READ,
         ),
+        rule("telemetry.istio.io", &["telemetries"], &READ),
         rule("warren.dev", &["meshconfigs"], &READ),
         // Conditions.
         rule(
@@ -142,6 +143,7 @@ fn cluster_rules(values: &Values) -> Vec<Value> {
             ],
             &["patch"],
         ),
+        rule("telemetry.istio.io", &["telemetries/status"], &["patch"]),
         rule(
             "gateway.networking.k8s.io",
             &[

@@ -84,6 +84,7 @@ fn config() -> Change {
         same_node: SameNode::Auto,
         enrolled_namespaces: Box::new([]),
         tunnel_blockers: Box::new([]),
+        tracing: Box::new([]),
     })
 }
 

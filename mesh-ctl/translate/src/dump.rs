@@ -4,7 +4,7 @@ mod traffic;
 
 use mesh_model::mesh::{
     Change, Enrolment, GatewayAddress, GatewayDestination, MeshConfig, Policy, PolicyScope,
-    Service, ServiceExtra, Validity, Workload, WorkloadExtra,
+    Service, ServiceExtra, TagValue, Tracing, TracingScope, Validity, Workload, WorkloadExtra,
     policy::{Match, StringMatch},
 };
 use serde_json::{Map, Value, json};
@@ -72,8 +72,34 @@ fn config(config: &MeshConfig) -> Value {
             let way = if b.ingress { "ingress" } else { "egress" };
             format!("{}/{} {way}", b.namespace, b.name)
         })),
+        "tracing": texts(config.tracing.iter().map(|t| tracing(t))),
     }));
     with("mesh", &config.trust_domain, fields)
+}
+
+fn tracing(tracing: &Tracing) -> String {
+    let scope = match &tracing.scope {
+        TracingScope::Service(name) => format!("service {name}"),
+        TracingScope::Waypoint(name) => format!("waypoint {name}"),
+        TracingScope::Namespace(name) => format!("namespace {name}"),
+        TracingScope::Mesh => "mesh".to_owned(),
+    };
+    let Some(to) = &tracing.collector else {
+        return format!("{scope}: none");
+    };
+    let namespace = to.namespace.as_ref().map_or("*", |n| n.as_str());
+    let tags = tracing.tags.iter().map(|tag| match &tag.value {
+        TagValue::Literal(text) => format!(" {}={text:?}", tag.name),
+        TagValue::Header(name, None) => format!(" {}=header {name}", tag.name),
+        TagValue::Header(name, Some(or)) => format!(" {}=header {name} or {or:?}", tag.name),
+    });
+    format!(
+        "{scope}: {} ppm to {namespace}/{}:{}{}",
+        tracing.sampling.parts(),
+        to.hostname,
+        to.port,
+        tags.collect::<String>()
+    )
 }
 
 fn workload(workload: &Workload) -> Value {

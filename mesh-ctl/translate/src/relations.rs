@@ -16,6 +16,7 @@ use mesh_k8s::{
     network::NetworkPolicy,
     networking::{ServiceEntry, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
+    telemetry::Telemetry,
 };
 use mesh_model::name::NetworkId;
 
@@ -58,6 +59,8 @@ enum Subject<'a> {
     AnyMtls(&'a str),
     /// The network policies of a namespace.
     Network(&'a str),
+    /// What is told of requests, by the objects of a namespace.
+    Told(&'a str),
     /// Services with a host name, in any namespace.
     Hostname(&'a str),
     /// Services with a host name below a suffix.
@@ -178,6 +181,11 @@ impl Reader<'_> {
                 .get(&key)
                 .into_iter()
                 .for_each(|entry| notes.network_policy(entry)),
+            Telemetry::KIND => view
+                .telemetries
+                .get(&key)
+                .into_iter()
+                .for_each(|entry| notes.telemetry(entry)),
             AuthorizationPolicy::KIND => notes.policy(view, object, &key),
             PeerAuthentication::KIND => notes.peer_authentication(view, object, &key),
             _ => notes.traffic(view, object, &key),
@@ -462,6 +470,19 @@ impl Notes<'_> {
         self.tell(Subject::Network(namespace), whole(entry));
         self.ask(Subject::Network(namespace));
         self.ask(Subject::Namespace(namespace));
+    }
+
+    /// Of those for a whole namespace one holds; of those for the mesh, in whichever root.
+    fn telemetry(&mut self, entry: &Entry<Telemetry>) {
+        let namespace = &entry.object.metadata.namespace;
+        self.tell(Subject::Told(namespace), whole(entry));
+        self.ask(Subject::Told(namespace));
+        if self.settings.is_root(namespace) {
+            for root in &self.settings.roots {
+                let subject = Subject::Told(root.as_str());
+                self.found.asks.push((self.hasher.hash_one(subject), false));
+            }
+        }
     }
 
     fn peer_authentication(&mut self, view: &ClusterView, object: &ObjectRef, key: &Key) {

@@ -7,6 +7,7 @@ use mesh_model::{
 };
 
 use crate::{
+    istio::providers::Providers,
     status::{InForce, Reports, Severity},
     view::{ClusterView, Entry, Origin},
 };
@@ -26,6 +27,8 @@ pub struct Settings {
     pub honour: HonourIstioLabels,
     /// Whether a namespace whose objects need a waypoint gets one.
     pub automatic_waypoints: bool,
+    /// Where spans may go.
+    pub(crate) tracing: Providers,
 }
 
 impl Settings {
@@ -125,6 +128,7 @@ impl Settings {
         }
         self.network = NetworkId::new(spec.network.as_str());
         self.honour = spec.honour_istio_labels.clone();
+        self.tracing = Providers::read(spec, &self.mesh.cluster_domain, wrong);
     }
 
     /// Whether policies of a namespace hold for the whole mesh.
@@ -151,6 +155,7 @@ impl Default for Settings {
             same_node: SameNode::Auto,
             enrolled_namespaces: Box::new([]),
             tunnel_blockers: Box::new([]),
+            tracing: Box::new([]),
         };
         Self {
             roots: vec![mesh.root_namespace.clone(), Namespace::from("istio-system")],
@@ -159,6 +164,7 @@ impl Default for Settings {
             network: NetworkId::from(""),
             honour: HonourIstioLabels::default(),
             automatic_waypoints: true,
+            tracing: Providers::default(),
         }
     }
 }

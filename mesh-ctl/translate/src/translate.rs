@@ -20,7 +20,7 @@ use crate::{
     gateway::{self, classes, waypoint},
     istio::{
         authorization::{self, Governing, Selects},
-        destination_rule, entry_endpoints, peer_authentication, service_entry,
+        destination_rule, entry_endpoints, peer_authentication, service_entry, telemetry,
         virtual_service::{self, Beside},
         workload_entry,
     },
@@ -99,6 +99,7 @@ pub(crate) fn owned(view: &ClusterView) -> Owned {
     let mut settings = Settings::read(view, &mut reports);
     settings.mesh.enrolled_namespaces = enrolment::namespaces(view, &settings.honour);
     settings.mesh.tunnel_blockers = network_policy::blockers(view, &settings);
+    settings.mesh.tracing = telemetry::rules(view, &settings);
     notices(view, &mut reports);
     pod::check_namespaces(view, &mut reports);
 
@@ -171,6 +172,7 @@ pub(crate) fn owned(view: &ClusterView) -> Owned {
     govern(&policies, &services, &labels, &mut drafts);
     peer_authentication::apply(view, &settings, &labels, &mut drafts.all, &mut reports);
     network_policy::check(view, &settings, &mut reports);
+    telemetry::check(view, &settings, &mut reports);
     broken(view, &mut reports);
     Owned {
         made: output(settings, services, traffic, policies, drafts),

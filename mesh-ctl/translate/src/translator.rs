@@ -11,15 +11,17 @@ use std::{
 };
 
 use mesh_k8s::{
-    Kind, Object, ObjectRef, core::Namespace, network::NetworkPolicy, warren::MeshConfig,
+    Kind, Object, ObjectRef, core::Namespace, network::NetworkPolicy, telemetry::Telemetry,
+    warren::MeshConfig,
 };
 use mesh_model::{
-    mesh::{Change, Enrolment, TunnelBlocker},
+    mesh::{Change, Enrolment, Tracing, TunnelBlocker},
     name::{self, Identity, NodeName, PolicyName, ServiceName, WorkloadUid},
 };
 
 use crate::{
     core::{enrolment, network_policy},
+    istio::telemetry,
     relations::{Reader, Relations},
     settings::Settings,
     status::Status,
@@ -35,9 +37,11 @@ type Id = Arc<ObjectRef>;
 pub struct Translator {
     view: ClusterView,
     settings: Settings,
-    /// The enrolled namespaces of the whole view and the NetworkPolicies in the way of tunnels, which no part of it knows.
+    /// The enrolled namespaces of the whole view, the NetworkPolicies in the way of tunnels and the rules of spans, which
+    /// no part of it knows.
     enrolled: Box<[name::Namespace]>,
     blockers: Box<[TunnelBlocker]>,
+    tracing: Box<[Arc<Tracing>]>,
     hasher: RandomState,
     index: Index,
     made: HashMap<ObjectRef, Box<[Change]>>,
@@ -83,6 +87,7 @@ impl Default for Translator {
             settings: Settings::default(),
             enrolled: Box::default(),
             blockers: Box::default(),
+            tracing: Box::default(),
             hasher: RandomState::new(),
             index: Index::default(),
             made: HashMap::new(),
@@ -146,7 +151,7 @@ impl Translator {
 
     /// Translates what the changes since the last time can have an effect on.
     pub fn refresh(&mut self) -> Refreshed {
-        let lists = [Namespace::KIND, NetworkPolicy::KIND];
+        let lists = [Namespace::KIND, NetworkPolicy::KIND, Telemetry::KIND];
         let mut listed = self.changed.iter().any(|o| lists.contains(&&*o.kind));
         let focus: HashSet<ObjectRef> = if std::mem::take(&mut self.all) {
             self.rebuild();
@@ -162,6 +167,7 @@ impl Translator {
         if listed {
             self.enrolled = enrolment::namespaces(&self.view, &self.settings.honour);
             self.blockers = network_policy::blockers(&self.view, &self.settings);
+            self.tracing = telemetry::rules(&self.view, &self.settings);
         }
         self.changed.clear();
         self.subjects.clear();
@@ -176,6 +182,7 @@ impl Translator {
             if let Change::Config(config) = &mut change {
                 config.enrolled_namespaces.clone_from(&self.enrolled);
                 config.tunnel_blockers.clone_from(&self.blockers);
+                config.tracing.clone_from(&self.tracing);
             }
             if focus.contains(&owner) || *owner.kind == *MeshConfig::KIND {
                 by_owner.entry(owner).or_default().push(change);

@@ -10,6 +10,7 @@ use mesh_k8s::{
     network::NetworkPolicy,
     networking::{DestinationRule, ServiceEntry, VirtualService, WorkloadEntry},
     security::{AuthorizationPolicy, PeerAuthentication},
+    telemetry::Telemetry,
     warren::MeshConfig,
 };
 use serde::Serialize;
@@ -218,6 +219,8 @@ view! {
     virtual_services: VirtualService,
     /// Destination rules.
     destination_rules: DestinationRule,
+    /// What is told of requests.
+    telemetries: Telemetry,
     /// Gateways of the Gateway API.
     gateways: Gateway,
     /// Their classes.

@@ -83,7 +83,7 @@ impl Dice {
             self.through(&mut metadata);
             return json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata});
         }
-        match self.below(34) {
+        match self.below(36) {
             0..=4 => self.pod(),
             5..=6 => self.service(),
             7..=9 => self.slice(),
@@ -106,6 +106,7 @@ impl Dice {
             24..=26 => self.destination_rule(),
             27..=28 => self.gateway(),
             30..=32 => self.route(),
+            33..=34 => self.telemetry(),
             29 if self.one_in(2) => {
                 json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
                     "metadata": {"name": self.of(&["warren-waypoint", "istio-waypoint"]), "labels": {"istio.io/waypoint-for": self.of(&["all", "none", "odd"])}}})
@@ -277,7 +278,9 @@ impl Dice {
     fn settings(&mut self) -> Value {
         json!({"apiVersion": "warren.dev/v1", "kind": "MeshConfig", "metadata": {"name": self.of(&["mesh", "other"]), "namespace": "warren-system"},
             "spec": {"rootNamespace": self.of(&["", "bank"]), "trustDomain": self.of(&["cluster.local", "corp"]), "network": self.of(&["", "net1"]),
-                "waypoint": self.of(&["", "auto", "manual", "odd"])}})
+                "waypoint": self.of(&["", "auto", "manual", "odd"]),
+                "extensionProviders": [{"name": "otel", "opentelemetry": {"service": "otel.o.svc.cluster.local", "port": 4317}}],
+                "defaultProviders": {"tracing": [self.of(&["otel", "odd"])]}}})
     }
 
     fn pod(&mut self) -> Value {
@@ -349,6 +352,24 @@ impl Dice {
         let port = 15000 + self.below(10);
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": self.meta(&["n1", "n2", "n3"]),
             "spec": {"podSelector": {"matchLabels": self.labels()}, "ingress": [{"ports": [{"port": port}], "from": peers}]}})
+    }
+
+    fn telemetry(&mut self) -> Value {
+        let mut spec = json!({"tracing": [{"randomSamplingPercentage": 1 + self.below(3)}]});
+        if self.one_in(2) {
+            spec["tracing"][0]["providers"] = json!([{"name": self.of(&["otel", "odd"])}]);
+        }
+        match self.below(4) {
+            0 => spec["selector"] = json!({"matchLabels": self.labels()}),
+            1 => spec["targetRefs"] = json!([{"kind": "Service", "name": self.of(&["a", "b"])}]),
+            2 if self.one_in(4) => spec["tracing"] = json!("broken"),
+            _ => {}
+        }
+        let mut metadata = self.meta(&["t", "u"]);
+        if self.one_in(3) {
+            metadata["namespace"] = json!(self.of(&["warren-system", "istio-system"]));
+        }
+        json!({"apiVersion": "telemetry.istio.io/v1", "kind": "Telemetry", "metadata": metadata, "spec": spec})
     }
 
     fn peer_authentication(&mut self) -> Value {

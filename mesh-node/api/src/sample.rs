@@ -14,14 +14,15 @@ use fastrand::Rng;
 use ipnet::IpNet;
 use mesh_model::{
     mesh::{
-        Action, AppProtocol, Change, Enrolment, GatewayAddress, GatewayDestination, MeshConfig,
-        MtlsMode, Policy, PolicyScope, SameNode, Service, ServiceExtra, ServicePort, TunnelBlocker,
-        Validity, Workload, WorkloadExtra,
+        Action, AppProtocol, Change, Collector, Enrolment, GatewayAddress, GatewayDestination,
+        MeshConfig, MtlsMode, Policy, PolicyScope, SameNode, Service, ServiceExtra, ServicePort,
+        SpanTag, TagValue, Tracing, TracingScope, TunnelBlocker, Validity, Workload, WorkloadExtra,
         policy::{Clause, Match, Rule, ServiceAccountMatch, StringMatch},
         service::{Balancing, Mode, Scope, Visibility},
         workload::{Canonical, Locality, Membership, TunnelProtocol},
     },
     name::{Hostname, Identity, Namespace, NetworkAddress, PolicyName, ServiceName, WorkloadUid},
+    resilience::Share,
 };
 
 pub(crate) fn word(r: &mut Rng) -> String {
@@ -303,6 +304,31 @@ pub(crate) fn config(r: &mut Rng) -> MeshConfig {
             namespace: word(r).as_str().into(),
             name: word(r).as_str().into(),
             ingress: r.bool(),
+        }),
+        tracing: list(r, 3, |r| Arc::new(tracing(r))),
+    }
+}
+
+fn tracing(r: &mut Rng) -> Tracing {
+    Tracing {
+        scope: match r.u8(0..4) {
+            0 => TracingScope::Service(service_name(r)),
+            1 => TracingScope::Waypoint(service_name(r)),
+            2 => TracingScope::Namespace(word(r).as_str().into()),
+            _ => TracingScope::Mesh,
+        },
+        sampling: Share::per_million(r.u32(0..=1_000_000)),
+        collector: r.bool().then(|| Collector {
+            namespace: r.bool().then(|| word(r).as_str().into()),
+            hostname: word(r).as_str().into(),
+            port: r.u16(1..),
+        }),
+        tags: list(r, 2, |r| SpanTag {
+            name: word(r).into(),
+            value: match r.bool() {
+                true => TagValue::Literal(word(r).into()),
+                false => TagValue::Header(word(r).into(), r.bool().then(|| word(r).into())),
+            },
         }),
     }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use mesh_api::resource;
 use mesh_model::name::{Identity, NodeName, WorkloadUid};
 use socket2::{Domain, Socket, Type};
+use tokio::sync::watch;
 
 use super::{Log, control, data_parts, sockets::serve_metrics, tasks::Tasks};
 use crate::{
@@ -21,9 +22,10 @@ use crate::{
     admin::{AdminParts, AdminServer},
     capture::NoDatapath,
     config::{Config, OwnPod},
+    export::Exporter,
     identify::{Certificates, describe},
     lifecycle::{Lifecycle, Part, Readiness, end_of_signals},
-    observe::{Metrics, MetricsServer, Observer},
+    observe::{Metrics, MetricsServer, Observer, Spans},
     serve::{DataThreads, Shared},
     state::MeshState,
 };
@@ -71,7 +73,19 @@ pub(super) async fn waypoint(config: Config, log: Log) -> Result<()> {
     )?;
     let (listeners, receivers) = Listeners::new(config.threads);
     let kernel = Arc::new(NoDatapath);
-    let shared = data_parts(&config, &tasks, &state, &certificates, kernel, &observer);
+    let (spans, finished) = Spans::new(metrics.clone());
+    let shared = data_parts(
+        &config,
+        &tasks,
+        &state,
+        &certificates,
+        kernel,
+        &observer,
+        spans,
+    );
+    let (known, pod) = watch::channel(None);
+    let exporter = Exporter::start(shared.clone(), finished, pod);
+    let exporter = exporter.context("starting the thread that sends spans")?;
     let data =
         DataThreads::start(shared.clone(), receivers).context("starting the data threads")?;
     let part = tasks.readiness.part("listener", "who the waypoint is");
@@ -81,7 +95,7 @@ pub(super) async fn waypoint(config: Config, log: Log) -> Result<()> {
         state.clone(),
         listeners,
         listener,
-        part,
+        (part, known),
     );
     tasks.spawn("listener", serving);
     show(
@@ -112,6 +126,7 @@ pub(super) async fn waypoint(config: Config, log: Log) -> Result<()> {
         );
     }
     data.end().await;
+    exporter.end().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -144,7 +159,7 @@ async fn serve(
     state: MeshState,
     listeners: Listeners,
     listener: TcpListener,
-    part: Part,
+    (part, known): (Part, watch::Sender<Option<Arc<Pod>>>),
 ) {
     let domain = loop {
         let found = state.wait_for(LOOK, |s| Some(s.mesh.config()?.trust_domain.clone()));
@@ -170,6 +185,7 @@ async fn serve(
         barred: None,
         sockets: Arc::new(OwnSockets),
     });
+    known.send_replace(Some(pod.clone()));
     match listeners.add(&pod, Kind::Waypoint, &listener).await {
         Ok(()) => {
             tracing::info!(%identity, "the waypoint serves");

@@ -10,6 +10,7 @@ mod log;
 mod node;
 mod request;
 mod requests;
+mod spans;
 mod traffic;
 
 pub(crate) use http::reply;
@@ -24,4 +25,5 @@ pub use node::{
 };
 pub use request::{RequestGuard, RequestRecord};
 pub use requests::Requests;
+pub use spans::{Decision, Finished, Mark, Span, Spans, decide};
 pub use traffic::{Reporter, Traffic, TrafficCounters};

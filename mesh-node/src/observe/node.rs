@@ -201,6 +201,8 @@ metrics! {
     certificate_expiry: Family<IdentityLabel, Gauge> = "warren_certificate_expiry_timestamp_seconds";
     /// Attempts to get a certificate.
     certificate_requests: Family<ResultLabel, Counter> = "warren_certificate_requests";
+    /// Spans that ended, by what became of them.
+    spans: Family<ResultLabel, Counter> = "warren_spans";
     /// Whether the process is draining.
     draining: Gauge = "warren_draining";
 }

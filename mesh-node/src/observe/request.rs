@@ -11,7 +11,7 @@ use std::{
 
 use http::HeaderMap;
 
-use super::{FlowRecord, Observer, access, requests::RequestLabels};
+use super::{FlowRecord, Observer, Span, access, requests::RequestLabels};
 
 /// The flag of a client that went away.
 const GONE: &str = "DC";
@@ -74,6 +74,8 @@ pub struct RequestGuard {
     pub flow: FlowRecord,
     /// What is asked and answered.
     pub record: RequestRecord,
+    /// The request's span, where it is traced.
+    pub span: Option<Box<Span>>,
     started: Instant,
     complete: bool,
 }
@@ -90,6 +92,7 @@ impl RequestGuard {
             observer,
             flow,
             record: RequestRecord::default(),
+            span: None,
             started: Instant::now(),
             complete: false,
         }
@@ -137,6 +140,9 @@ impl Drop for RequestGuard {
             request: &self.record,
         };
         self.observer.metrics().requests().count(labels, took);
+        if let Some(span) = self.span.take() {
+            span.finish(&self.flow, &self.record, took);
+        }
         if self.observer.logs_access() {
             let line = access::request(self.observer.format(), &self.flow, &self.record, took);
             self.observer.line(line);

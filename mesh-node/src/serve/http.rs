@@ -29,7 +29,8 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_model::{
     authz::Target,
-    mesh::Workload,
+    mesh::{Mesh, Workload, tracing_of},
+    name::ServiceName,
     resilience::{Abort, Fault},
     route::http::{Action, Asked, Found, Rule},
 };
@@ -49,7 +50,7 @@ use super::{
 use crate::{
     authorize,
     exchange::{Crossing, Kept, Local, OnThread, Reply, crossing, is_grpc, local},
-    observe::RequestGuard,
+    observe::{Mark, RequestGuard},
     tunnel::{Io, Link},
 };
 
@@ -228,8 +229,10 @@ async fn decide(
         return Err(Local::UNSERVED);
     };
     guard.flow.service = Some(service.name.clone());
-    let head = Head::read(parts)?;
     let mesh = permitted.snapshot.mesh.clone();
+    let own = &permitted.permit.subject().source;
+    let mark = session.trace(parts, (&mesh, own), (&service.name, port), guard);
+    let head = Head::read(parts)?;
     let client = session.client(&mesh, &permitted.permit.subject().source);
     let extra = client.as_ref().and_then(|w| mesh.extra(&w.uid));
     let asked = Asked {
@@ -285,7 +288,7 @@ async fn decide(
             response
         }
         Some(Action::Forward(_)) | None => {
-            let way = Forward::new(session, permitted, client, (&service, port), rule);
+            let way = Forward::new(session, permitted, client, (&service, port), rule, mark);
             way.go(parts, &head, covered, kept, guard).await?
         }
     };
@@ -335,7 +338,7 @@ fn sent_elsewhere(code: u16, location: &str) -> Result<Response<Reply>, Local> {
 
 impl Session {
     /// The client, where it proved to be one that the mesh knows.
-    fn client(&self, mesh: &mesh_model::mesh::Mesh, own: &Workload) -> Option<Arc<Workload>> {
+    fn client(&self, mesh: &Mesh, own: &Workload) -> Option<Arc<Workload>> {
         let found = mesh.workload_at(&own.network, self.carry.client.ip());
         let proven = self.carry.identity()?;
         found.filter(|w| w.identity == *proven).cloned()
@@ -361,6 +364,22 @@ impl Session {
         };
         let to = Reached::unbounded(far);
         joined(&self.data, &self.carry, near, to, report, place);
+    }
+
+    /// Begins a request's span, where it is to have one; gives the context that goes on in its headers.
+    fn trace(
+        &self,
+        parts: &Parts,
+        (mesh, own): (&Mesh, &Workload),
+        (service, port): (&ServiceName, u16),
+        guard: &mut RequestGuard,
+    ) -> Option<Mark> {
+        let rules = &mesh.config()?.tracing;
+        let rule = tracing_of(rules, service, own)?;
+        let spans = &self.data.shared.spans;
+        let (mark, span) = spans.begin(rule, &parts.headers, (service, port));
+        guard.span = span;
+        mark
     }
 
     /// Begins to report a request.

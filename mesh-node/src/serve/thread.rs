@@ -33,7 +33,7 @@ use crate::{
     dns::Names,
     exchange::{Clusters, Connections, Joined},
     identify::{Certificates, Handshakes, Held},
-    observe::Observer,
+    observe::{Observer, Spans},
     state::MeshState,
     tunnel,
 };
@@ -66,6 +66,8 @@ pub struct Shared {
     pub flows: AtomicUsize,
     /// What requests are balanced over.
     pub clusters: Clusters,
+    /// Spans of requests.
+    pub spans: Spans,
 }
 
 /// Whether the data threads take traffic.

@@ -19,7 +19,7 @@ use mesh_node::{
     config::Limits,
     dns::{Names, Resolvers, TtlBounds},
     identify::{Certificates, Handshakes},
-    observe::Observer,
+    observe::{Metrics, Observer, Spans},
     serve::{DataThreads, Shared},
     state::MeshState,
 };
@@ -74,6 +74,7 @@ fn shared(kernel: &Arc<FakeDatapath>) -> Arc<Shared> {
         names,
         flows: AtomicUsize::new(0),
         clusters: Default::default(),
+        spans: Spans::off(Metrics::new()),
     })
 }
 

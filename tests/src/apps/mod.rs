@@ -6,6 +6,7 @@
 pub mod ask;
 pub mod book;
 pub mod bookinfo;
+pub mod collector;
 pub mod grpc_echo;
 pub mod httpbin;
 pub mod tcp_echo;
@@ -41,6 +42,7 @@ pub fn program_for_image(image: &str) -> Option<Vec<String>> {
         "rating-service" => &["rating", "--version", major],
         "httpbin" | "go-httpbin" => &["httpbin"],
         "grpc-echo" | "goodsservice" => &["grpc-echo", "--version", major],
+        "opentelemetry-collector" | "opentelemetry-collector-contrib" => &["collector"],
         "tcp-echo" | "tcp-echo-server" => &["tcp-echo"],
         "myapp" | "echo" => &["httpbin", "--version", major],
         _ => return None,
@@ -75,6 +77,7 @@ mod tests {
         );
         check("book-service", Some("book"));
         check("grpc-echo@sha256:00", Some("grpc-echo --version v1"));
+        check("otel/opentelemetry-collector:0.100.0", Some("collector"));
         check("busybox:1.36", None);
     }
 }

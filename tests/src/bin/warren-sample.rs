@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use mesh_tests::apps::{ask, book, bookinfo, grpc_echo, httpbin, tcp_echo, ws_cases};
+use mesh_tests::apps::{ask, book, bookinfo, collector, grpc_echo, httpbin, tcp_echo, ws_cases};
 
 /// Sample applications for the lab and the tests. They know nothing of the mesh.
 #[derive(Parser)]
@@ -30,6 +30,8 @@ enum App {
     Httpbin(Versioned),
     /// gRPC echo, all four kinds of call.
     GrpcEcho(Versioned),
+    /// OTLP over gRPC: writes each span that it gets as a line of JSON.
+    Collector(Port),
     /// TCP echo, banner, sink or source.
     TcpEcho(Tcp),
     /// Call a sample and check every answer; prints one JSON object.
@@ -131,6 +133,7 @@ async fn main() -> Result<()> {
         App::GrpcEcho(a) => {
             grpc_echo::grpc_echo(a.port.unwrap_or(grpc_echo::PORT), a.version).await
         }
+        App::Collector(a) => collector::collector(a.port.unwrap_or(collector::PORT)).await,
         App::Ask(a) => ask_for(a).await,
         App::TcpEcho(a) => tcp_echo::tcp_echo(&a.port, a.manner()).await,
     }

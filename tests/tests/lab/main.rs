@@ -33,6 +33,7 @@ mod reuse;
 mod samples;
 mod secrecy;
 mod seeds;
+mod spans;
 mod streams;
 mod trust;
 mod tunnel;
@@ -121,6 +122,7 @@ fn main() -> ExitCode {
         discovery::what_is_outside_and_what_a_port_accepts,
         discovery::a_host_that_is_known_by_name_is_found_and_followed,
         discovery::a_running_node_tells_and_is_told,
+        spans::a_waypoint_is_a_span_in_its_clients_trace,
         waypoint::requests_are_split_by_weight_and_seen_as_the_clients,
         waypoint::faults_and_retries_of_a_waypoint,
         waypoint::policies_mean_the_client_and_nothing_goes_around_a_waypoint,

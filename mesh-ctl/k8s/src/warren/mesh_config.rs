@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Kind, ObjectMeta};
 
 /// Settings of the whole mesh; one object, anywhere.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MeshConfig {
     /// Metadata.
@@ -16,7 +16,7 @@ pub struct MeshConfig {
 }
 
 /// Settings of the whole mesh.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MeshConfigSpec {
     /// The trust domain; `cluster.local` when empty.
@@ -40,6 +40,68 @@ pub struct MeshConfigSpec {
     pub network: String,
     /// The name of this cluster; `Kubernetes` when empty.
     pub cluster_id: String,
+    /// Where spans may go, each under a name; an entry of Istio's MeshConfig works unchanged.
+    pub extension_providers: Vec<ExtensionProvider>,
+    /// Which of them are used where no Telemetry object names one.
+    pub default_providers: DefaultProviders,
+    /// Settings of every proxy, as in Istio's MeshConfig.
+    pub default_config: DefaultConfig,
+    /// Whether there are spans at all, as in Istio's MeshConfig; there are when it is absent.
+    pub enable_tracing: Option<bool>,
+}
+
+/// Somebody who is told of requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExtensionProvider {
+    /// The name that other objects say.
+    pub name: String,
+    /// A collector that speaks OTLP.
+    pub opentelemetry: Option<OpenTelemetryProvider>,
+}
+
+/// A collector that speaks OTLP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OpenTelemetryProvider {
+    /// Its service: a full host name, or `<namespace>/<host name>`.
+    pub service: String,
+    /// The port of the service.
+    pub port: u32,
+    /// OTLP over HTTP, which is not spoken.
+    pub http: Option<OtlpHttp>,
+}
+
+/// OTLP over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OtlpHttp {
+    /// The path of its endpoint.
+    pub path: String,
+}
+
+/// Providers that are used where nothing else is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DefaultProviders {
+    /// Of spans: the first.
+    pub tracing: Vec<String>,
+}
+
+/// Settings of every proxy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DefaultConfig {
+    /// Spans.
+    pub tracing: DefaultTracing,
+}
+
+/// Which requests leave spans where nothing else is said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DefaultTracing {
+    /// The share of requests in per cent; 1 when absent.
+    pub sampling: Option<f64>,
 }
 
 /// Which of Istio's enrolment labels count.

@@ -4,4 +4,7 @@ mod crd;
 mod mesh_config;
 
 pub use crd::crds;
-pub use mesh_config::{HonourIstioLabels, MeshConfig, MeshConfigSpec};
+pub use mesh_config::{
+    DefaultConfig, DefaultProviders, DefaultTracing, ExtensionProvider, HonourIstioLabels,
+    MeshConfig, MeshConfigSpec, OpenTelemetryProvider, OtlpHttp,
+};

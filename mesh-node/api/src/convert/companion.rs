@@ -9,8 +9,11 @@ use mesh_model::{
     name::{ServiceName, TrustDomain, WorkloadUid},
 };
 
-use super::field::{
-    Bad, Problem, all, hostname, known, label, namespace, port, service_name, strings, texts,
+use super::{
+    field::{
+        Bad, Problem, all, hostname, known, label, namespace, port, service_name, strings, texts,
+    },
+    tracing,
 };
 use crate::warren::{self as wire, companion::Content};
 
@@ -193,6 +196,7 @@ pub(super) fn encode_mesh(m: &MeshConfig) -> Content {
             .map(ToString::to_string)
             .collect(),
         tunnel_blockers: m.tunnel_blockers.iter().map(blocker_to_wire).collect(),
+        tracing: m.tracing.iter().map(|t| tracing::wire(t)).collect(),
     })
 }
 
@@ -228,5 +232,6 @@ fn mesh(m: wire::Mesh) -> Result<MeshConfig, Bad> {
             namespace("", n)
         })?,
         tunnel_blockers: all("tunnel_blockers", m.tunnel_blockers, blocker)?,
+        tracing: all("tracing", m.tracing, |t| tracing::read(t).map(Arc::new))?,
     })
 }

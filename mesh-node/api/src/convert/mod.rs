@@ -14,6 +14,7 @@ mod routes;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod tracing;
 
 use std::{fmt, sync::Arc};
 

@@ -101,6 +101,74 @@ pub struct Mesh {
     /// necessarily all.
     #[prost(message, repeated, tag = "7")]
     pub tunnel_blockers: ::prost::alloc::vec::Vec<TunnelBlocker>,
+    /// Which requests leave spans; the first that covers a service decides.
+    #[prost(message, repeated, tag = "8")]
+    pub tracing: ::prost::alloc::vec::Vec<Tracing>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Tracing {
+    /// Parts per million of the requests for which nobody has decided.
+    #[prost(uint32, tag = "5")]
+    pub sampling: u32,
+    /// Where spans go, by OTLP over gRPC; there are none when it is absent.
+    #[prost(message, optional, tag = "6")]
+    pub collector: ::core::option::Option<Collector>,
+    #[prost(message, repeated, tag = "7")]
+    pub tags: ::prost::alloc::vec::Vec<SpanTag>,
+    #[prost(oneof = "tracing::Scope", tags = "1, 2, 3, 4")]
+    pub scope: ::core::option::Option<tracing::Scope>,
+}
+/// Nested message and enum types in `Tracing`.
+pub mod tracing {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Scope {
+        /// `<namespace>/<hostname>` of a service.
+        #[prost(string, tag = "1")]
+        Service(::prost::alloc::string::String),
+        /// The same of a waypoint's own service.
+        #[prost(string, tag = "2")]
+        Waypoint(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Namespace(::prost::alloc::string::String),
+        #[prost(message, tag = "4")]
+        Mesh(()),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Collector {
+    /// The namespace of its service; any that has the host name when absent.
+    #[prost(string, optional, tag = "1")]
+    pub namespace: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SpanTag {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "span_tag::Value", tags = "2, 3")]
+    pub value: ::core::option::Option<span_tag::Value>,
+}
+/// Nested message and enum types in `SpanTag`.
+pub mod span_tag {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Value {
+        #[prost(string, tag = "2")]
+        Literal(::prost::alloc::string::String),
+        #[prost(message, tag = "3")]
+        Header(super::HeaderTag),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderTag {
+    /// In lower case.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What is said where it is missing.
+    #[prost(string, optional, tag = "2")]
+    pub otherwise: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TunnelBlocker {

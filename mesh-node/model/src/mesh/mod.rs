@@ -10,12 +10,14 @@ pub mod policy;
 pub mod service;
 pub(crate) mod shard;
 pub mod snapshot;
+mod tracing;
 mod vacated;
 pub mod workload;
 
 pub use policy::{Action, Policy, PolicyScope, Validity};
 pub use service::{AppProtocol, Service, ServiceExtra, ServicePort};
 pub use snapshot::{Change, Diff, Mesh};
+pub use tracing::{Collector, SpanTag, TagValue, Tracing, TracingScope, tracing_of};
 pub use workload::{Enrolment, MtlsMode, Workload, WorkloadExtra};
 
 use std::sync::Arc;
@@ -40,6 +42,8 @@ pub struct MeshConfig {
     /// NetworkPolicies that let applications' connections through and not the mesh's tunnels; in order, and only as many
     /// as the controller cares to name.
     pub tunnel_blockers: Box<[TunnelBlocker]>,
+    /// Which requests leave spans, the narrowest rule first.
+    pub tracing: Box<[Arc<Tracing>]>,
 }
 
 /// A NetworkPolicy that names ports, and not that of the mesh's tunnels. Which pods it is about is not said.
@@ -67,7 +71,7 @@ impl MeshConfig {
     }
 
     /// Whether connections are decided and carried as by the other. The list of namespaces decides about none: it says
-    /// whose pods are captured before they are known. NetworkPolicies only explain.
+    /// whose pods are captured before they are known. NetworkPolicies only explain, and spans only tell.
     pub fn decides_like(&self, other: &Self) -> bool {
         let Self {
             trust_domain,
@@ -77,6 +81,7 @@ impl MeshConfig {
             same_node,
             enrolled_namespaces: _,
             tunnel_blockers: _,
+            tracing: _,
         } = self;
         *trust_domain == other.trust_domain
             && *root_namespace == other.root_namespace

@@ -132,6 +132,7 @@ pub fn config() -> MeshConfig {
         same_node: SameNode::Auto,
         enrolled_namespaces: Box::new([]),
         tunnel_blockers: Box::new([]),
+        tracing: Box::new([]),
     }
 }
 

@@ -291,6 +291,7 @@ impl<K: Kernel + Datapath + 'static> World<K> {
             same_node: SameNode::Auto,
             enrolled_namespaces: Box::new([]),
             tunnel_blockers: Box::new([]),
+            tracing: Box::new([]),
         };
         self.state.apply([Change::Config(config), Change::Complete]);
     }

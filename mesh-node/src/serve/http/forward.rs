@@ -27,7 +27,7 @@ use crate::{
     exchange::{
         Cluster, ClusterKey, Kept, Local, Outgoing, Reply, Upgrade, Wish, forwarded, strip, upgrade,
     },
-    observe::RequestGuard,
+    observe::{Mark, RequestGuard},
 };
 
 /// The longest try where no timeout ends it.
@@ -43,6 +43,7 @@ pub(super) struct Forward<'a> {
     service: &'a Service,
     port: u16,
     rule: Option<&'a Rule>,
+    mark: Option<Mark>,
 }
 
 /// One backend's endpoints, and how requests get there.
@@ -107,13 +108,15 @@ enum Failed {
 }
 
 impl<'a> Forward<'a> {
-    /// Prepares the way of a request to `port` of `service` by a rule, or to the service itself.
+    /// Prepares the way of a request to `port` of `service` by a rule, or to the service itself; `mark` is the trace context
+    /// that goes along.
     pub fn new(
         session: &'a Rc<Session>,
         permitted: Permitted<Egress>,
         client: Option<Arc<Workload>>,
         (service, port): (&'a Service, u16),
         rule: Option<&'a Rule>,
+        mark: Option<Mark>,
     ) -> Self {
         Self {
             session,
@@ -122,6 +125,7 @@ impl<'a> Forward<'a> {
             service,
             port,
             rule,
+            mark,
         }
     }
 
@@ -253,6 +257,9 @@ impl<'a> Forward<'a> {
         };
         strip(&mut headers);
         forwarded(&mut headers, self.session.carry.client.ip());
+        if let Some(mark) = self.mark {
+            mark.put(&mut headers);
+        }
         let filters = [self.rule.map(|r| &r.filters), backend.map(|b| &b.filters)];
         let mut authority = head.authority.clone();
         for filters in filters.into_iter().flatten() {

@@ -20,6 +20,7 @@ use mesh_model::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::mpsc,
 };
 
 mod bounded;
@@ -37,7 +38,7 @@ use crate::{
     config::Limits,
     dns::{Names, Resolvers, TtlBounds},
     identify::{Certificates, Handshakes, testing::Authority},
-    observe::{AccessFormat, LogSink, Metrics, Observer},
+    observe::{AccessFormat, Finished, LogSink, Metrics, Observer, Spans},
     state::MeshState,
 };
 
@@ -81,6 +82,8 @@ struct Node {
     lines: Lines,
     certificates: Certificates,
     ca: Authority,
+    /// Spans that wait for whoever sends them.
+    finished: Mutex<Option<mpsc::Receiver<Box<Finished>>>>,
 }
 
 fn limits() -> Limits {
@@ -122,17 +125,20 @@ impl Node {
         };
         let (names, resolving) = Names::new(Resolvers::Fixed(Vec::new()), bounds, Metrics::new());
         tokio::spawn(resolving.run());
+        let metrics = Metrics::new();
+        let (spans, finished) = Spans::new(metrics.clone());
         let shared = Arc::new(Shared {
             node: "n1".into(),
             state: state.clone(),
             certificates: certificates.clone(),
             datapath: kernel.clone(),
-            observer: Observer::new(Metrics::new(), sink, format, true),
+            observer: Observer::new(metrics, sink, format, true),
             handshakes: Handshakes::new(64, 32),
             limits,
             names,
             flows: AtomicUsize::new(0),
             clusters: Default::default(),
+            spans,
         });
         let (listeners, receivers) = Listeners::new(2);
         let threads = DataThreads::start(shared.clone(), receivers).expect("threads");
@@ -146,6 +152,7 @@ impl Node {
             lines,
             certificates,
             ca: Authority::new("ca"),
+            finished: Mutex::new(Some(finished)),
         }
     }
 

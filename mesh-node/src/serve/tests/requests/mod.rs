@@ -50,6 +50,7 @@ mod mirrors;
 mod pools;
 mod protocols;
 mod secured;
+mod spans;
 mod tries;
 
 /// An application that says who it is and what it was asked, and does what paths say.
