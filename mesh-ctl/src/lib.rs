@@ -10,6 +10,8 @@ mod apiserver;
 pub mod app;
 pub mod ca;
 pub mod cli;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod install;
 pub mod leader;
 pub mod listen;

@@ -15,6 +15,8 @@ pub mod dial;
 pub mod dns;
 pub mod exchange;
 pub mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod identify;
 pub mod lifecycle;
 pub mod observe;

@@ -8,6 +8,7 @@ mod codegen;
 mod demo;
 mod deny;
 mod ebpf;
+mod fuzz;
 mod image;
 mod kube;
 mod lab;
@@ -55,6 +56,8 @@ enum Cmd {
     Demo(demo::Args),
     /// Measure.
     Bench(bench::Args),
+    /// Feed the parsers with whatever breaks them, guided by coverage.
+    Fuzz(fuzz::Args),
     /// The gate: everything that must hold before a change is taken.
     Ci(ci::Args),
     /// Install the Debian packages and tools that building and testing need.
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Cmd::Image(args) => image::run(&args),
         Cmd::Demo(args) => return demo::run(&args).unwrap_or_else(failed),
         Cmd::Bench(args) => return bench::run(&args).unwrap_or_else(failed),
+        Cmd::Fuzz(args) => fuzz::run(&args),
         Cmd::Ci(args) => ci::run(&args),
         Cmd::Provision(args) => provision::run(&args),
     };

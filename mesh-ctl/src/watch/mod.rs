@@ -22,6 +22,20 @@ pub use folder::Folder;
 pub use manifests::{Manifests, read_folder};
 pub(crate) use typed::{Typed, typed};
 
+/// The objects of a file's text, for whoever feeds it with noise.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn objects_of(text: &str) -> Vec<(Object, Arc<[String]>)> {
+    let documents = document::split(text).into_iter();
+    let found = documents.flat_map(|document| document::read(document.text));
+    let objects = found.filter_map(|found| match found {
+        document::Found::Object {
+            object, unknown, ..
+        } => Some((object, unknown)),
+        document::Found::Bad { .. } => None,
+    });
+    objects.collect()
+}
+
 /// What happened to one object.
 #[derive(Clone, Debug)]
 pub enum Delta {

@@ -7,7 +7,7 @@
 mod answer;
 mod forward;
 mod handle;
-mod message;
+pub(crate) mod message;
 mod names;
 mod resolve;
 mod server;
