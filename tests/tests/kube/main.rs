@@ -7,6 +7,7 @@ mod absent;
 mod enrol;
 mod life;
 mod outage;
+mod seeds;
 mod services;
 mod trust;
 mod waypoint;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
             services::external_names_lead_to_the_service_they_name,
             services::a_terminating_endpoint_loses_no_request,
             services::pods_that_share_an_account_share_what_it_may,
+            seeds::the_articles_rules_hold_in_a_cluster,
             waypoint::a_rule_brings_a_waypoint_and_takes_it_along,
             waypoint::a_gateways_waypoint_is_missed_when_it_is_gone,
             life::a_rollout_of_every_node_proxy_loses_no_request,

@@ -89,7 +89,7 @@ async fn world(space: &Space) -> Result<Tally> {
 }
 
 /// How many of so many requests were answered, and how many of those by the first version.
-async fn ask(space: &Space, count: u32) -> Result<(usize, usize)> {
+pub(super) async fn ask(space: &Space, count: u32) -> Result<(usize, usize)> {
     let url = format!("http://rating:8080/rate/[1-{count}]");
     let said = space
         .exec("client", &["curl", "-s", "-m", "60", &url])
@@ -104,7 +104,7 @@ fn condition<'o>(object: &'o Value, kind: &str) -> Option<&'o Value> {
 }
 
 /// The condition `Programmed` of an object, once it is true; its message.
-async fn programmed(space: &Space, kind: &str, name: &str) -> Result<String> {
+pub(super) async fn programmed(space: &Space, kind: &str, name: &str) -> Result<String> {
     space
         .cluster
         .until("the object's status", 90, async || {

@@ -73,9 +73,9 @@ struct Finding<'f, 'a> {
 }
 
 impl Finding<'_, '_> {
-    fn need(&mut self, service: usize, because: ObjectRef) {
+    /// `by_connection` says that it is about connections of any protocol, and not about requests alone.
+    fn need(&mut self, service: usize, because: ObjectRef, by_connection: bool) {
         let draft = self.hosts.get(service);
-        let by_connection = [TcpRoute::KIND, TlsRoute::KIND].contains(&&*because.kind);
         if has_address(draft) && (by_connection || may_speak_http(draft)) {
             self.needs.entry(service).or_default().insert(because);
         }
@@ -84,6 +84,7 @@ impl Finding<'_, '_> {
     fn virtual_service(&mut self, wire: &VirtualService) {
         let own = wire.metadata.namespace.as_str();
         let export = export(own, &wire.spec.export_to);
+        let by_connection = leads_connections(wire);
         for host in virtual_service(self.settings, wire) {
             let Some(service) = self.hosts.find(own, &host) else {
                 continue;
@@ -94,7 +95,8 @@ impl Finding<'_, '_> {
                 false => export.reaches(own),
             };
             if anybody {
-                self.need(service, ObjectRef::of::<VirtualService>(&wire.metadata));
+                let because = ObjectRef::of::<VirtualService>(&wire.metadata);
+                self.need(service, because, by_connection);
             }
         }
     }
@@ -107,13 +109,15 @@ impl Finding<'_, '_> {
         for service in self.hosts.named(&Pattern::Exact(host)) {
             let owner = &self.hosts.get(service).service.name.namespace;
             if owner.as_str() == own || self.settings.is_root(own) {
-                self.need(service, ObjectRef::of::<DestinationRule>(&wire.metadata));
+                let because = ObjectRef::of::<DestinationRule>(&wire.metadata);
+                self.need(service, because, false);
             }
         }
     }
 
     fn route<K: Kind>(&mut self, route: &K, parents: &[ParentReference]) {
         let meta = route.metadata();
+        let by_connection = [TcpRoute::KIND, TlsRoute::KIND].contains(&K::KIND);
         for parent in parents.iter().filter(|parent| routes::is_service(parent)) {
             let namespace = routes::parent_namespace(parent, &meta.namespace);
             let host = self.settings.hostname(namespace, &parent.name);
@@ -121,7 +125,7 @@ impl Finding<'_, '_> {
                 continue;
             };
             if routes::port(self.hosts.get(service), parent).is_ok() {
-                self.need(service, ObjectRef::of::<K>(meta));
+                self.need(service, ObjectRef::of::<K>(meta), by_connection);
             }
         }
     }
@@ -143,14 +147,28 @@ fn export(own: &str, list: &[String]) -> Export {
     Export::read(own, list, &mut Reader::default())
 }
 
+/// Whether a condition, or the whole of a rule without one, is for clients of the mesh.
+fn in_mesh<'m>(mut matches: impl ExactSizeIterator<Item = &'m [String]>) -> bool {
+    let mesh = |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|g| g == "mesh");
+    matches.len() == 0 || matches.any(mesh)
+}
+
+/// Whether a virtual service leads connections of the mesh's clients.
+fn leads_connections(wire: &VirtualService) -> bool {
+    let spec = &wire.spec;
+    let mut tls = spec.tls.iter();
+    let mut tcp = spec.tcp.iter();
+    is_for_mesh(wire)
+        && (tls.any(|rule| in_mesh(rule.matches.iter().map(|one| &*one.gateways)))
+            || tcp.any(|rule| in_mesh(rule.matches.iter().map(|one| &*one.gateways))))
+}
+
 /// The hosts whose services need a waypoint because of a virtual service.
 pub(crate) fn virtual_service(settings: &Settings, wire: &VirtualService) -> Vec<String> {
-    let for_mesh = wire.spec.http.iter().any(|rule| {
-        let mesh =
-            |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|g| g == "mesh");
-        rule.matches.is_empty() || rule.matches.iter().any(|one| mesh(&one.gateways))
-    });
-    if !for_mesh || !is_for_mesh(wire) {
+    let mut http = wire.spec.http.iter();
+    let leads_requests = is_for_mesh(wire)
+        && http.any(|rule| in_mesh(rule.matches.iter().map(|one| &*one.gateways)));
+    if !leads_requests && !leads_connections(wire) {
         return Vec::new();
     }
     let own = wire.metadata.namespace.as_str();
@@ -300,7 +318,18 @@ mod tests {
             json!({"hosts": ["*", "*.shop.svc.cluster.local", "a"], "http": rule}),
             &[a],
         );
+        check(json!({"hosts": ["a"], "tcp": rule}), &[a]);
+        let named = json!([{"match": [{"sniHosts": ["a"]}], "route": []}]);
+        check(json!({"hosts": ["a"], "tls": named}), &[a]);
+        check(
+            json!({"hosts": ["a"], "gateways": ["edge"], "tcp": rule}),
+            &[],
+        );
         let edge = json!([{"match": [{"gateways": ["edge"]}], "route": []}]);
+        check(
+            json!({"hosts": ["a"], "gateways": ["edge", "mesh"], "tcp": edge}),
+            &[],
+        );
         check(
             json!({"hosts": ["a"], "gateways": ["edge", "mesh"], "http": edge}),
             &[],
