@@ -117,23 +117,37 @@ pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
             .await?;
         space.apply(seed!("rating-circuit-breaker")).await?;
         programmed(space, "destinationrule", "rating").await?;
-        space
-            .apply(&SUBSETS.replace("NAME", "ratings"))
-            .await?;
-        space
-            .apply(&SUBSETS.replace("NAME", "httpbin"))
-            .await?;
+        space.apply(&SUBSETS.replace("NAME", "ratings")).await?;
+        space.apply(&SUBSETS.replace("NAME", "httpbin")).await?;
         for (kind, name, rule) in [
-            ("virtualservice", "ratings", seed!("ratings-timeout-retries")),
+            (
+                "virtualservice",
+                "ratings",
+                seed!("ratings-timeout-retries"),
+            ),
             ("virtualservice", "ratings", seed!("ratings-delay")),
             ("virtualservice", "httpbin", seed!("httpbin-mirror")),
             ("virtualservice", "myapp", seed!("myapp-faults")),
-            ("destinationrule", "reviews", seed!("reviews-circuit-breaker")),
+            (
+                "destinationrule",
+                "reviews",
+                seed!("reviews-circuit-breaker"),
+            ),
         ] {
             space.apply(rule).await?;
             programmed(space, kind, name).await?;
             let url = format!("http://{name}:8080/rate/1");
-            let words = ["curl", "-s", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", &url];
+            let words = [
+                "curl",
+                "-s",
+                "-m",
+                "20",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                &url,
+            ];
             let said = space.exec("client", &words).await?;
             // One of them fails one request in twenty, as it is to.
             let fine = said.out == "200" || name == "myapp" && said.out == "500";
