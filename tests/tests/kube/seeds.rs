@@ -29,6 +29,13 @@ spec:
   - {name: v2, labels: {version: v2}}
 ";
 
+/// Who asks for a subset of `reviews`; without, its bound is one on nothing.
+const REVIEWS: &str = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews, subset: v1}}]}]}
+";
+
 /// Two versions, one on each node, that stand for every service.
 fn servers(nodes: &[String]) -> String {
     let version = |number: usize| {
@@ -119,6 +126,7 @@ pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
         programmed(space, "destinationrule", "rating").await?;
         space.apply(&SUBSETS.replace("NAME", "ratings")).await?;
         space.apply(&SUBSETS.replace("NAME", "httpbin")).await?;
+        space.apply(REVIEWS).await?;
         for (kind, name, rule) in [
             (
                 "virtualservice",
