@@ -155,7 +155,7 @@ fn address(mesh: &Mesh, collector: &Collector, pod: &Pod, v6_only: bool) -> Opti
         }
     };
     let service: &Arc<Service> = mesh.service(&named?)?;
-    let declared = service.ports.iter().find(|p| p.port == collector.port)?;
+    service.ports.iter().find(|p| p.port == collector.port)?;
     let mut vips = service.vips.iter().map(|vip| vip.ip);
     if let Some(ip) = vips.find(|ip| ip.is_ipv6() == v6_only) {
         return Some(SocketAddr::new(ip, collector.port));
@@ -163,15 +163,7 @@ fn address(mesh: &Mesh, collector: &Collector, pod: &Pod, v6_only: bool) -> Opti
     let endpoints = mesh.endpoints(&service.name).iter();
     let ready: Vec<&Arc<Workload>> = endpoints.filter(|w| w.healthy).collect();
     let chosen = ready.get(fastrand::usize(..ready.len().max(1)))?;
-    let member = chosen.services.iter().find(|m| m.service == service.name)?;
-    let own = member
-        .ports
-        .iter()
-        .find(|(port, _)| *port == collector.port);
-    let port = own.map_or(declared.target_port, |(_, target)| *target);
-    let mut addresses = chosen.addresses.iter();
-    let ip = addresses.find(|ip| ip.is_ipv6() == v6_only)?;
-    Some(SocketAddr::new(*ip, port))
+    mesh_model::route::place(mesh, chosen, service, collector.port, v6_only)
 }
 
 /// Who sends, as spans say it.

@@ -6,44 +6,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use mesh_tests::lab::{Lab, images::Images, suite, supervisor::Spec};
 
-use super::tunnel::{SOON, until};
+use super::{
+    seeds::{BASE, CLIENT, POD},
+    tunnel::{SOON, until},
+};
 
 /// Set by `cargo xtask test lab` to the folder with the programs of other make.
 const PROGRAMS: &str = "WARREN_PROTOCOLS";
-const CLIENT: &str = "default/client";
-const WORLD: &str = r#"
-apiVersion: v1
-kind: Namespace
-metadata: {name: default, labels: {warren.dev/mesh: enabled, warren.dev/use-waypoint: waypoint}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: waypoint}
-spec:
-  gatewayClassName: warren-waypoint
-  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: waypoint}
-spec: {selector: {gateway.networking.k8s.io/gateway-name: waypoint}, ports: [{name: hbone, port: 15008, appProtocol: hbone}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: waypoint-1, labels: {gateway.networking.k8s.io/gateway-name: waypoint}}
-spec:
-  nodeName: n1
-  serviceAccountName: waypoint
-  containers:
-  - name: c
-    image: warren/waypoint
-    readinessProbe: {httpGet: {port: 15020, path: /readyz}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec: {nodeName: n2, serviceAccountName: client, containers: [{name: c, image: idle}]}
----
+/// What clients ask, beside the waypoint and the client that the articles' tests have.
+const SERVERS: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -115,7 +86,7 @@ async fn world(images: Images) -> Result<Lab> {
         ..suite::spec()
     };
     let lab = Lab::up(spec).await?;
-    lab.apply(WORLD).await?;
+    lab.apply(&[BASE, SERVERS].concat()).await?;
     lab.wait_ready(SOON).await?;
     until("service by the waypoint", async || {
         let ran = lab
@@ -186,7 +157,7 @@ pub async fn grpc_peers_of_other_make_understand_each_other() -> Result<()> {
     }
     until("the waypoint's lines", async || {
         let lines = lab
-            .log_lines("default/waypoint-1", &["path=/grpc.testing.TestService/"])
+            .log_lines(POD, &["path=/grpc.testing.TestService/"])
             .await?;
         // Of a call that was given up before it was sent it cannot have one.
         ensure!(

@@ -19,11 +19,11 @@ macro_rules! seed {
 }
 
 /// The waypoint's pod.
-const POD: &str = "default/waypoint-1";
-const CLIENT: &str = "default/client";
+pub(super) const POD: &str = "default/waypoint-1";
+pub(super) const CLIENT: &str = "default/client";
 
 /// The namespace that the objects are made in, its waypoint and a client.
-const BASE: &str = r#"
+pub(super) const BASE: &str = r#"
 apiVersion: v1
 kind: Namespace
 metadata: {name: default, labels: {warren.dev/mesh: enabled, warren.dev/use-waypoint: waypoint}}
