@@ -72,6 +72,19 @@ impl Target {
 }
 
 impl ApiServer {
+    /// Starts one that has Events, and what tests have them said of: pods and policies.
+    pub(crate) async fn with_events() -> (Self, kube::Client) {
+        let (server, client) = Self::start().await;
+        server.serve("/api/v1", "pods", "Pod");
+        server.serve("/apis/events.k8s.io/v1", "events", "Event");
+        server.serve(
+            "/apis/security.istio.io/v1",
+            "authorizationpolicies",
+            "AuthorizationPolicy",
+        );
+        (server, client)
+    }
+
     /// Starts a server and a client of it.
     pub(crate) async fn start() -> (Self, kube::Client) {
         let server = Self::default();
@@ -181,6 +194,15 @@ impl ApiServer {
     /// An object as it is now, by `namespace/name`.
     pub(crate) fn object(&self, collection: &str, key: &str) -> Option<Value> {
         self.lock().objects.get(collection)?.get(key).cloned()
+    }
+
+    /// The objects of a collection as they are now.
+    pub(crate) fn all(&self, collection: &str) -> Vec<Value> {
+        let state = self.lock();
+        let all = state.objects.get(collection);
+        all.into_iter()
+            .flat_map(|all| all.values().cloned())
+            .collect()
     }
 
     /// The objects of a collection, each as `namespace/name`.

@@ -157,7 +157,8 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
         }
         Input::Cluster(client) => {
             let making = (to_make, troubles);
-            lead(client, &authority, &keep, &view, making, taint, &mut tasks)?;
+            let signing = (&authority, leaf_ttl);
+            lead(client, signing, &keep, &view, making, taint, &mut tasks)?;
             let clients = Clients::ApiServer;
             let (address, incoming) =
                 secured(webhook, &authority, &names, clients, &mut tasks).await?;
@@ -306,7 +307,7 @@ async fn secured(
 /// Stands for the lease, and starts what only the leader writes.
 fn lead(
     client: &kube::Client,
-    authority: &Arc<Authority>,
+    (authority, leaf_ttl): (&Arc<Authority>, Duration),
     said: &watch::Receiver<Statuses>,
     view: &Arc<RwLock<View>>,
     (wanted, troubles): (
@@ -344,7 +345,13 @@ fn lead(
         let freeing = taint::keep(client.clone(), namespace.clone(), leads.clone());
         tasks.spawn(named("freeing nodes that are ready", freeing));
     }
-    let keeping = bundle::keep(authority.clone(), client.clone(), namespace, leads);
+    let keeping = bundle::keep(
+        authority.clone(),
+        leaf_ttl,
+        client.clone(),
+        namespace,
+        leads,
+    );
     tasks.spawn(named("keeping the roots in the cluster", keeping));
     Ok(())
 }
@@ -444,6 +451,13 @@ impl Hosted for Placed {
         view.cluster().nodes.contains_key(&key)
     }
 
+    fn is_gone(&self, node: &NodeName) -> bool {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let any = !view.cluster().nodes.is_empty();
+        drop(view);
+        any && !self.is_node(node)
+    }
+
     fn all(&self) -> Vec<(NodeName, Identity)> {
         let hosted = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
         let of = |(node, all): (&NodeName, &BTreeSet<Identity>)| {
@@ -492,6 +506,7 @@ async fn following(
     mut followers: Followers,
 ) -> anyhow::Result<()> {
     let mut refusals = followers.handle.watch_refusals();
+    let mut outside = followers.handle.watch_outside();
     loop {
         tokio::select! {
             deltas = queue.recv() => {
@@ -509,6 +524,7 @@ async fn following(
                 }
             }
             changed = refusals.changed() => changed.context("the publisher is gone")?,
+            changed = outside.changed() => changed.context("the publisher is gone")?,
             // Where nobody makes waypoints, there is none to hear of.
             Ok(()) = followers.trouble.changed() => {}
         }
@@ -517,9 +533,11 @@ async fn following(
             .iter()
             .map(|r| (r.node.as_str(), &*r.name, r.message.as_str()));
         let troubles = followers.trouble.borrow_and_update().clone();
+        let not_served = followers.handle.outside();
         followers.said.send_if_modified(|statuses| {
             let refused = statuses.refused(refused);
-            statuses.not_made(troubles) || refused
+            let outside = statuses.outside(&not_served);
+            statuses.not_made(troubles) || refused || outside
         });
     }
 }

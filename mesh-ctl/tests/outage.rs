@@ -1,5 +1,6 @@
 //! The controller goes away and comes back: what changed meanwhile is caught up, what did not is not sent again, and
-//! nothing is removed before the list is complete. What a node refuses is shown at the object.
+//! nothing is removed before the list is complete. What a node refuses is shown at the object,
+//! and what it does not serve at the pod.
 
 mod world;
 
@@ -7,7 +8,7 @@ use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use mesh_api::{
     any::Any,
-    delta::Client,
+    delta::{self, Client, Outcome, Outside},
     discovery::{DeltaDiscoveryRequest, Status as Detail},
     resource::{Kind, Update},
     warren,
@@ -276,6 +277,66 @@ async fn a_refusal_is_shown_at_the_object_until_it_changes() {
         s["conditions"][1]["reason"] == "Programmed" && s["messages"].is_null()
     })
     .await;
+}
+
+fn outside(pod: &str, reason: &str) -> DeltaDiscoveryRequest {
+    delta::tell_outside(&[Outside {
+        uid: format!("Kubernetes//Pod/shop/{pod}").as_str().into(),
+        reason: reason.to_owned(),
+        outcome: Outcome::LeftAlone,
+    }])
+}
+
+/// Waits until a node's former requests have been dealt with: they are in their order.
+async fn heard(node: &mut Node) {
+    let ask = DeltaDiscoveryRequest {
+        type_url: Kind::Address.url().to_owned(),
+        resource_names_unsubscribe: vec!["*".to_owned()],
+        resource_names_subscribe: vec!["shop/nobody".to_owned()],
+        ..Default::default()
+    };
+    node.requests.send(ask).await.expect("goes on");
+    let answer = timeout(SOON, node.next()).await.expect("in time");
+    let received = answer.expect("the stream goes on");
+    assert_eq!(received.absent, ["shop/nobody"]);
+}
+
+#[tokio::test]
+async fn what_a_node_does_not_serve_is_told_at_the_pod_while_it_says_so() {
+    let world = world::world(&(NAMESPACE.to_owned() + &pods(0..1))).await;
+    let (n1, n2) = (world.join("n1").await, world.join("n2").await);
+    let mut stranger = synced(&world, &n2, Client::new("n2", "Kubernetes")).await;
+    let lie = outside("p0", "a lie");
+    stranger.requests.send(lie).await.expect("goes on");
+    // What a later build may send, an earlier one knows as little as this one.
+    let later = DeltaDiscoveryRequest {
+        type_url: "type.googleapis.com/warren.v1.Later".to_owned(),
+        ..outside("p0", "from the future")
+    };
+    stranger.requests.send(later).await.expect("goes on");
+    heard(&mut stranger).await;
+
+    let told = |text: &'static str| {
+        move |s: &serde_json::Value| {
+            let is_it = s["conditions"][1]["reason"] == "NotCaptured";
+            is_it && s["messages"].to_string().contains(text)
+        }
+    };
+    let node = synced(&world, &n1, client()).await;
+    let say = async |node: &Node, request| node.requests.send(request).await.expect("goes on");
+    say(&node, outside("p0", "it forwards")).await;
+    let first = "node n1 cannot bring pod shop/p0 into the mesh: it forwards";
+    status(&world, "Pod", told(first)).await;
+    say(&node, outside("p0", "it forwards still")).await;
+    status(&world, "Pod", told("it forwards still")).await;
+    // The node goes, and what it said with it; it comes back, and says it again.
+    drop(node);
+    status(&world, "Pod", serde_json::Value::is_null).await;
+    let node = synced(&world, &n1, client()).await;
+    say(&node, outside("p0", "it forwards")).await;
+    status(&world, "Pod", told(first)).await;
+    say(&node, delta::tell_outside(&[])).await;
+    status(&world, "Pod", serde_json::Value::is_null).await;
 }
 
 #[tokio::test]

@@ -18,8 +18,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use mesh_api::resource::Kind;
+use mesh_api::{delta::Outside, resource::Kind};
 use mesh_model::name::{NetworkId, NodeName};
+use tokio::sync::watch;
 
 use self::{
     sockets::{Lookouts, Sockets, serve_sockets},
@@ -50,7 +51,7 @@ use crate::{
     observe::{self, AccessFormat, LogControl, LogSink, Metrics, Observer, Spans},
     role::Role,
     route::Director,
-    scan::{Missing, Places, Scan, ScanParts},
+    scan::{Missing, OutsideMesh, OutsideParts, Places, Scan, ScanParts},
     serve::{DataThreads, Shared},
     state::{EnrolledNamespaces, MeshState, XdsClient, XdsParts},
 };
@@ -175,9 +176,10 @@ async fn node(config: Config, log: Log) -> Result<Ending> {
         let taken = receive(&certificates, piece);
         tracing::info!(taken, "certificates and keys were handed over in memory");
     }
+    let (told, outside) = watch::channel(Vec::new());
     let namespaces = control(
         &config,
-        (&config.node_name, Kind::NODE),
+        (&config.node_name, Kind::NODE, outside),
         &tasks,
         &state,
         &certificates,
@@ -224,6 +226,14 @@ async fn node(config: Config, log: Log) -> Result<Ending> {
         &metrics,
         pods_cgroup.clone(),
     );
+    let outside = OutsideMesh::new(OutsideParts {
+        cluster: config.cluster_id.clone(),
+        state: state.clone(),
+        capture: capture.clone(),
+        missing: missing.clone(),
+        told,
+    });
+    tasks.spawn_until_handed_over("pods outside the mesh", outside.run());
     let cni = config.cni.keep.then(|| Cni::new(Plugin::new(&config)));
     serve_sockets(
         &config,
@@ -359,10 +369,11 @@ fn scan(
     missing
 }
 
-/// Certificates and configuration, for whoever has this name to the controller; the list of namespaces that it keeps.
+/// Certificates and configuration, for whoever has this name to the controller, and tells it which pods are outside; the
+/// list of namespaces that it keeps.
 fn control(
     config: &Config,
-    (name, kinds): (&NodeName, &'static [Kind]),
+    (name, kinds, outside): (&NodeName, &'static [Kind], watch::Receiver<Vec<Outside>>),
     tasks: &Tasks,
     state: &MeshState,
     certificates: &Certificates,
@@ -398,6 +409,7 @@ fn control(
         longest_pause: config.control.xds_backoff,
         state_dir: config.state_dir.clone(),
         namespaces: namespaces.clone(),
+        outside,
         metrics: metrics.clone(),
     });
     tasks.spawn("configuration stream", client.run());
@@ -435,6 +447,8 @@ fn data_parts(
         observer.metrics().clone(),
     );
     tasks.spawn("host names", task.run());
+    let clusters = Clusters::default();
+    observer.metrics().add_clusters(Box::new(clusters.clone()));
     Arc::new(Shared {
         node: config.node_name.clone(),
         state: state.clone(),
@@ -448,7 +462,7 @@ fn data_parts(
         limits: config.limits,
         names,
         flows: AtomicUsize::new(0),
-        clusters: Clusters::default(),
+        clusters,
         spans,
     })
 }

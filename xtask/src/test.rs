@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     ebpf,
-    kube::{self, helm, protocols},
+    kube::{self, conformance::Run, helm, policies, protocols},
     provision, root, step,
 };
 
@@ -74,26 +74,44 @@ pub fn run(args: &Args) -> Result<()> {
         }
         Tier::Conformance => {
             prepare_lab()?;
-            kube::conformance::run(args.filter.as_deref())
+            let what = args.filter.as_deref().map_or(Run::Reported, Run::One);
+            kube::conformance::run(&kube::conformance::build()?, what)
         }
-        Tier::All if args.lenient && !root::is_root() && !root::on_path("sudo") => {
+        Tier::All if !root::is_root() && !root::on_path("sudo") => {
+            unit(args, "this is not root")?;
             println!(
-                "test: the lab, kernel and kube tiers are SKIPPED: they need root (run `cargo xtask test lab`)"
+                "test: the lab, kernel, kube and conformance tiers are SKIPPED: they need root, or sudo, which is not here"
             );
-            unit(args, "this is not root")
+            Ok(())
         }
         Tier::All => {
             prepare_lab()?;
             unit(args, "they run in a step of their own")?;
             lab(args)?;
-            match kube::missing(args.lenient) {
-                Some(why) => {
-                    println!("test: the kube tier is SKIPPED: {why}");
-                    Ok(())
-                }
-                None => kube(args),
+            if let Some(why) = kube::missing(args.lenient) {
+                println!("test: the kube and conformance tiers are SKIPPED: {why}");
+                return Ok(());
             }
+            kube(args)?;
+            conformance(args)
         }
+    }
+}
+
+/// The suite's tests have names of their own: with a filter it is left out.
+fn conformance(args: &Args) -> Result<()> {
+    let skipped = |why: &str| println!("test: the conformance tier is SKIPPED: {why}");
+    if args.filter.is_some() {
+        skipped("a filter is given; `cargo xtask test conformance NAME` runs one of its tests");
+        return Ok(());
+    }
+    match kube::conformance::build() {
+        Ok(parts) => kube::conformance::run(&parts, Run::Tested),
+        Err(e) if args.lenient => {
+            skipped(&format!("{e:#}"));
+            Ok(())
+        }
+        Err(e) => Err(e),
     }
 }
 
@@ -120,12 +138,24 @@ fn unit(args: &Args, why_skip: &str) -> Result<()> {
 
 /// In a cluster that is started for the tests and removed after them, whatever becomes of them.
 fn kube(args: &Args) -> Result<()> {
+    let mut told = Vec::new();
+    for (name, program) in [
+        (policies::TOLD, policies::program()),
+        (helm::TOLD, helm::program()),
+    ] {
+        match program {
+            Ok(program) => told.push((name, program)),
+            Err(e) => println!("test: the tests that need {name} will be SKIPPED: {e:#}"),
+        }
+    }
     let cluster = kube::Cluster::start(false)?;
-    let tested = run_programs(
-        args.filter.as_deref(),
-        |name| name == "kube",
-        &cluster.environment()?,
-    );
+    told.extend(cluster.environment()?);
+    let tested = match args.filter {
+        Some(_) => Ok(()),
+        None => cluster.demo(),
+    };
+    let tested =
+        tested.and_then(|()| run_programs(args.filter.as_deref(), |name| name == "kube", &told));
     let removed = cluster.remove();
     tested.and(removed)
 }

@@ -22,5 +22,5 @@ pub mod text;
 pub mod warren;
 
 pub use meta::{LabelSelector, ObjectMeta};
-pub use object::{KINDS, Kind, KindInfo, Object, ObjectRef, Other};
+pub use object::{KINDS, Kind, KindInfo, Object, ObjectRef, Other, UNHONOURED, kind_of};
 pub use read::{Parsed, ReadError, is_name, read, reference};

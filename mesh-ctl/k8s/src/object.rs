@@ -165,6 +165,52 @@ objects! {
     DestinationRule, Telemetry, Gateway, GatewayClass, HttpRoute, GrpcRoute, TcpRoute, TlsRoute, ReferenceGrant, MeshConfig,
 }
 
+/// Kinds that would configure a mesh and are not honoured, so that their objects are looked at by name alone: whoever wrote
+/// one has to be told. Each belongs to a namespace.
+pub const UNHONOURED: &[KindInfo] = &[
+    KindInfo {
+        kind: "RequestAuthentication",
+        group: "security.istio.io",
+        versions: &["v1", "v1beta1"],
+    },
+    KindInfo {
+        kind: "Sidecar",
+        group: "networking.istio.io",
+        versions: &["v1", "v1beta1", "v1alpha3"],
+    },
+    KindInfo {
+        kind: "EnvoyFilter",
+        group: "networking.istio.io",
+        versions: &["v1alpha3"],
+    },
+    KindInfo {
+        kind: "ProxyConfig",
+        group: "networking.istio.io",
+        versions: &["v1beta1"],
+    },
+    KindInfo {
+        kind: "WorkloadGroup",
+        group: "networking.istio.io",
+        versions: &["v1", "v1beta1", "v1alpha3"],
+    },
+    KindInfo {
+        kind: "Gateway",
+        group: "networking.istio.io",
+        versions: &["v1", "v1beta1", "v1alpha3"],
+    },
+    KindInfo {
+        kind: "WasmPlugin",
+        group: "extensions.istio.io",
+        versions: &["v1alpha1"],
+    },
+];
+
+/// The kind that an [`ObjectRef`] means by a name, when objects of it are read.
+pub fn kind_of(name: &str) -> Option<&'static KindInfo> {
+    let mut all = KINDS.iter().chain(UNHONOURED);
+    all.find(|known| name_of(known.group, known.kind) == name)
+}
+
 impl Object {
     /// The object's name.
     pub fn reference(&self) -> ObjectRef {

@@ -107,11 +107,15 @@ impl Admin {
 
     fn nodes(&self) -> Value {
         let Some((publish, _)) = &self.running else {
-            return json!({ "subscribers": [], "refusals": [] });
+            return json!({ "subscribers": [], "refusals": [], "outside": [] });
         };
         let refusal = |r: crate::publish::Refusal| json!({ "kind": r.kind.to_string(), "name": &*r.name, "node": r.node.as_str(), "message": r.message });
         let refusals: Vec<Value> = publish.refusals().into_iter().map(refusal).collect();
-        json!({ "subscribers": publish.subscribers(), "refusals": refusals })
+        let outside = publish.outside().into_iter();
+        let outside: Vec<Value> = outside
+            .map(|(node, pod)| json!({ "node": node.as_str(), "pod": pod.uid.as_str(), "reason": pod.reason }))
+            .collect();
+        json!({ "subscribers": publish.subscribers(), "refusals": refusals, "outside": outside })
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -24,6 +24,7 @@ use super::{
     chain::{checked, expiry},
     grant::{Grant, Member},
     keep::{self, Kept, Signer},
+    replaced::{self, Followed, follow},
     secret::SecretStore,
 };
 
@@ -141,6 +142,8 @@ pub struct Authority {
     store: Store,
     domain: TrustDomain,
     kept: watch::Sender<Arc<Kept>>,
+    /// A root that came unannounced and may not sign yet.
+    held: Mutex<Option<replaced::Held>>,
     /// The newest certificate of each holder that was signed here, and when it expires.
     newest: Mutex<HashMap<Held, (Signed, SystemTime)>>,
 }
@@ -226,23 +229,47 @@ impl Authority {
             store,
             domain,
             kept: watch::Sender::new(Arc::new(kept)),
+            held: Mutex::default(),
             newest: Mutex::default(),
         }
     }
 
-    /// Takes over what another replica, or the user, wrote into the Secret.
-    pub async fn reload(&self) -> Result<(), CaError> {
+    /// Takes over what another replica, or somebody else, wrote into the Secret. `ttl` is the longest life of what was
+    /// signed so far.
+    pub async fn reload(&self, now: SystemTime, ttl: Duration) -> Result<(), CaError> {
         let Store::Secret(secret, path) = &self.store else {
             return Ok(());
         };
         let read = secret.read().await?;
-        let kept = read.ok_or_else(|| CaError::Secret("warren-ca is gone; it is not made anew while this controller runs, because its nodes trust the old root. Restore it, or restart the controller for a new root".to_owned()))?;
-        if **self.kept.borrow() != kept {
-            write_roots(path, &kept)?;
-            tracing::info!(phase = %phase(&kept), "the Secret holds other keys than before; they are in use now");
-            self.kept.send_replace(Arc::new(kept));
+        let theirs = read.ok_or_else(|| CaError::Secret("warren-ca is gone; it is not made anew while this controller runs, because its nodes trust the old root. Restore it, or restart the controller for a new root".to_owned()))?;
+        let mine = self.kept.borrow().clone();
+        if *mine == theirs {
+            return Ok(());
         }
-        Ok(())
+        let held = self.held().clone();
+        let waited = held.is_some();
+        let Followed { in_use, owed, held } = follow(&mine, theirs, held, now, ttl);
+        if held.is_some() && !waited {
+            tracing::warn!(
+                seconds = replaced::HOLD.as_secs(),
+                "the Secret warren-ca was given a CA that no step of a rotation had announced; it is trusted from now on, and signs after these seconds. What was trusted before stays so until `mesh-ctl ca rotate --step finish`"
+            );
+        }
+        *self.held() = held;
+        if *mine != in_use {
+            write_roots(path, &in_use)?;
+            tracing::info!(phase = %phase(&in_use), "the Secret holds other keys than before; they are in use now");
+            self.kept.send_replace(Arc::new(in_use));
+        }
+        // Last: roots that could not be noted there are trusted here all the same, and it is tried again.
+        match owed {
+            Some(owed) => secret.put(&owed).await,
+            None => Ok(()),
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<replaced::Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The trust domain it vouches for.
@@ -465,7 +492,7 @@ fn write_roots(path: &Path, kept: &Kept) -> Result<(), CaError> {
         .map_err(|source| CaError::State { path, source })
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 

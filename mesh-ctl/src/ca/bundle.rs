@@ -1,8 +1,12 @@
 //! The roots for nodes: the ConfigMap `warren-root`, key `root.pem`, kept by the leader.
 //!
-//! Invariant: a root is in the ConfigMap before anything is signed by it, because `prepare` comes before `switch`.
+//! Invariant: a root is in the ConfigMap before anything is signed by it, because `prepare` comes before `switch`,
+//! and what comes unannounced waits.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
@@ -26,9 +30,10 @@ const COMPARE: Duration = Duration::from_secs(3);
 /// What the API server may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Follows the Secret and, on the leader, keeps the ConfigMap. Never ends.
+/// Follows the Secret and, on the leader, keeps the ConfigMap; certificates live for `ttl` at most. Never ends.
 pub async fn keep(
     authority: Arc<Authority>,
+    ttl: Duration,
     client: Client,
     namespace: String,
     leads: watch::Receiver<bool>,
@@ -44,7 +49,8 @@ pub async fn keep(
             changed = kept.changed() => if changed.is_err() { return },
             changed = leading.changed() => if changed.is_err() { return },
         }
-        let reloaded = authority.reload().await.map_err(|e| e.to_string());
+        let reloaded = authority.reload(SystemTime::now(), ttl).await;
+        let reloaded = reloaded.map_err(|e| e.to_string());
         let leads = *leads.borrow();
         let written = match (reloaded, leads) {
             (Ok(()), true) => write(&maps, &authority.roots()).await,
@@ -106,7 +112,13 @@ mod tests {
         let authority = Authority::open_in(store, dir.path(), None, domain).await;
         let authority = Arc::new(authority.expect("opens"));
         let (lead, leads) = watch::channel(false);
-        let keeping = keep(authority.clone(), client, "warren-system".to_owned(), leads);
+        let keeping = keep(
+            authority.clone(),
+            Duration::from_secs(3600),
+            client,
+            "warren-system".to_owned(),
+            leads,
+        );
         let keeping = tokio::spawn(keeping);
         let map = || server.object("/api/v1/configmaps", "warren-system/warren-root");
         let asks = || {

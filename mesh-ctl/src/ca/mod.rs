@@ -8,6 +8,7 @@ pub mod bundle;
 mod chain;
 mod grant;
 mod keep;
+mod replaced;
 mod review;
 mod rotation;
 mod secret;

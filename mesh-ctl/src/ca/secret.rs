@@ -30,6 +30,8 @@ use super::{
 
 /// The Secret's name.
 pub const NAME: &str = "warren-ca";
+/// The key under which a rotation is kept.
+const ROTATION: &str = "rotation.json";
 /// How long the API server may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -45,7 +47,11 @@ pub struct SecretStore {
 struct Around {
     metadata: ObjectMeta,
     type_: Option<String>,
+    /// What it holds, and the signer that was read from that.
+    found: Option<(Signer, Data)>,
 }
+
+type Data = BTreeMap<String, ByteString>;
 
 impl Default for Around {
     /// That of a Secret that is made here.
@@ -56,12 +62,13 @@ impl Default for Around {
                 ..ObjectMeta::default()
             },
             type_: Some("kubernetes.io/tls".to_owned()),
+            found: None,
         }
     }
 }
 
 impl Around {
-    fn of(secret: Secret) -> Self {
+    fn of(secret: Secret, signer: Signer) -> Self {
         let metadata = ObjectMeta {
             managed_fields: None,
             ..secret.metadata
@@ -69,6 +76,7 @@ impl Around {
         Self {
             metadata,
             type_: secret.type_,
+            found: Some((signer, secret.data.unwrap_or_default())),
         }
     }
 }
@@ -123,28 +131,31 @@ impl SecretStore {
     pub(super) async fn read(&self) -> Result<Option<Kept>, CaError> {
         let found = timeout(DEADLINE, self.api.get_opt(NAME)).await;
         let found = found.map_err(|_| late())?;
-        let Some(mut secret) = found.map_err(|e| failed("reading", &e))? else {
+        let Some(secret) = found.map_err(|e| failed("reading", &e))? else {
             return Ok(None);
         };
-        let kept = kept_of(&secret.data.take().unwrap_or_default())?;
-        *self.around() = Around::of(secret);
+        let none = Data::new();
+        let kept = kept_of(secret.data.as_ref().unwrap_or(&none))?;
+        *self.around() = Around::of(secret, kept.active.clone());
         Ok(Some(kept))
     }
 
-    /// Writes the authority over the version that was last read.
+    /// Writes the authority over the version that was last read; blocks, on a runtime of several threads.
     pub(super) fn write(&self, kept: &Kept) -> Result<(), CaError> {
-        let secret = secret(kept, self.around().clone())?;
-        let replace = async {
-            let params = PostParams::default();
-            timeout(DEADLINE, self.api.replace(NAME, &params, &secret)).await
-        };
         // Steps of a rotation are rare; whoever takes one waits for it.
         let handle = tokio::runtime::Handle::current();
-        let done = tokio::task::block_in_place(|| handle.block_on(replace));
+        tokio::task::block_in_place(|| handle.block_on(self.put(kept)))
+    }
+
+    /// Writes the authority over the version that was last read.
+    pub(super) async fn put(&self, kept: &Kept) -> Result<(), CaError> {
+        let secret = secret(kept, self.around().clone())?;
+        let params = PostParams::default();
+        let done = timeout(DEADLINE, self.api.replace(NAME, &params, &secret)).await;
         let written = done
             .map_err(|_| late())?
             .map_err(|e| failed("writing", &e))?;
-        *self.around() = Around::of(written);
+        *self.around() = Around::of(written, kept.active.clone());
         Ok(())
     }
 
@@ -154,42 +165,54 @@ impl SecretStore {
 }
 
 fn secret(kept: &Kept, around: Around) -> Result<Secret, CaError> {
+    // Whoever brought the signer may watch over how it is written, as cert-manager does.
+    let mut data = match around.found {
+        Some((signer, data)) if signer == kept.active => data,
+        _ => data_of(&kept.active),
+    };
+    match rotation_of(kept)? {
+        Some(text) => data.insert(ROTATION.to_owned(), text),
+        None => data.remove(ROTATION),
+    };
     Ok(Secret {
         metadata: around.metadata,
         type_: around.type_,
-        data: Some(data_of(kept)?),
+        data: Some(data),
         ..Secret::default()
     })
 }
 
-fn data_of(kept: &Kept) -> Result<BTreeMap<String, ByteString>, CaError> {
+fn data_of(signer: &Signer) -> Data {
+    let texts = [
+        ("tls.crt", signer.chain.concat()),
+        ("tls.key", signer.key.clone()),
+    ];
+    let data = texts.into_iter();
+    data.map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))
+        .collect()
+}
+
+fn rotation_of(kept: &Kept) -> Result<Option<ByteString>, CaError> {
     let Kept {
-        active,
+        active: _,
         next,
         old_roots,
         old_until,
     } = kept;
-    let mut texts = vec![
-        ("tls.crt", active.chain.concat()),
-        ("tls.key", active.key.clone()),
-    ];
-    if next.is_some() || !old_roots.is_empty() {
-        let rotation = Rotation {
-            next: next.clone(),
-            old_roots: old_roots.clone(),
-            old_until: *old_until,
-        };
-        let text = serde_json::to_string(&rotation)
-            .map_err(|e| CaError::Secret(format!("{NAME}: {e}")))?;
-        texts.push(("rotation.json", text));
+    if next.is_none() && old_roots.is_empty() {
+        return Ok(None);
     }
-    let data = texts.into_iter();
-    Ok(data
-        .map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes())))
-        .collect())
+    let rotation = Rotation {
+        next: next.clone(),
+        old_roots: old_roots.clone(),
+        old_until: *old_until,
+    };
+    let text = serde_json::to_string(&rotation);
+    let text = text.map_err(|e| CaError::Secret(format!("{NAME}: {e}")))?;
+    Ok(Some(ByteString(text.into_bytes())))
 }
 
-fn kept_of(data: &BTreeMap<String, ByteString>) -> Result<Kept, CaError> {
+fn kept_of(data: &Data) -> Result<Kept, CaError> {
     let text = |key: &str| {
         let bytes = data.get(key).map(|ByteString(bytes)| bytes.as_slice());
         bytes
@@ -207,9 +230,9 @@ fn kept_of(data: &BTreeMap<String, ByteString>) -> Result<Kept, CaError> {
         chain = format!("{}\n{root}", chain.trim_end());
     }
     let active = checked(Given { chain, key })?;
-    let rotation = match text("rotation.json")? {
+    let rotation = match text(ROTATION)? {
         Some(text) => serde_json::from_str(text)
-            .map_err(|e| CaError::Secret(format!("{NAME}: rotation.json: {e}")))?,
+            .map_err(|e| CaError::Secret(format!("{NAME}: {ROTATION}: {e}")))?,
         None => Rotation::default(),
     };
     let Rotation {

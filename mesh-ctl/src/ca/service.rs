@@ -34,6 +34,9 @@ pub trait Hosted: Send + Sync + 'static {
     /// Whether there is a node of this name.
     fn is_node(&self, node: &NodeName) -> bool;
 
+    /// Whether the cluster's nodes are known, and there is none of this name. Manifests need not name nodes.
+    fn is_gone(&self, node: &NodeName) -> bool;
+
     /// All identities by the nodes whose pods have them.
     fn all(&self) -> Vec<(NodeName, Identity)>;
 }
@@ -136,6 +139,14 @@ impl CertificateService {
         {
             return Err(Status::permission_denied(format!(
                 "{member} is no pod of a waypoint: the controller knows no pod of this name and service account with the label {GATEWAY}"
+            )));
+        }
+        // Whoever kept the key of a node that was removed could renew its certificate for ever.
+        if let (Member::Node(node), Proof::Certificate) = (member, proof)
+            && self.hosted.is_gone(node)
+        {
+            return Err(Status::permission_denied(format!(
+                "the cluster has no node {node} any more"
             )));
         }
         let own = member.grant(domain);

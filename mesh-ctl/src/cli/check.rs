@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::{Form, manifest};
 use crate::install::{
-    Asked,
+    self, Asked,
     check::{self, Finding},
     cluster::Cluster,
 };
@@ -14,7 +14,8 @@ use crate::install::{
 pub struct Args {
     #[command(flatten)]
     what: manifest::Args,
-    /// Look whether the cluster is fit for an installation, not at one.
+    /// Look whether the cluster is fit for an installation, not at one. Kernels are told by their versions then; whether
+    /// a node's kernel has BTF, its cgroups and its CNI configuration are seen once a node proxy runs there.
     #[arg(long)]
     pre: bool,
     /// The form of the output.
@@ -24,11 +25,15 @@ pub struct Args {
 
 /// Runs the command; fails when a check did.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let values = args.what.read(Asked::default())?.values()?;
+    let asked = args.what.read(Asked::default())?;
+    asked.values()?;
     super::at_hand(async {
         let cluster = Cluster::connect(&args.what.namespace).await?;
         let findings = match args.pre {
-            true => check::before(&cluster, &values).await,
+            true => {
+                let asked = install::with_directories(&cluster, asked, |_| {}).await?;
+                check::before(&cluster, &asked.values()?).await
+            }
             false => check::after(&cluster).await,
         };
         show(&findings, args.output)

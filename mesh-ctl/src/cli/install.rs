@@ -65,9 +65,11 @@ fn perform(args: Args, start: Start) -> anyhow::Result<ExitCode> {
         let found = install::found(&cluster).await?;
         found.admit(&cluster.namespace, start != Start::Anew)?;
         let asked = args.what.read(before(&cluster, start, say).await?)?;
-        let values = asked.values().context(
+        asked.values().context(
             "what is asked for now, together with what was asked for before (--reset-values leaves that out)",
         )?;
+        let asked = install::with_directories(&cluster, asked, say).await?;
+        let values = asked.values()?;
         if found.deployment.is_none() {
             let findings = install::check::before(&cluster, &values).await;
             if !install::check::passed(&findings) {

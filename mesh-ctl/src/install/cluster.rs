@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client,
     api::{
-        ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams,
+        ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
         PropagationPolicy, ValidationDirective,
     },
 };
@@ -91,6 +92,17 @@ impl Cluster {
             bail!("an object of kind {kind} without a name");
         }
         Ok((api, name))
+    }
+
+    /// The cluster's nodes.
+    pub async fn nodes(&self) -> anyhow::Result<Vec<Node>> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let listed = timeout(DEADLINE, api.list(&ListParams::default())).await;
+        let listed = listed
+            .map_err(anyhow::Error::from)
+            .and_then(|got| got.map_err(anyhow::Error::from))
+            .context("listing the nodes")?;
+        Ok(listed.items)
     }
 
     /// The object of this kind, namespace and name, as the cluster has it.

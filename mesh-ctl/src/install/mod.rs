@@ -11,6 +11,7 @@ mod crds;
 mod node;
 mod object;
 pub mod owner;
+mod platform;
 mod rbac;
 mod remembered;
 pub mod remove;
@@ -20,6 +21,7 @@ mod steps;
 mod values;
 
 pub use object::VERSION;
+pub use platform::with_directories;
 pub use remembered::remembered;
 pub use set::{Asked, Assignment, Profile, SetError, values};
 pub use steps::{found, install};

@@ -99,19 +99,29 @@ fn cluster_rules(values: &Values) -> Vec<Value> {
         rule("networking.k8s.io", &["networkpolicies"], &READ),
         rule(
             "security.istio.io",
-            &["authorizationpolicies", "peerauthentications"],
+            &[
+                "authorizationpolicies",
+                "peerauthentications",
+                "requestauthentications",
+            ],
             &READ,
         ),
         rule(
             "networking.istio.io",
             &[
                 "destinationrules",
+                "envoyfilters",
+                "gateways",
+                "proxyconfigs",
                 "serviceentries",
+                "sidecars",
                 "virtualservices",
                 "workloadentries",
+                "workloadgroups",
             ],
             &READ,
         ),
+        rule("extensions.istio.io", &["wasmplugins"], &READ),
         rule(
             "gateway.networking.k8s.io",
             &[
@@ -130,19 +140,29 @@ fn cluster_rules(values: &Values) -> Vec<Value> {
         // Conditions.
         rule(
             "security.istio.io",
-            &["authorizationpolicies/status", "peerauthentications/status"],
+            &[
+                "authorizationpolicies/status",
+                "peerauthentications/status",
+                "requestauthentications/status",
+            ],
             &["patch"],
         ),
         rule(
             "networking.istio.io",
             &[
                 "destinationrules/status",
+                "envoyfilters/status",
+                "gateways/status",
+                "proxyconfigs/status",
                 "serviceentries/status",
+                "sidecars/status",
                 "virtualservices/status",
                 "workloadentries/status",
+                "workloadgroups/status",
             ],
             &["patch"],
         ),
+        rule("extensions.istio.io", &["wasmplugins/status"], &["patch"]),
         rule("telemetry.istio.io", &["telemetries/status"], &["patch"]),
         rule(
             "gateway.networking.k8s.io",

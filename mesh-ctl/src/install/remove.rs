@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
@@ -241,13 +241,8 @@ async fn places(cluster: &Cluster, set: &Value) -> anyhow::Result<(Vec<String>, 
             Value::Null => json!({}),
             selector => selector.clone(),
         })?;
-    let nodes: Api<Node> = Api::all(cluster.client.clone());
-    let listed = nodes
-        .list(&ListParams::default())
-        .await
-        .context("listing nodes")?;
     let (mut ready, mut away) = (Vec::new(), Vec::new());
-    for node in listed.items {
+    for node in cluster.nodes().await? {
         let labels = node.metadata.labels.unwrap_or_default();
         if !selector.iter().all(|(k, v)| labels.get(k) == Some(v)) {
             continue;

@@ -284,12 +284,86 @@ fn nodes_may_be_changed_only_for_the_taints_sake() {
     assert_eq!(change_nodes(&["taint=true"]), "get list patch watch");
 }
 
+/// What keeps the mesh up when nodes go, and others out of it, in the installation that everybody gets: it is asserted
+/// here, because the chart is only compared with this.
+#[test]
+fn the_default_installation_withstands_what_it_is_meant_to() {
+    let all = rendered(&[]);
+    let (deployment, nodes) = (
+        find(&all, "Deployment", "warren-controller"),
+        find(&all, "DaemonSet", "warren-node"),
+    );
+    let budget = &find(&all, "PodDisruptionBudget", "warren-controller")["spec"];
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(budget["maxUnavailable"], 1);
+    let selected = budget["selector"]["matchLabels"].as_object().expect("some");
+    assert!(!selected.is_empty());
+    for (key, value) in selected {
+        assert_eq!(labels[key], *value, "{key} of what may be missing");
+    }
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    let rolling = |workload: &Value, how: &str| {
+        let how = &workload["spec"][how];
+        assert_eq!(how["type"], "RollingUpdate");
+        assert_eq!(how["rollingUpdate"]["maxUnavailable"], 0);
+        assert_eq!(how["rollingUpdate"]["maxSurge"], 1);
+    };
+    rolling(deployment, "strategy");
+    rolling(nodes, "updateStrategy");
+    let pods = [deployment, nodes].map(|workload| &workload["spec"]["template"]["spec"]);
+    let apart = "/affinity/podAntiAffinity/preferredDuringSchedulingIgnoredDuringExecution/0";
+    let apart = &pods[0].pointer(apart).expect("replicas keep apart")["podAffinityTerm"];
+    assert_eq!(apart["topologyKey"], "kubernetes.io/hostname");
+    for (key, value) in apart["labelSelector"]["matchLabels"]
+        .as_object()
+        .expect("some")
+    {
+        assert_eq!(labels[key], *value, "{key} of who keeps apart");
+    }
+    let classes = pods.map(|pod| pod["priorityClassName"].as_str().unwrap_or_default());
+    assert_eq!(classes, ["system-cluster-critical", "system-node-critical"]);
+    // Every node has one, whatever its taints.
+    assert_eq!(
+        pods[1]["tolerations"],
+        serde_json::json!([{"operator": "Exists"}])
+    );
+    for pod in pods {
+        let whole = &pod["securityContext"];
+        assert_eq!(whole["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(pod["enableServiceLinks"], false);
+        for container in pod["containers"].as_array().expect("some") {
+            let security = &container["securityContext"];
+            assert_eq!(security["allowPrivilegeEscalation"], false);
+            assert_eq!(security["readOnlyRootFilesystem"], true);
+            assert_eq!(security["capabilities"]["drop"], serde_json::json!(["ALL"]));
+            assert!(container["readinessProbe"].is_object());
+            for resource in ["cpu", "memory"] {
+                let asked = &container["resources"]["requests"][resource];
+                assert!(asked.as_str().is_some_and(|q| !q.is_empty()), "{container}");
+            }
+            // Out of memory is one pod's end and not the node's.
+            assert!(container["resources"]["limits"]["memory"].is_string());
+        }
+    }
+    assert_eq!(pods[0]["securityContext"]["runAsNonRoot"], true);
+    let controller = &pods[0]["containers"][0];
+    assert!(controller["livenessProbe"].is_object());
+    assert!(
+        controller["securityContext"]["capabilities"]
+            .get("add")
+            .is_none()
+    );
+    let added = &pods[1]["containers"][0]["securityContext"]["capabilities"]["add"];
+    let wanted = ["BPF", "NET_ADMIN", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"];
+    assert_eq!(*added, serde_json::json!(wanted));
+}
+
 /// Every kind that the controller lists is one that it may list.
 #[test]
 fn every_kind_that_is_read_may_be_read() {
     let cluster: ClusterRole = typed(&rendered(&[]), "ClusterRole", "warren-controller");
     let rules = cluster.rules.expect("rules");
-    for kind in mesh_k8s::KINDS {
+    for kind in mesh_k8s::KINDS.iter().chain(mesh_k8s::UNHONOURED) {
         let readable = rules.iter().any(|rule| {
             let of_group = rule.api_groups.iter().flatten().any(|g| g == kind.group);
             let plural = rule.resources.iter().flatten().any(|r| {

@@ -1,8 +1,8 @@
 //! Who of the replicas writes: the holder of the Lease `warren-controller`.
 //!
-//! Invariants: every replica serves nodes, only the leader writes to the API. A replica that could not renew counts
-//! itself out well before another may take over. Whether another's lease has run out is told by how long it was seen
-//! unchanged here, never by comparing clocks.
+//! Invariants: every replica serves nodes, only the leader writes to the API, but for Events of what nodes tell the
+//! replica that they are connected to. A replica that could not renew counts itself out well before another may take
+//! over. Whether another's lease has run out is told by how long it was seen unchanged here, never by comparing clocks.
 
 use std::time::Duration;
 

@@ -5,6 +5,7 @@
 //! views, however slow it is; a node gets companions of workloads elsewhere only where a client needs them.
 
 mod foreign;
+mod outside;
 mod refusals;
 mod service;
 mod store;
@@ -20,14 +21,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_api::{delta::View, resource::Kind};
-use mesh_model::{mesh::Change, name::NodeName};
+use mesh_api::{
+    delta::{Outside, View},
+    resource::Kind,
+};
+use mesh_model::{
+    mesh::Change,
+    name::{NodeName, WorkloadUid},
+};
 use tokio::{sync::watch, time::sleep};
+use tracing::warn;
 
 pub use refusals::{Refusal, Refusals};
 pub use service::DiscoveryService;
 
 use crate::monitor::Metrics;
+use outside::OutsideMesh;
 use store::Objects;
 
 /// After a publication the next one waits so long, and takes with it what came in the meantime.
@@ -69,6 +78,7 @@ struct Inner {
     staged: watch::Sender<Published>,
     published: watch::Sender<Published>,
     refusals: Refusals,
+    outside: OutsideMesh,
     subscribers: Mutex<BTreeMap<u64, Subscriber>>,
     next_id: AtomicU64,
     metrics: Arc<Metrics>,
@@ -93,6 +103,7 @@ pub fn publisher(
         staged: watch::Sender::new(empty.clone()),
         published: watch::Sender::new(empty),
         refusals: Refusals::default(),
+        outside: OutsideMesh::default(),
         subscribers: Mutex::default(),
         next_id: AtomicU64::default(),
         metrics,
@@ -151,6 +162,21 @@ impl Handle {
         self.inner.refusals.watch()
     }
 
+    /// Pods that should be in the mesh and are not served there, with their nodes, which say so.
+    pub fn outside(&self) -> Vec<(NodeName, Outside)> {
+        self.inner.outside.current(self.places())
+    }
+
+    /// Wakes when nodes tell something else for `outside`.
+    pub fn watch_outside(&self) -> watch::Receiver<()> {
+        self.inner.outside.watch()
+    }
+
+    /// Where workloads are.
+    fn places(&self) -> impl Fn(&WorkloadUid) -> Option<NodeName> {
+        |uid| locked(&self.inner.objects).place(uid).cloned()
+    }
+
     /// Who is connected.
     pub fn subscribers(&self) -> Vec<Subscriber> {
         locked(&self.inner.subscribers).values().cloned().collect()
@@ -202,11 +228,20 @@ impl Entry {
             (s.unanswered, s.current) = (unanswered, current);
         }
     }
+
+    /// Takes what a node tells of its pods.
+    fn tell(&self, node: &NodeName, pods: Vec<Outside>) {
+        let (outside, places) = (&self.handle.inner.outside, self.handle.places());
+        if let Some(pod) = outside.tell(self.id, node, pods, places) {
+            warn!(%node, %pod, "a node speaks of a pod that is not on it; nobody is told that, and this is said once");
+        }
+    }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         locked(&self.handle.inner.subscribers).remove(&self.id);
+        self.handle.inner.outside.end(self.id);
         self.handle.inner.metrics.subscribers.dec();
     }
 }

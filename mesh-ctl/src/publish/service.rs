@@ -27,7 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::{Handle, Published, foreign};
+use super::{Entry, Handle, Published, foreign};
 use crate::{
     ca::Member,
     listen::{Peer, PeerName},
@@ -135,7 +135,7 @@ impl Subscription {
             everywhere,
             ours,
         });
-        self.received(&mut server, first, &published)?;
+        self.received(&mut server, first, &published, &entry)?;
         let mut pending = None;
         loop {
             let current = published.borrow_and_update().clone();
@@ -155,7 +155,7 @@ impl Subscription {
                     }
                 }
                 request = self.requests.message() => match request? {
-                    Some(request) => self.received(&mut server, request, &published)?,
+                    Some(request) => self.received(&mut server, request, &published, &entry)?,
                     None => return Ok(()),
                 },
                 changed = published.changed() => if changed.is_err() {
@@ -170,6 +170,7 @@ impl Subscription {
         server: &mut Server,
         request: DeltaDiscoveryRequest,
         published: &watch::Receiver<Published>,
+        entry: &Entry,
     ) -> Result<(), Status> {
         match server
             .receive(request)
@@ -187,6 +188,7 @@ impl Subscription {
                     rejections,
                 );
             }
+            Some(Event::NotCaptured(pods)) => entry.tell(&self.node, pods),
             Some(Event::UnknownType(url)) => {
                 debug!(node = %self.node, url, "a type that is not served was asked for")
             }

@@ -59,6 +59,11 @@ impl Objects {
         self.publish(vec![convert::encode_roots(roots)])
     }
 
+    /// The node that a workload is on.
+    pub fn place(&self, uid: &WorkloadUid) -> Option<&NodeName> {
+        self.nodes.get(uid)
+    }
+
     /// Remembers where a workload is and who needs its companion; says which one moved.
     fn note(&mut self, change: &Change) -> Option<WorkloadUid> {
         match change {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use mesh_api::{delta::Rejection, resource::Kind};
+use mesh_api::{
+    delta::{Outcome, Rejection},
+    resource::Kind,
+};
 use mesh_model::{
     mesh::{
         Action, Change, Enrolment, MeshConfig, MtlsMode, Policy, PolicyScope, SameNode, Validity,
@@ -246,6 +249,112 @@ fn a_refusal_lasts_until_its_resource_changes() {
     );
     let changed = objects.replace(vec![policy("p", Action::Deny, Validity::Valid)]);
     assert!(refusals.current(&changed).is_empty());
+}
+
+fn outside(name: &str, reason: &str) -> Outside {
+    Outside {
+        uid: format!("Kubernetes//Pod/shop/{name}").as_str().into(),
+        reason: reason.to_owned(),
+        outcome: Outcome::LeftAlone,
+    }
+}
+
+/// What nodes tell, as `node pod: reason`.
+fn told(handle: &Handle) -> Vec<String> {
+    let short = |(node, pod): (NodeName, Outside)| {
+        let name = pod.uid.as_str().rsplit('/').next().unwrap_or_default();
+        format!("{node} {name}: {}", pod.reason)
+    };
+    handle.outside().into_iter().map(short).collect()
+}
+
+#[test]
+fn a_node_is_heard_of_its_own_pods_while_its_newest_stream_lasts() {
+    let (handle, _, _) = publisher(Arc::default());
+    let place = |node: &str| vec![config(), workload("web", node), workload("db", "n2")];
+    handle.replace(place("n1"));
+    let (n1, n2): (NodeName, NodeName) = ("n1".into(), "n2".into());
+    let news = handle.watch_outside();
+    let none: [&str; 0] = [];
+
+    let list = || {
+        vec![
+            outside("web", "a"),
+            outside("db", "a lie"),
+            outside("who", "?"),
+        ]
+    };
+    let first = handle.enter(&n1, true);
+    first.tell(&n1, list());
+    assert_eq!(told(&handle), ["n1 web: a"]);
+    assert!(news.has_changed().expect("goes on"));
+    // Each message is the whole list, and nothing new wakes nobody.
+    let mut news = handle.watch_outside();
+    first.tell(&n1, list());
+    assert!(!news.has_changed().expect("goes on"));
+    first.tell(&n1, vec![outside("web", "b")]);
+    assert!(news.has_changed().expect("goes on"));
+    assert_eq!(told(&handle), ["n1 web: b"]);
+
+    // It comes back before its former stream is missed.
+    let second = handle.enter(&n1, true);
+    assert_eq!(told(&handle), ["n1 web: b"], "it has not spoken yet");
+    second.tell(&n1, vec![outside("web", "c")]);
+    first.tell(&n1, vec![outside("web", "late")]);
+    drop(first);
+    assert_eq!(told(&handle), ["n1 web: c"]);
+
+    // A pod of the same name elsewhere is another node's to speak of.
+    let other = handle.enter(&n2, true);
+    other.tell(&n2, vec![outside("web", "mine soon"), outside("db", "d")]);
+    assert_eq!(told(&handle), ["n2 db: d", "n1 web: c"]);
+    handle.replace(place("n2"));
+    assert_eq!(told(&handle), ["n2 db: d", "n2 web: mine soon"]);
+    handle.apply(vec![Change::RemoveWorkload(ADDRESS.into())]);
+    assert_eq!(told(&handle), ["n2 db: d"]);
+    news.mark_unchanged();
+    drop(other);
+    assert!(news.has_changed().expect("goes on"));
+    assert_eq!(told(&handle), none);
+    drop(second);
+}
+
+#[test]
+fn what_nodes_tell_is_bounded() {
+    let outside_mesh = outside::OutsideMesh::default();
+    let here = |_: &WorkloadUid| Some("n1".into());
+    let many = |from: usize| (from..from + 6_000).map(|n| outside(&format!("p{n}"), "no"));
+    let count = || outside_mesh.current(here).len();
+    outside_mesh.tell(1, &"n1".into(), many(0).collect(), here);
+    assert_eq!(count(), 6_000);
+    outside_mesh.tell(2, &"n2".into(), many(6_000).collect(), here);
+    let of_both: usize = ["n1", "n2"]
+        .iter()
+        .map(|node| outside_mesh.current(|_| Some((*node).into())).len())
+        .sum();
+    assert_eq!(of_both, 10_000);
+    // What one tells again has its former place.
+    outside_mesh.tell(1, &"n1".into(), many(0).collect(), here);
+    assert_eq!(count(), 6_000);
+    outside_mesh.end(1);
+    outside_mesh.end(2);
+    assert_eq!(count(), 0);
+}
+
+#[test]
+fn that_a_node_speaks_of_others_pods_is_said_once_a_stream() {
+    let outside_mesh = outside::OutsideMesh::default();
+    let place = |uid: &WorkloadUid| match uid.as_str().ends_with("/db") {
+        true => Some("n2".into()),
+        false => None,
+    };
+    let tell = |stream, pods| outside_mesh.tell(stream, &"n1".into(), pods, place);
+    // One that is not known yet may be on its way.
+    assert_eq!(tell(1, vec![outside("new", "no")]), None);
+    let db = outside("db", "no");
+    assert_eq!(tell(1, vec![db.clone()]), Some(db.uid.clone()));
+    assert_eq!(tell(1, vec![db.clone()]), None);
+    assert_eq!(tell(2, vec![db.clone()]), Some(db.uid));
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Statuses on the objects of a cluster: conditions `Accepted` and `Programmed`, and Events, written by the leader.
+//! Statuses on the objects of a cluster: conditions `Accepted` and `Programmed`, and Events, written by the leader. Only
+//! what one replica alone hears, of pods that are not served, becomes an Event by that replica.
 //!
 //! Invariants: one write at a time, and none where nothing differs; conditions of others stay; what could not be
 //! written is tried again later and holds nobody up. Kinds of our own and of Istio and gateways that are ours have
@@ -17,8 +18,9 @@ use kube::{
     core::ApiResource,
 };
 use mesh_k8s::{
-    KINDS, Kind, KindInfo, ObjectRef,
+    Kind, KindInfo, ObjectRef,
     gateway::{Gateway, GatewayClass},
+    kind_of,
 };
 use mesh_translate::{ConditionKind, ListenerStatus, Status};
 use serde_json::{Value, json};
@@ -52,22 +54,27 @@ pub async fn keep(
     leads: watch::Receiver<bool>,
 ) {
     let mut writer = Writer::new(client, me);
-    let (mut ticks, mut leading) = (interval(AGAIN), leads.clone());
+    let (mut ticks, mut leading, mut led) = (interval(AGAIN), leads.clone(), false);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             changed = said.changed() => if changed.is_err() { return },
             changed = leading.changed() => if changed.is_err() { return },
         }
-        if !*leads.borrow() {
+        let now = *leads.borrow();
+        if std::mem::replace(&mut led, now) != now {
             // Another writes meanwhile: what we wrote may not be there when we lead again.
             writer.written.clear();
             writer.events.clear();
-            continue;
         }
-        let all = said.borrow_and_update().all();
-        writer.write_all(all, &leads).await;
-        while *leads.borrow() && writer.events.any_waiting() {
+        if led {
+            let all = said.borrow_and_update().all();
+            writer.write_all(all, &leads).await;
+        } else {
+            let heard = said.borrow_and_update().heard();
+            writer.line_up(&heard);
+        }
+        while *leads.borrow() == led && writer.events.any_waiting() {
             writer.events.write_next(&mut writer.resources).await;
             sleep(PACE).await;
             if said.has_changed().unwrap_or(true) {
@@ -80,7 +87,8 @@ pub async fn keep(
 /// The kinds that were looked up in the cluster.
 pub(super) struct Resources {
     client: Client,
-    found: HashMap<&'static str, ApiResource>,
+    /// By group and kind.
+    found: HashMap<(&'static str, &'static str), ApiResource>,
 }
 
 impl Resources {
@@ -97,11 +105,12 @@ impl Resources {
         kind: &'static KindInfo,
         namespace: &str,
     ) -> Result<(Api<DynamicObject>, ApiResource), String> {
-        if !self.found.contains_key(kind.kind) {
+        let key = (kind.group, kind.kind);
+        if !self.found.contains_key(&key) {
             let found = find(&self.client, kind).await.map_err(|e| e.to_string())?;
-            self.found.insert(kind.kind, found);
+            self.found.insert(key, found);
         }
-        let (client, resource) = (self.client.clone(), &self.found[kind.kind]);
+        let (client, resource) = (self.client.clone(), &self.found[&key]);
         let api = match namespace {
             "" => Api::all_with(client, resource),
             namespace => Api::namespaced_with(client, namespace, resource),
@@ -139,6 +148,16 @@ impl Writer {
             resources: Resources::new(client.clone()),
             written: BTreeMap::new(),
             events: Events::new(client, me),
+        }
+    }
+
+    /// Lines up Events of what only this replica hears.
+    fn line_up(&mut self, heard: &[Status]) {
+        let there: HashSet<&ObjectRef> = heard.iter().map(|status| &status.object).collect();
+        self.events.retain(|object| there.contains(object));
+        for status in heard {
+            self.events
+                .say(&status.object, note(status), Instant::now());
         }
     }
 
@@ -252,16 +271,19 @@ impl Writer {
     }
 }
 
-/// The kind, when conditions of ours belong on its objects, or what we say of a route's parents.
+/// The kind that an object's name means, when conditions of ours belong on its objects, or what we say of a route's parents.
 pub(super) fn ours(kind: &str) -> Option<&'static KindInfo> {
-    let groups = ["security.istio.io", "networking.istio.io", "warren.dev"];
-    let gateway = |known: &KindInfo| {
-        [Gateway::KIND, GatewayClass::KIND].contains(&known.kind) && known.group == Gateway::GROUP
-    };
-    KINDS.iter().find(|known| {
-        let whose = groups.contains(&known.group) || gateway(known);
-        known.kind == kind && (whose || routes::is_route(kind))
-    })
+    let groups = [
+        "security.istio.io",
+        "networking.istio.io",
+        "extensions.istio.io",
+        "telemetry.istio.io",
+        "warren.dev",
+    ];
+    let known = kind_of(kind)?;
+    let gateway = [Gateway::KIND, GatewayClass::KIND].contains(&known.kind);
+    let whose = groups.contains(&known.group) || gateway && known.group == Gateway::GROUP;
+    (whose || routes::is_route(kind)).then_some(known)
 }
 
 /// Where a gateway is reached, as its status has it.
@@ -409,6 +431,24 @@ mod tests {
             addresses: Vec::new(),
             listeners: Vec::new(),
         }
+    }
+
+    #[test]
+    fn kinds_of_one_name_are_told_apart_by_their_groups() {
+        let group = |name: &str| ours(name).map(|kind| kind.group);
+        assert_eq!(group("Gateway"), Some("gateway.networking.k8s.io"));
+        assert_eq!(
+            group("Gateway.networking.istio.io"),
+            Some("networking.istio.io")
+        );
+        assert_eq!(group("RequestAuthentication"), Some("security.istio.io"));
+        assert_eq!(group("WasmPlugin"), Some("extensions.istio.io"));
+        assert_eq!(group("Telemetry"), Some("telemetry.istio.io"));
+        assert_eq!(group("HTTPRoute"), Some("gateway.networking.k8s.io"));
+        assert_eq!(
+            (group("Pod"), group("ReferenceGrant"), group("Odd")),
+            (None, None, None)
+        );
     }
 
     #[test]

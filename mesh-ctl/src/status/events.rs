@@ -1,4 +1,4 @@
-//! Kubernetes Events about objects, written by the leader: what `kubectl describe` shows their authors.
+//! Kubernetes Events about objects: what `kubectl describe` shows their authors.
 //!
 //! Invariants: the same thing said of the same object is one Event, whose name follows from both, so that a new leader
 //! adds nothing to what the one before said; when it happens again the Event's series goes on. Few are said of one
@@ -21,14 +21,17 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
-use mesh_k8s::{KINDS, ObjectRef};
+use mesh_k8s::{ObjectRef, kind_of};
 use mesh_translate::{ConditionKind, Severity, Status};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
-use super::cluster::{DEADLINE, Resources, details, ours};
+use super::{
+    cluster::{DEADLINE, Resources, details, ours},
+    outside::NOT_CAPTURED,
+};
 use crate::FIELD_MANAGER;
 
 /// So many Events are said of one object in a time.
@@ -163,7 +166,7 @@ impl Events {
             }
             return;
         };
-        if !KINDS.iter().any(|kind| *kind.kind == *object.kind) {
+        if kind_of(&object.kind).is_none() {
             return;
         }
         let spoken = self.spoken.entry(object.clone()).or_default();
@@ -217,7 +220,7 @@ impl Events {
         note: &Note,
     ) -> Result<(), String> {
         let failed = |error: kube::Error| error.to_string();
-        let Some(kind) = KINDS.iter().find(|kind| *kind.kind == *object.kind) else {
+        let Some(kind) = kind_of(&object.kind) else {
             return Ok(());
         };
         let (api, resource) = resources.api(kind, &object.namespace).await?;
@@ -266,7 +269,7 @@ impl Events {
                 ..ObjectMeta::default()
             },
             type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
-            action: Some("Translate".to_owned()),
+            action: Some(action(note).to_owned()),
             reason: Some(note.reason.clone()),
             note: Some(note.text.clone()),
             event_time: Some(now),
@@ -290,6 +293,14 @@ impl Events {
         }
         counts.insert(name, 1);
         Ok(())
+    }
+}
+
+/// What was being done.
+fn action(note: &Note) -> &'static str {
+    match note.reason.as_str() {
+        NOT_CAPTURED => "Capture",
+        _ => "Translate",
     }
 }
 

@@ -1,9 +1,11 @@
-//! What is told to the authors of objects: the translation's statuses and what nodes refused, in one place.
+//! What is told to the authors of objects: the translation's statuses, what nodes refused and which pods they do not
+//! serve, in one place.
 //!
 //! Invariant: what a node refuses at present is shown at the object that caused it.
 
 pub mod cluster;
 mod events;
+mod outside;
 mod routes;
 
 use std::{
@@ -13,7 +15,9 @@ use std::{
     path::Path,
 };
 
+use mesh_api::delta::Outside;
 use mesh_k8s::{Kind, ObjectRef, gateway::Gateway};
+use mesh_model::name::NodeName;
 use mesh_translate::{Condition, ConditionKind, Message, Origin, Severity, Status, warnings};
 use serde::Serialize;
 
@@ -32,6 +36,8 @@ pub struct Statuses {
     refused: BTreeMap<String, BTreeMap<String, String>>,
     /// Why waypoints cannot be made as objects ask for them.
     not_made: Troubles,
+    /// Which pods the nodes that are connected here do not serve, and why.
+    outside: BTreeMap<ObjectRef, String>,
 }
 
 /// The file in which statuses are kept.
@@ -102,6 +108,25 @@ impl Statuses {
         new
     }
 
+    /// Which pods are not served at present, all of them that nodes tell here; says whether it is something new.
+    pub fn outside<'o>(&mut self, pods: impl IntoIterator<Item = &'o (NodeName, Outside)>) -> bool {
+        let told = pods.into_iter().map(|(node, pod)| outside::told(node, pod));
+        let told = told.collect();
+        let new = self.outside != told;
+        self.outside = told;
+        new
+    }
+
+    /// What only this replica hears: a node tells the one that it is connected to which pods it does not serve.
+    pub fn heard(&self) -> Vec<Status> {
+        let one = |(pod, text): (&ObjectRef, &String)| {
+            let mut status = fresh(pod.clone());
+            outside::say(&mut status, text);
+            status
+        };
+        self.outside.iter().map(one).collect()
+    }
+
     /// All statuses, ordered by object.
     pub fn all(&self) -> Vec<Status> {
         let mut all = self.translated.clone();
@@ -114,6 +139,10 @@ impl Statuses {
             let object = object_of(name);
             let status = all.entry(object.clone()).or_insert_with(|| fresh(object));
             refuse(status, name, nodes);
+        }
+        for (pod, text) in &self.outside {
+            let status = all.entry(pod.clone()).or_insert_with(|| fresh(pod.clone()));
+            outside::say(status, text);
         }
         all.into_values().collect()
     }

@@ -29,6 +29,12 @@ impl<'a> LabelIndex<'a> {
         }
     }
 
+    /// The things that have a label, with its value.
+    pub(crate) fn values(&self, key: &str) -> impl Iterator<Item = (usize, &'a str)> {
+        let all = self.labels.iter().enumerate();
+        all.filter_map(move |(index, labels)| Some((index, labels.as_ref()?.get(key)?.as_str())))
+    }
+
     /// The things with all of these labels, in one namespace or (`None`) in all. No labels select nothing.
     pub(crate) fn select(
         &self,

@@ -18,6 +18,7 @@ pub mod status;
 mod traffic;
 mod translate;
 mod translator;
+mod unhonoured;
 pub mod view;
 mod wanted;
 

@@ -23,7 +23,7 @@ use mesh_model::name::NetworkId;
 mod traffic;
 
 use crate::{
-    core::{draft::parse_ip, endpoints, pod},
+    core::{draft::parse_ip, endpoints, enrolment, pod},
     istio::{authorization, automatic, entry_endpoints, service_entry, workload_entry},
     settings::{Settings, age},
     view::{ClusterView, Entry, Key},
@@ -53,12 +53,15 @@ enum Subject<'a> {
     Host(&'a str, &'a str),
     /// Selectors that want a label, in a namespace or everywhere.
     Selected(Option<&'a str>, &'a str, &'a str),
+    /// Who compares the values of a label.
+    Compared(&'a str),
     /// Peer authentication of a whole namespace.
     Mtls(&'a str),
     /// All peer authentication of a namespace.
     AnyMtls(&'a str),
-    /// The network policies of a namespace.
+    /// The network policies of a namespace, and the pods of it that are enrolled by their own labels.
     Network(&'a str),
+    Alone(&'a str),
     /// What is told of requests, by the objects of a namespace.
     Told(&'a str),
     /// Services with a host name, in any namespace.
@@ -231,11 +234,12 @@ impl Notes<'_> {
         self.found.asks.push((self.hasher.hash_one(subject), true));
     }
 
-    /// A thing with labels asks for every selector that could want it.
+    /// A thing with labels asks for every selector that could want it, and for whoever compares one of them.
     fn selectable(&mut self, namespace: &str, labels: &std::collections::BTreeMap<String, String>) {
         for (key, value) in labels {
             self.ask(Subject::Selected(Some(namespace), key, value));
             self.ask(Subject::Selected(None, key, value));
+            self.ask(Subject::Compared(key));
         }
     }
 
@@ -283,6 +287,9 @@ impl Notes<'_> {
         self.ask(Subject::Serving(&meta.namespace, &meta.name));
         self.selectable(&meta.namespace, &meta.labels);
         self.accepting(&meta.namespace);
+        if enrolment::by_itself(&entry.object, &self.settings.honour) {
+            self.tell(Subject::Alone(&meta.namespace), &meta.labels);
+        }
         if entry.object.spec.host_network {
             return;
         }
@@ -323,7 +330,7 @@ impl Notes<'_> {
             .filter_map(|text| parse_ip(text))
         {
             self.tell(Subject::Virtual(ip), age(meta));
-            self.ask(Subject::Virtual(ip));
+            self.ask_deeply(Subject::Virtual(ip));
         }
         self.tell(Subject::Waypoint(&meta.namespace, &meta.name), whole(entry));
         // Its own gateway's service goes through none.
@@ -349,7 +356,11 @@ impl Notes<'_> {
             return;
         };
         let namespace = meta.namespace.as_str();
-        self.tell(Subject::Slices(namespace, owner), ());
+        // Those that are ending serve while nobody is ready.
+        self.tell(
+            Subject::Slices(namespace, owner),
+            endpoints::has_ready(&entry.object),
+        );
         self.ask_deeply(Subject::Service(Service::KIND, namespace, owner));
         self.accepting(namespace);
         let ports: Vec<_> = entry
@@ -363,7 +374,12 @@ impl Notes<'_> {
                 Some((namespace, name)) => {
                     self.tell(
                         Subject::Serving(namespace, name),
-                        (owner, &ports, &entry.object.address_type),
+                        (
+                            owner,
+                            &ports,
+                            &entry.object.address_type,
+                            endpoints::is_ending(endpoint),
+                        ),
                     );
                 }
                 None => {
@@ -411,7 +427,8 @@ impl Notes<'_> {
             .filter_map(|text| service_entry::virtual_address(text))
         {
             self.tell(Subject::Virtual(ip), whole(entry));
-            self.ask(Subject::Virtual(ip));
+            // Without any address it goes through no waypoint, which is told to whose rules are for it.
+            self.ask_deeply(Subject::Virtual(ip));
             self.ask_deeply(Subject::Owner(network.as_str(), ip));
         }
         for endpoint in &spec.endpoints {
@@ -469,6 +486,7 @@ impl Notes<'_> {
         let namespace = &entry.object.metadata.namespace;
         self.tell(Subject::Network(namespace), whole(entry));
         self.ask(Subject::Network(namespace));
+        self.ask(Subject::Alone(namespace));
         self.ask(Subject::Namespace(namespace));
     }
 

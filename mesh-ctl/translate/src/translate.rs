@@ -32,6 +32,7 @@ use crate::{
         hosts::Hosts,
         routes::{self, Sets},
     },
+    unhonoured,
     view::ClusterView,
     wanted::{self, Want, Wanted},
 };
@@ -166,7 +167,7 @@ pub(crate) fn owned(view: &ClusterView) -> Owned {
         &mut reports,
     );
     let traffic = traffic(view, &settings, &services, &mut reports);
-    groups::apply(&traffic.selectors, &labels, &mut drafts);
+    groups::apply(&traffic.selectors, &traffic.compared, &labels, &mut drafts);
 
     let policies = authorization::collect(view, &settings, &services, &mut reports);
     govern(&policies, &services, &labels, &mut drafts);
@@ -189,6 +190,8 @@ struct Traffic {
     uses: HashMap<usize, Destination>,
     /// The selectors that both use.
     selectors: BTreeSet<groups::Selecting>,
+    /// Labels whose values are compared.
+    compared: BTreeSet<String>,
 }
 
 fn traffic(
@@ -210,7 +213,11 @@ fn traffic(
     let clients = virtual_service::collect(&beside, &mut sets, reports);
     let mut selectors: BTreeSet<groups::Selecting> =
         clients.into_iter().map(|labels| (None, labels)).collect();
+    let mut compared = BTreeSet::new();
     for entry in view.destination_rules.values() {
+        let (values, keys) = destination_rule::compared(&entry.object);
+        selectors.extend(values.into_iter().map(|labels| (None, labels)));
+        compared.extend(keys.into_iter().map(str::to_owned));
         let subsets = destination_rule::selectors(settings, &entry.object);
         let owned = subsets.into_iter();
         selectors.extend(owned.map(|(namespace, labels)| (namespace, labels.clone())));
@@ -219,6 +226,7 @@ fn traffic(
         routes: routes::assemble(services, sets),
         uses,
         selectors,
+        compared,
     }
 }
 
@@ -245,15 +253,7 @@ fn notices(view: &ClusterView, reports: &mut Reports) {
         .iter()
         .filter(|(_, entry)| entry.object.is_mesh_api())
     {
-        let text = format!("{} is not honoured by this version", entry.object.kind);
-        reports.say(
-            object,
-            &entry.origin,
-            Severity::Warning,
-            "kind",
-            text.clone(),
-        );
-        reports.in_force(object, &entry.origin, InForce::Not("Unsupported", text));
+        unhonoured::report(object, entry, reports);
     }
 }
 

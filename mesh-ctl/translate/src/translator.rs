@@ -164,6 +164,8 @@ impl Translator {
         } else {
             self.affected()
         };
+        // What is said of network policies may depend on pods that are enrolled by themselves.
+        listed |= focus.iter().any(|o| *o.kind == *NetworkPolicy::KIND);
         if listed {
             self.enrolled = enrolment::namespaces(&self.view, &self.settings.honour);
             self.blockers = network_policy::blockers(&self.view, &self.settings);

@@ -272,6 +272,11 @@ impl Dice {
             spec["trafficPolicy"] =
                 json!({"tls": {"mode": mode}, "portLevelSettings": [{"port": {"number": 80}}]});
         }
+        if self.one_in(3) {
+            let label = self.of(&["app", "tier", "tier=1", "app=db"]);
+            spec["trafficPolicy"]["loadBalancer"] =
+                json!({"localityLbSetting": {"failoverPriority": [label]}});
+        }
         json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": self.meta(&["d1", "d2", "d3"]), "spec": spec})
     }
 
@@ -292,6 +297,9 @@ impl Dice {
             metadata["labels"]["gateway.networking.k8s.io/gateway-name"] =
                 json!(self.of(&["a", "g"]));
         }
+        if self.one_in(4) {
+            metadata["labels"]["warren.dev/mesh"] = json!(self.of(&["enabled", "disabled"]));
+        }
         self.through(&mut metadata);
         let ips: Vec<_> = (0..1 + self.below(2))
             .map(|_| json!({"ip": self.ip()}))
@@ -299,7 +307,8 @@ impl Dice {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata,
             "spec": {"nodeName": self.of(&["n1", "n2", "n1", "n2", ""]), "hostNetwork": self.one_in(8), "serviceAccountName": self.of(&["", "a", "b"]),
                 "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]},
-            "status": {"phase": self.of(&["Running", "Running", "Running", "Failed"]), "podIPs": ips}})
+            "status": {"phase": self.of(&["Running", "Running", "Running", "Failed"]), "podIPs": ips,
+                "conditions": [{"type": "Ready", "status": self.of(&["True", "False"])}]}})
     }
 
     fn service(&mut self) -> Value {
@@ -318,7 +327,7 @@ impl Dice {
         }
         let endpoints: Vec<Value> = (0..self.below(4))
             .map(|_| {
-                let mut endpoint = json!({"addresses": [self.ip()], "conditions": {"ready": self.one_in(2)}});
+                let mut endpoint = json!({"addresses": [self.ip()], "conditions": {"ready": self.one_in(2), "serving": self.one_in(2), "terminating": self.one_in(2)}});
                 if !self.one_in(3) {
                     endpoint["targetRef"] = json!({"kind": "Pod", "name": self.of(&["p1", "p2", "p3"]), "namespace": self.of(&["", "shop"])});
                 }

@@ -14,6 +14,16 @@ pub enum LoadError {
     /// The object could not be read or its maps could not be made.
     #[error("the kernel programs could not be prepared: {0}")]
     Object(#[source] aya::EbpfError),
+    /// The kernel does not let this process do it.
+    #[error(
+        "the kernel does not allow this process to {what}: {error}; it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and where a kernel asks for more it has to run privileged (in a cluster: `mesh-ctl upgrade --set node.privileged=true`)"
+    )]
+    Rights {
+        /// What was tried.
+        what: String,
+        /// What the system call returned.
+        error: io::Error,
+    },
     /// The object and this program disagree.
     #[error(
         "the kernel programs do not fit this program ({0}); run `cargo xtask ebpf` and build again"

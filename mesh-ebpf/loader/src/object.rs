@@ -4,11 +4,13 @@
 //! or created and pinned, so two loads of one layout share them.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use aya::maps::MapError;
 use aya::programs::{Program, ProgramError};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use mesh_abi::MAPS;
 
 use crate::LoadError;
@@ -38,7 +40,7 @@ fn load_all(object: &[u8], maps: &Path, logs: &Path) -> Result<Loaded, LoadError
     if object.is_empty() {
         return Err(LoadError::NoObject);
     }
-    let mut object = loader(maps).load(object).map_err(LoadError::Object)?;
+    let mut object = loader(maps).load(object).map_err(prepared)?;
     let mut programs = HashMap::new();
     for (name, program) in object.programs_mut().filter(|(n, _)| *n != TRIAL) {
         let fd = into_kernel(program).map_err(|e| explain(name, e, logs))?;
@@ -51,7 +53,7 @@ fn load_all(object: &[u8], maps: &Path, logs: &Path) -> Result<Loaded, LoadError
 /// Loads one program of the object once more, on the maps that are pinned in `maps`.
 pub fn one(object: &[u8], maps: &Path, logs: &Path, name: &str) -> Result<OwnedFd, LoadError> {
     let loaded = loader(maps).load(object);
-    single(&mut loaded.map_err(LoadError::Object)?, logs, name)
+    single(&mut loaded.map_err(prepared)?, logs, name)
 }
 
 /// The program that is attached nowhere.
@@ -60,7 +62,7 @@ pub const TRIAL: &str = "trial";
 /// Loads one program of the object with maps of its own.
 pub fn alone(object: &[u8], logs: &Path, name: &str) -> Result<OwnedFd, LoadError> {
     let loaded = EbpfLoader::new().load(object);
-    single(&mut loaded.map_err(LoadError::Object)?, logs, name)
+    single(&mut loaded.map_err(prepared)?, logs, name)
 }
 
 fn single(object: &mut Ebpf, logs: &Path, name: &str) -> Result<OwnedFd, LoadError> {
@@ -93,6 +95,20 @@ fn into_kernel(program: &mut Program) -> Result<OwnedFd, ProgramError> {
 /// Lines of the verifier's log that are shown in the error.
 const TAIL: usize = 25;
 
+fn prepared(error: EbpfError) -> LoadError {
+    match error {
+        EbpfError::MapError(MapError::CreateError { name, io_error })
+            if io_error.kind() == ErrorKind::PermissionDenied =>
+        {
+            LoadError::Rights {
+                what: format!("make map `{name}`"),
+                error: io_error,
+            }
+        }
+        error => LoadError::Object(error),
+    }
+}
+
 fn explain(name: &str, error: ProgramError, logs: &Path) -> LoadError {
     let ProgramError::LoadError {
         io_error,
@@ -104,7 +120,15 @@ fn explain(name: &str, error: ProgramError, logs: &Path) -> LoadError {
             error,
         };
     };
-    refused(name, &io_error.to_string(), &verifier_log.to_string(), logs)
+    let text = verifier_log.to_string();
+    // The verifier says why; whoever may not ask it at all is told nothing.
+    if text.trim().is_empty() && io_error.kind() == ErrorKind::PermissionDenied {
+        return LoadError::Rights {
+            what: format!("load program `{name}`"),
+            error: io_error,
+        };
+    }
+    refused(name, &io_error.to_string(), &text, logs)
 }
 
 /// The verifier's refusal for people: the end of what it said, and where all of it is.
@@ -163,9 +187,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_has_too_few_rights_is_told_which_are_needed() {
+        let denied = || std::io::Error::from_raw_os_error(1);
+        let load = |text: &str| ProgramError::LoadError {
+            io_error: denied(),
+            verifier_log: aya_obj::VerifierLog::new(text.to_owned()),
+        };
+        let map = MapError::CreateError {
+            name: "flows".to_owned(),
+            io_error: denied(),
+        };
+        let logs = folder("rights");
+        for (error, what) in [
+            (explain("guard", load(""), &logs), "load program `guard`"),
+            (prepared(EbpfError::MapError(map)), "make map `flows`"),
+        ] {
+            let said = error.to_string();
+            assert!(
+                said.contains(what) && said.contains("node.privileged=true"),
+                "{said}"
+            );
+        }
+        // A verifier that says something is no matter of rights.
+        let error = explain("guard", load("0: R1 leaks"), &logs);
+        assert!(matches!(error, LoadError::Verifier { .. }), "{error}");
+        std::fs::remove_dir_all(&logs).expect("ours");
+    }
+
+    fn folder(what: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("warren-{what}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("writable");
+        folder
+    }
+
+    #[test]
     fn a_refusal_shows_the_end_of_the_verifiers_log_and_where_the_rest_is() {
-        let logs = std::env::temp_dir().join(format!("warren-refused-{}", std::process::id()));
-        std::fs::create_dir_all(&logs).expect("writable");
+        let logs = folder("refused");
         let text: String = (0..100)
             .map(|n| format!("{n}: (bf) r{} = r1\n\n", n % 10))
             .collect();

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod call;
 pub mod conflist;
+pub mod distribution;
 pub mod failure;
 pub mod install;
 pub mod network;

@@ -363,7 +363,7 @@ fn origins_are_let_in_by_the_fetch_standard() {
             );
         }
         match cors.look(method, &headers) {
-            Crossing::Plain => "plain".to_owned(),
+            Crossing::Plain(h) => shown("plain", &h),
             Crossing::Marked(h) => shown("marked", &h),
             Crossing::Answered(h) => shown("answered", &h),
         }
@@ -373,15 +373,21 @@ fn origins_are_let_in_by_the_fetch_standard() {
         Some("https://x.b.example"),
         Some("https://a.example.org"),
     );
-    assert_eq!(look(cors(false, false, false), "GET", None, false), "plain");
-    assert_eq!(look(cors(false, false, false), "GET", no, false), "plain");
+    assert_eq!(
+        look(cors(false, false, false), "GET", None, false),
+        "plain vary=origin"
+    );
+    assert_eq!(
+        look(cors(false, false, false), "GET", no, false),
+        "plain vary=origin"
+    );
     assert_eq!(
         look(cors(false, false, false), "GET", a, false),
-        "marked allow-origin=https://a.example expose-headers=x-c"
+        "marked allow-origin=https://a.example expose-headers=x-c vary=origin"
     );
     assert_eq!(
         look(cors(true, false, false), "OPTIONS", b, false),
-        "marked allow-credentials=true allow-origin=https://x.b.example expose-headers=x-c",
+        "marked allow-credentials=true allow-origin=https://x.b.example expose-headers=x-c vary=origin",
         "OPTIONS alone is no preflight"
     );
     assert_eq!(
@@ -400,7 +406,10 @@ fn origins_are_let_in_by_the_fetch_standard() {
         look(cors(true, false, true), "OPTIONS", no, true),
         "answered"
     );
-    assert_eq!(look(cors(true, true, true), "OPTIONS", no, true), "plain");
+    assert_eq!(
+        look(cors(true, true, true), "OPTIONS", no, true),
+        "plain vary=origin"
+    );
 }
 
 fn backend(name: &str, weight: u32) -> Backend {

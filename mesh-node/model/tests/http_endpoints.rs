@@ -5,7 +5,11 @@ use std::sync::Arc;
 use http::HeaderMap;
 use mesh_model::{
     balance::Viewpoint,
-    mesh::{Change, Mesh, MtlsMode, Service, Workload, workload::Locality},
+    mesh::{
+        Change, Mesh, MtlsMode, Service, Workload,
+        service::{Mode, Scope},
+        workload::Locality,
+    },
     name::{ClusterId, NetworkId, NodeName},
     reason::Reason,
     resilience::{
@@ -96,6 +100,8 @@ fn seen(mesh: &Mesh, subset: Option<&str>, from: &str) -> Result<String, Reason>
         locality: &locality,
         cluster: &cluster,
         network: &network,
+        groups: &["rack=r1".into(), "rack=r2,tier=front".into()],
+        speaker: None,
     };
     let service = mesh.service(&front().name).expect("known");
     let list = endpoints(mesh, service, 80, subset, from)?;
@@ -252,6 +258,136 @@ fn places_are_preferred_as_the_destination_says() {
         "us/east/1",
         "a 0 1, b 0 1, c 0 1, d 0 1, e 0 1",
     );
+}
+
+/// Places that nobody asked for, as endpoints fall ill one after the other.
+#[test]
+fn the_own_place_comes_first_unasked_and_the_next_ones_as_endpoints_fall_ill() {
+    let unasked = || destination(Some(LocalityPreference::unasked()), &[]);
+    let pods = |places: &[(&'static str, &'static str)]| {
+        let pods = (1..).zip(places.to_vec());
+        let pods = pods.map(|(i, (name, place))| {
+            at(web(name, &format!("n{i}"), &format!("10.0.{i}.1")), place)
+        });
+        pods.collect::<Vec<_>>()
+    };
+    let places = [
+        ("a", "us/east/1"),
+        ("b", "us/east/2"),
+        ("c", "us/west/1"),
+        ("d", "eu/north/1"),
+    ];
+    let mut all = pods(&places);
+    let of = |pods: &[Workload]| mesh(pods.iter().cloned().flat_map(known).chain([unasked()]));
+    for (ill, expect) in [
+        (None, "a 4 1, b 3 1, c 2 1, d 0 1"),
+        (Some(0), "b 3 1, c 2 1, d 0 1"),
+        (Some(1), "c 2 1, d 0 1"),
+        (Some(2), "d 0 1"),
+    ] {
+        if let Some(at) = ill {
+            all[at].healthy = false;
+        }
+        let from = "us/east/1";
+        assert_eq!(
+            seen(&of(&all), None, from).as_deref(),
+            Ok(expect),
+            "{ill:?}"
+        );
+    }
+    // A subset has the order, too.
+    let versions = pods(&places)
+        .into_iter()
+        .flat_map(|w| grouped(w, &["version=v1"]));
+    let versions = mesh(versions.chain([unasked()]));
+    let expect = "a 4 1, b 3 1, c 2 1, d 0 1";
+    assert_eq!(
+        seen(&versions, Some("v1"), "us/east/1").as_deref(),
+        Ok(expect)
+    );
+    // Where nobody is anywhere, nobody is nearer than others.
+    let nowhere = of(&pods(&[("a", ""), ("b", "")]));
+    assert_eq!(seen(&nowhere, None, "").as_deref(), Ok("a 0 1, b 0 1"));
+    let somewhere = of(&pods(&[("a", ""), ("b", "us/east")]));
+    assert_eq!(seen(&somewhere, None, "").as_deref(), Ok("a 0 1, b 0 1"));
+}
+
+/// A service that says itself where its endpoints should be is asked first, unless the destination was asked to decide.
+#[test]
+fn a_services_own_preference_comes_before_places_that_nobody_asked_for() {
+    let check = |locality: LocalityPreference, mode, scopes: &[Scope], expect: &str| {
+        let mut service = front();
+        service.balancing.mode = mode;
+        service.balancing.preference = scopes.into();
+        // Of the client's node, and of its subzone.
+        let node = at(web("node", "n1", "10.0.1.2"), "us/west/1");
+        let near = at(web("near", "n2", "10.0.2.2"), "us/east/1");
+        let changes = [Change::Service(service), destination(Some(locality), &[])];
+        let known = mesh(
+            [known(node), known(near)]
+                .into_iter()
+                .flatten()
+                .chain(changes),
+        );
+        let found = seen(&known, None, "us/east/1");
+        assert_eq!(found.as_deref(), Ok(expect), "{mode:?} {scopes:?}");
+    };
+    let unasked = LocalityPreference::unasked;
+    let text = |text: &str| -> Arc<str> { text.into() };
+    let asked = || LocalityPreference::Failover([(text("us"), text("eu"))].into());
+    check(unasked(), Mode::Unspecified, &[], "near 4 1, node 2 1");
+    check(
+        unasked(),
+        Mode::Failover,
+        &[Scope::Node],
+        "near 0 1, node 1 1",
+    );
+    check(
+        unasked(),
+        Mode::Failover,
+        &[Scope::Region],
+        "near 1 1, node 1 1",
+    );
+    check(unasked(), Mode::Strict, &[Scope::Node], "node 1 1");
+    check(unasked(), Mode::Passthrough, &[], "near 0 1, node 0 1");
+    check(
+        asked(),
+        Mode::Failover,
+        &[Scope::Node],
+        "near 4 1, node 2 1",
+    );
+    check(asked(), Mode::Strict, &[Scope::Node], "node 2 1");
+}
+
+#[test]
+fn endpoints_are_preferred_that_share_labels_with_the_client() {
+    let check = |keys: &[&str], expect: &str| {
+        let keys = keys.iter().map(|k| Arc::from(*k)).collect();
+        let known = mesh(
+            [
+                grouped(web("a", "n1", "10.0.1.2"), &["rack=r1", "rev=2"]),
+                grouped(web("b", "n1", "10.0.1.3"), &["rack=r1"]),
+                grouped(web("c", "n1", "10.0.1.4"), &["rack=r2", "rev=2"]),
+                grouped(web("d", "n1", "10.0.1.5"), &["rack=r2,tier=front"]),
+            ]
+            .into_iter()
+            .flatten()
+            .chain([destination(Some(LocalityPreference::Labels(keys)), &[])]),
+        );
+        assert_eq!(
+            seen(&known, None, "us/east/1"),
+            Ok(expect.into()),
+            "{expect}"
+        );
+    };
+    check(&["rack"], "a 1 1, b 1 1, c 0 1, d 0 1");
+    check(&["rack", "rev=2"], "a 2 1, b 1 1, c 0 1, d 0 1");
+    check(&["rev=2", "rack"], "a 2 1, b 0 1, c 1 1, d 0 1");
+    // The client has no such label; a value of its own says nothing about that.
+    check(&["rev", "rack"], "a 0 1, b 0 1, c 0 1, d 0 1");
+    check(&["rack=r2"], "a 0 1, b 0 1, c 1 1, d 0 1");
+    // Another label whose name only begins so.
+    check(&["rac"], "a 0 1, b 0 1, c 0 1, d 0 1");
 }
 
 #[test]

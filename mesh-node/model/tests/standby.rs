@@ -4,8 +4,13 @@ use std::{net::SocketAddr, sync::Arc};
 
 use mesh_model::{
     authz,
-    mesh::{Change, Mesh, MtlsMode, ServiceExtra, Workload},
+    balance::Viewpoint,
+    mesh::{
+        Change, GatewayAddress, GatewayDestination, Mesh, MtlsMode, Service, ServiceExtra, Workload,
+    },
+    name::NodeName,
     reason::Reason,
+    route::http::endpoints,
     testing::cast::*,
 };
 
@@ -65,7 +70,49 @@ fn it_carries_what_comes_and_its_word_is_taken() {
             authz::vouches(&mesh, &web, &peer)
         };
         assert_eq!((vouches("wp"), vouches("other")), (standby, false));
+        assert_eq!(listed(&mesh, "wp", "web"), [standby]);
+        assert_eq!(listed(&mesh, "other", "web"), [false]);
     }
+}
+
+/// Of each endpoint of a service, whether a waypoint's word is taken there.
+fn listed(mesh: &Mesh, waypoint: &str, service: &str) -> Vec<bool> {
+    let (node, waypoint) = (NodeName::from("n1"), workload(mesh, "mesh", waypoint));
+    let from = Viewpoint::of_waypoint(mesh, &node, &waypoint);
+    let service = mesh.service(&service_name("shop", service)).expect("known");
+    let list = endpoints(mesh, service, 80, None, from).expect("there are some");
+    list.iter().map(|(_, _, e)| e.vouched).collect()
+}
+
+#[test]
+fn who_is_in_a_service_of_it_takes_its_word_whatever_service_was_asked_for() {
+    let both = serving(pod("shop", "web", "n1", "10.0.1.2"), "shop", "web");
+    let both = serving(both, "shop", "also");
+    let one = serving(pod("shop", "only", "n1", "10.0.1.4"), "shop", "also");
+    let mut also = service("shop", "also", "10.96.0.2", 80, 8080);
+    let add = |also: &Service| {
+        let known = [both.clone(), one.clone()].into_iter().flat_map(known);
+        mesh(true)
+            .apply(known.chain([Change::Service(also.clone())]))
+            .0
+    };
+    let taken = |mesh: &Mesh| {
+        let mut taken = listed(mesh, "wp", "also");
+        taken.sort_unstable();
+        taken
+    };
+    assert_eq!(taken(&add(&also)), [false, true]);
+    // A client that is no waypoint speaks for nobody.
+    let mesh = add(&also);
+    let (node, client) = (NodeName::from("n1"), workload(&mesh, "shop", "client"));
+    let from = Viewpoint::of(&mesh, &node, &client);
+    let list = endpoints(&mesh, &also, 80, None, from).expect("there are some");
+    assert!(list.iter().all(|(_, _, e)| !e.vouched));
+    also.waypoint = Some(GatewayAddress {
+        destination: GatewayDestination::Hostname(service_name("mesh", "wp")),
+        hbone_port: 15008,
+    });
+    assert_eq!(taken(&add(&also)), [true, true]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use crate::{
     capture::{Capture, Guards, Kubelet, PodState, RegistrationServer},
     cni::Cni,
     config::Config,
-    identify::{Certificates, HANDED, describe, hand_over},
+    identify::{Certificates, HANDED, describe, hand_over, stand},
     lifecycle::{Blobs, HandoverServer},
     observe::{LogControl, Metrics, MetricsServer, Observer, Standing, StateLabel},
     scan::Missing,
@@ -74,7 +74,13 @@ pub(super) fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> R
         log,
     } = parts;
     let address = SocketAddr::new(config.node_ip, config.control.metrics_port);
-    let standing = standing(metrics.clone(), lookouts.clone(), cni.clone(), pods_cgroup);
+    let standing = standing(
+        metrics.clone(),
+        lookouts.clone(),
+        cni.clone(),
+        pods_cgroup,
+        certificates.clone(),
+    );
     tasks.spawn_until_handed_over(
         "metrics",
         serve_metrics(
@@ -107,7 +113,7 @@ pub(super) fn serve_sockets(config: &Config, tasks: &Tasks, parts: Sockets) -> R
                 seen["missingPods"] = missing.describe();
                 seen
             }),
-            sessions: Arc::new(move || serde_json::json!({ "flows": shared.flows.load(Relaxed) })),
+            sessions: Arc::new(move || shared.describe()),
         },
     );
     tasks.spawn(
@@ -133,6 +139,7 @@ fn standing(
     lookouts: Lookouts,
     cni: Option<Cni>,
     pods_cgroup: PathBuf,
+    certificates: Certificates,
 ) -> Standing {
     Arc::new(move || {
         let node = metrics.node();
@@ -149,6 +156,7 @@ fn standing(
         seen["pods"] = serde_json::json!(BTreeMap::from(pods));
         seen["podsBarred"] = node.pods_barred.get().into();
         seen["podsMissing"] = node.pods_missing.get().into();
+        seen["certificates"] = stand(&certificates);
         seen["cni"] = serde_json::json!(cni.as_ref().map(Cni::describe));
         seen
     })

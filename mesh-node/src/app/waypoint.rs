@@ -65,7 +65,11 @@ pub(super) async fn waypoint(config: Config, log: Log) -> Result<()> {
     let name = NodeName::new(name);
     let _no_pods_of_its_own = control(
         &config,
-        (&name, resource::Kind::WAYPOINT),
+        (
+            &name,
+            resource::Kind::WAYPOINT,
+            watch::channel(Vec::new()).1,
+        ),
         &tasks,
         &state,
         &certificates,
@@ -244,12 +248,7 @@ fn show(
         certificates: Arc::new(move || describe(&certificates)),
         cni: None,
         guards: Arc::new(|| serde_json::Value::Null),
-        sessions: Arc::new(move || {
-            serde_json::json!({
-                "flows": shared.flows.load(Relaxed),
-                "clusters": shared.clusters.describe(),
-            })
-        }),
+        sessions: Arc::new(move || shared.describe()),
     };
     // An ordinary pod need not be root: whoever is the same user is served.
     let user = nix::unistd::geteuid().as_raw();

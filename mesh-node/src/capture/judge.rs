@@ -378,7 +378,7 @@ impl CaptureTask {
             return;
         };
         let barred = entry.live.as_ref().and_then(|l| l.barred.as_ref());
-        let barred = barred.map(|why| format!("{why}; {BARRED}"));
+        let barred = barred.map(|why| format!("{why}{BARRED}"));
         let is_barred = barred.is_some();
         let reason = barred.or(reason);
         let changed = entry.report.state != state || entry.report.reason != reason;
@@ -425,6 +425,8 @@ impl CaptureTask {
     }
 }
 
-const BARRED: &str = "it stays captured, and its traffic is refused until that is over";
+/// How the reason of a barred pod goes on.
+pub(crate) const BARRED: &str =
+    "; it stays captured, and its traffic is refused until that is over";
 const UNKNOWN: &str =
     "captured before its configuration is known; its traffic is refused until then";

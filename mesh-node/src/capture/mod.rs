@@ -39,6 +39,7 @@ pub use fake::FakeDatapath;
 pub use guards::Guards;
 pub use handle::{Capture, CaptureGone, HandedPod};
 pub use heart::{KernelMetrics, beat, follow_leaving};
+pub(crate) use judge::BARRED;
 pub use kernel::{DirectEnd, DirectFlow, Kernel, KernelEvent, KnownPod, ListenerEntry, PodEntry};
 pub use kubelet::Kubelet;
 pub use lines::pass_on as pass_on_kernel_lines;

@@ -3,57 +3,17 @@
 //! Invariants: what was configured counts; else the node's directories as they are mounted in a container, under
 //! `/host`, come before those of the machine itself; a directory that holds a configuration comes before one that
 //! only exists.
-//! Sources of the paths: the distributions' own documentation, as installers of CNI plugins gather them.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use mesh_cni::{conflist, install::Node};
-
-/// A distribution of Kubernetes and its directories.
-#[derive(Clone, Copy, Debug)]
-pub struct Distribution {
-    /// Its name.
-    pub name: &'static str,
-    /// Network configurations.
-    pub conf_dir: &'static str,
-    /// Programs.
-    pub bin_dir: &'static str,
-}
-
-const fn known(name: &'static str, conf_dir: &'static str, bin_dir: &'static str) -> Distribution {
-    Distribution {
-        name,
-        conf_dir,
-        bin_dir,
-    }
-}
-
-/// What is known, the usual first: kubeadm, kind, minikube, k0s, RKE2, Talos, Bottlerocket, EKS, AKS and others.
-pub const DISTRIBUTIONS: &[Distribution] = &[
-    known("usual", "/etc/cni/net.d", "/opt/cni/bin"),
-    // The programs are on the part of the disk that may be written.
-    known("GKE", "/etc/cni/net.d", "/home/kubernetes/bin"),
-    known(
-        "k3s",
-        "/var/lib/rancher/k3s/agent/etc/cni/net.d",
-        "/var/lib/rancher/k3s/data/cni",
-    ),
-    known(
-        "k3s before 1.31",
-        "/var/lib/rancher/k3s/agent/etc/cni/net.d",
-        "/var/lib/rancher/k3s/data/current/bin",
-    ),
-    known("k3d", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/bin"),
-    known(
-        "MicroK8s",
-        "/var/snap/microk8s/current/args/cni-network",
-        "/var/snap/microk8s/current/opt/cni/bin",
-    ),
-    known("OpenShift", "/etc/cni/multus/net.d", "/var/lib/cni/bin"),
-];
+use mesh_cni::{
+    conflist,
+    distribution::{ALL, Distribution},
+    install::Node,
+};
 
 /// Where a container has the node's directories.
 const PREFIXES: [&str; 2] = ["/host", "/"];
@@ -77,8 +37,7 @@ fn search(prefixes: &[&Path], conf: Option<&Path>, bin: Option<&Path>) -> Found 
         .iter()
         .flat_map(|prefix| {
             let below = |dir: &str| prefix.join(dir.trim_start_matches('/'));
-            DISTRIBUTIONS
-                .iter()
+            ALL.iter()
                 .map(move |d| (d, below(d.conf_dir), below(d.bin_dir)))
         })
         .collect();

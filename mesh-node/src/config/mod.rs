@@ -124,6 +124,18 @@ pub struct Limits {
     /// How long a waypoint takes something new on one tunnel, and on one connection of requests, so that clients come again
     /// and all of its replicas share the load.
     pub waypoint_age: Duration,
+    /// How long a waypoint waits for a client that says nothing on a connection of HTTP/1, before its first request or
+    /// between two.
+    pub http_idle: Duration,
+    /// How long the head of a request may take once it has begun.
+    pub http_head: Duration,
+}
+
+impl Limits {
+    /// Envoy's default of `idle_timeout`, which users of Istio know.
+    pub const HTTP_IDLE: Duration = Duration::from_secs(3600);
+    /// Longer than any network takes for some kilobytes; what is slower holds places on purpose.
+    pub const HTTP_HEAD: Duration = Duration::from_secs(60);
 }
 
 /// Bounds of the control path.

@@ -372,6 +372,8 @@ impl Values<'_> {
             waypoint_age: self
                 .get("waypoint-age", positive)?
                 .unwrap_or(Duration::from_secs(600)),
+            http_idle: Limits::HTTP_IDLE,
+            http_head: Limits::HTTP_HEAD,
         })
     }
 

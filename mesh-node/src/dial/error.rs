@@ -52,6 +52,9 @@ pub enum DialError {
     /// The mesh's own TLS is demanded of a destination that takes none.
     #[error("mutual TLS is demanded of an endpoint that takes none")]
     NotMutual,
+    /// A client that proved nothing would come to the endpoint with the waypoint's name.
+    #[error("a client outside the mesh reaches this endpoint by a waypoint of its own only")]
+    Unproven,
     /// The tunnel that several flows waited for failed.
     #[error("{0}")]
     Shared(Rc<DialError>),
@@ -76,6 +79,7 @@ impl DialError {
             Self::Open(e) => e.reason(),
             Self::Name(_) => Reason::NameUnresolved,
             Self::Origin(_) | Self::NotMutual => Reason::TlsFailure,
+            Self::Unproven => Reason::NotWaypoint,
             Self::Shared(e) => e.reason(),
         }
     }
@@ -95,7 +99,27 @@ impl DialError {
             | Self::Socket(_)
             | Self::NoCertificate
             | Self::NotMutual
+            | Self::Unproven
             | Self::Overloaded => false,
+        }
+    }
+
+    /// Whether no connection came about: nobody answered, or somebody on the way refused it, as a firewall may.
+    pub fn is_unconnected(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Tcp(_) => true,
+            Self::Tunnel(e) => e.reason() == Reason::ConnectTimeout,
+            Self::Shared(e) => e.is_unconnected(),
+            Self::NoCandidate
+            | Self::NoAddress(_)
+            | Self::Socket(_)
+            | Self::NoCertificate
+            | Self::Open(_)
+            | Self::Overloaded
+            | Self::Name(_)
+            | Self::Origin(_)
+            | Self::NotMutual
+            | Self::Unproven => false,
         }
     }
 
@@ -113,6 +137,7 @@ impl DialError {
             | Self::Name(_)
             | Self::Origin(_)
             | Self::NotMutual
+            | Self::Unproven
             | Self::Overloaded => false,
         }
     }

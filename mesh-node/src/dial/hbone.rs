@@ -2,7 +2,7 @@
 //!
 //! Invariants: a tunnel is used only for the identity that opened it, from the same pod, to the same address,
 //! under the same expectation, and with the keepalive that is asked for; when the source's certificate or the
-//! roots change, further flows get new tunnels; without a certificate nothing is dialed.
+//! roots change, and in any case after a while, further flows get new tunnels; without a certificate nothing is dialed.
 
 use std::{
     cell::RefCell,
@@ -29,6 +29,10 @@ use crate::{
 
 /// How long a flow waits for its workload's first certificate.
 const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a tunnel takes new flows. Who keeps NetworkPolicies lets connections go on that are there, so that a new flow in
+/// an old tunnel would not meet the policies that came since; one connection of its own would.
+const AGE: Duration = Duration::from_secs(20);
 
 /// The tunnels of one data thread.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ impl Tunnels {
         Self {
             certificates,
             limits,
-            pool: Pool::new(patience),
+            pool: Pool::new(patience, AGE),
             made_with: RefCell::default(),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a tunnel is shared only under one [`Key`], so never across identities; at most one tunnel per
 //! key is being made at a time, and everyone who needs it waits for that one; waiting is bounded in number
-//! and in time; a retired tunnel takes no new flows and ends with those it has.
+//! and in time; a tunnel that was retired, or is older than a tunnel may be, takes no new flows and ends with those it has.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,6 +16,7 @@ use std::{
 };
 
 use mesh_model::{name::Identity, reason::Reason, resilience::Keepalive};
+use tokio::time::Instant;
 
 use crate::tunnel::{ClientTunnel, ConnectRequest, OpenError, Stream};
 
@@ -132,6 +133,8 @@ struct Inner<E> {
     groups: RefCell<HashMap<Rc<Key>, Rc<Group<E>>>>,
     /// How long making a tunnel may take.
     patience: Duration,
+    /// How long a tunnel takes new flows.
+    age: Duration,
     /// Attempts to make a tunnel so far, under any key.
     attempts: Cell<u64>,
 }
@@ -142,14 +145,22 @@ struct Group<E>(RefCell<State<E>>);
 
 #[derive(Debug)]
 struct State<E> {
-    /// With the number of the attempt that made each.
-    tunnels: Vec<(u64, ClientTunnel)>,
+    tunnels: Vec<Made>,
     making: Making<E>,
     waiters: Vec<Waker>,
     /// The number of the latest attempt: whoever waits for one can tell that it is over.
     attempt: u64,
     /// No longer in the pool.
     retired: bool,
+}
+
+/// A tunnel, and how it was made.
+#[derive(Debug)]
+struct Made {
+    /// The number of the attempt.
+    attempt: u64,
+    at: Instant,
+    tunnel: ClientTunnel,
 }
 
 /// What became of the latest attempt to make a tunnel.
@@ -181,11 +192,13 @@ impl<E> Clone for Pool<E> {
 }
 
 impl<E: 'static> Pool<E> {
-    /// An empty pool; making a tunnel may take `patience`. Tunnels close when idle by their own limits.
-    pub fn new(patience: Duration) -> Self {
+    /// An empty pool; making a tunnel may take `patience`, and it takes new flows until it is of that `age`. Tunnels close
+    /// when idle by their own limits.
+    pub fn new(patience: Duration, age: Duration) -> Self {
         Self(Rc::new(Inner {
             groups: RefCell::default(),
             patience,
+            age,
             attempts: Cell::new(0),
         }))
     }
@@ -258,7 +271,7 @@ impl<E: 'static> Pool<E> {
                 g.0.borrow()
                     .tunnels
                     .iter()
-                    .map(|(_, t)| t.streams())
+                    .map(|made| made.tunnel.streams())
                     .sum::<usize>()
             })
             .sum()
@@ -287,12 +300,13 @@ impl<E: 'static> Pool<E> {
         let mut waits_for = None;
         poll_fn(|cx| {
             let mut state = group.0.borrow_mut();
-            if let Some((_, tunnel)) = state
+            state.let_go_of_the_old(self.0.age);
+            if let Some(made) = state
                 .tunnels
                 .iter()
-                .find(|(made, t)| *made > after && t.capacity() > 0)
+                .find(|made| made.attempt > after && made.tunnel.capacity() > 0)
             {
-                return Poll::Ready(Next::Use(tunnel.clone()));
+                return Poll::Ready(Next::Use(made.tunnel.clone()));
             }
             // A failure counts for those who waited for that attempt.
             if let (Some(attempt), Making::Failed(failure)) = (waits_for, &state.making)
@@ -307,7 +321,8 @@ impl<E: 'static> Pool<E> {
                 // A peer that takes no streams at all would take none in a further tunnel either.
                 let hopeless =
                     |t: &ClientTunnel| t.streams() == 0 && t.capacity() == 0 && !t.is_closed();
-                if state.tunnels.len() >= TUNNELS || state.tunnels.iter().any(|(_, t)| hopeless(t))
+                if state.tunnels.len() >= TUNNELS
+                    || state.tunnels.iter().any(|made| hopeless(&made.tunnel))
                 {
                     return Poll::Ready(Next::Fail(PoolError::Overloaded));
                 }
@@ -359,7 +374,7 @@ impl<E> Group<E> {
         state
             .tunnels
             .drain(..)
-            .for_each(|(_, tunnel)| tunnel.go_away());
+            .for_each(|made| made.tunnel.go_away());
         state.wake();
     }
 
@@ -369,12 +384,23 @@ impl<E> Group<E> {
             self.0
                 .borrow_mut()
                 .tunnels
-                .retain(|(_, t)| !t.is_same(tunnel));
+                .retain(|made| !made.tunnel.is_same(tunnel));
         }
     }
 }
 
 impl<E> State<E> {
+    /// Tunnels of that age take no further flows; they end with those they have.
+    fn let_go_of_the_old(&mut self, age: Duration) {
+        self.tunnels.retain(|made| {
+            let young = made.at.elapsed() < age;
+            if !young {
+                made.tunnel.go_away();
+            }
+            young
+        });
+    }
+
     fn wake(&mut self) {
         self.waiters.drain(..).for_each(Waker::wake);
         self.waiters.shrink_to(8);
@@ -400,8 +426,12 @@ where
             }
             Ok(Ok(tunnel)) => {
                 let closed = tunnel.closed();
-                let made = state.attempt;
-                state.tunnels.push((made, tunnel));
+                let made = Made {
+                    attempt: state.attempt,
+                    at: Instant::now(),
+                    tunnel,
+                };
+                state.tunnels.push(made);
                 Some(closed)
             }
             Ok(Err(error)) => {
@@ -426,7 +456,7 @@ where
 fn sweep<E>(pool: &Weak<Inner<E>>, key: &Rc<Key>, group: &Rc<Group<E>>) {
     let empty = {
         let mut state = group.0.borrow_mut();
-        state.tunnels.retain(|(_, tunnel)| !tunnel.is_closed());
+        state.tunnels.retain(|made| !made.tunnel.is_closed());
         state.tunnels.is_empty() && !matches!(state.making, Making::Running)
     };
     let Some(pool) = pool.upgrade() else { return };

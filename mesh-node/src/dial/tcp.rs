@@ -1,9 +1,9 @@
 //! Plain TCP from inside a pod.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_model::resilience::Keepalive;
-use socket2::TcpKeepalive;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::DialError;
@@ -37,7 +37,23 @@ pub async fn connect(
         .and_then(|()| socket.set_nonblocking(true));
     prepared.map_err(DialError::Socket)?;
     let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
-    socket.connect(address).await.map_err(DialError::Tcp)
+    let stream = socket.connect(address).await.map_err(DialError::Tcp)?;
+    let at_home = pod.owns(address.ip()) && client.is_none_or(|c| pod.owns(c.ip()));
+    if at_home && met_itself(&stream, address) {
+        return Err(DialError::Tcp(io::ErrorKind::ConnectionRefused.into()));
+    }
+    Ok(stream)
+}
+
+/// Whether a connection is its own other end: where nobody listens it may be given that very port to come from.
+fn met_itself(stream: &TcpStream, address: SocketAddr) -> bool {
+    let own = stream.local_addr();
+    let met = own.is_ok_and(|own| (own.ip(), own.port()) == (address.ip(), address.port()));
+    if met {
+        // At once, or the port would be taken for a minute. What cannot be set is no reason to go on.
+        let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    }
+    met
 }
 
 /// The proxy's own.
@@ -69,6 +85,48 @@ mod tests {
     use socket2::{Domain, Socket, Type};
 
     use super::*;
+    use crate::accept::{PodSockets, PodUid};
+
+    /// Sockets that are given the very port that will be dialed.
+    #[derive(Debug)]
+    struct Meeting(SocketAddr);
+
+    impl PodSockets for Meeting {
+        fn tcp(&self, _: Family, _: Option<SocketAddr>) -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.bind(&self.0.into())?;
+            Ok(socket)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_never_its_own_other_end() {
+        let free = std::net::TcpListener::bind("127.7.250.1:0").and_then(|l| l.local_addr());
+        let address = free.expect("a free port");
+        let workload = mesh_model::testing::cast::pod("shop", "web", "n1", "127.7.250.1");
+        let pod = Arc::new(Pod {
+            uid: PodUid::new("web"),
+            workload: workload.uid,
+            namespace: "shop".into(),
+            name: "web".into(),
+            service_account: "web".into(),
+            identity: workload.identity,
+            addresses: Box::new([address.ip()]),
+            netns_cookie: 7,
+            barred: None,
+            sockets: Arc::new(Meeting(address)),
+        });
+        // Twice: the first one leaves nothing behind that would keep the port.
+        for client in [None, Some(address)] {
+            let met = connect(&pod, address, client, None).await;
+            let error = met.expect_err("nobody listens");
+            assert_eq!(
+                error.reason(),
+                mesh_model::reason::Reason::ConnectRefused,
+                "{error}"
+            );
+        }
+    }
 
     #[test]
     fn the_kernel_takes_whatever_is_written() {

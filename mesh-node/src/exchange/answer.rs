@@ -18,6 +18,8 @@ pub struct Local {
     pub details: &'static str,
     /// The body.
     pub text: &'static str,
+    /// The gRPC status.
+    pub grpc: u8,
 }
 
 impl Local {
@@ -32,6 +34,7 @@ impl Local {
             flag,
             details,
             text,
+            grpc: grpc_of(status),
         }
     }
 
@@ -71,10 +74,13 @@ impl Local {
     );
     /// It took too long.
     pub const TIMEOUT: Self = Self::new(504, "UT", "response_timeout", "upstream request timeout");
+    /// It took longer than its client waits, who speaks gRPC (DEADLINE_EXCEEDED).
+    pub const DEADLINE: Self = Self {
+        grpc: 4,
+        ..Self::TIMEOUT
+    };
     /// The request cannot be understood.
     pub const MALFORMED: Self = Self::new(400, "DPE", "malformed_request", "");
-    /// What is not built yet.
-    pub const UNSUPPORTED: Self = Self::new(501, "-", "not_supported", "not supported here\n");
     /// The node of the endpoint refused, by policy.
     pub const DENIED: Self = Self::new(403, "-", "rbac_access_denied", "RBAC: access denied");
     /// The waypoint does not carry this any more.
@@ -89,7 +95,7 @@ impl Local {
 /// The response to a client; `grpc` says whether it speaks gRPC.
 pub fn local(answer: Local, grpc: bool) -> Response<Reply> {
     if grpc {
-        return grpc_status(grpc_of(answer.status), answer.text);
+        return grpc_status(answer.grpc, answer.text);
     }
     let mut response = Response::new(Reply::of(Bytes::from_static(answer.text.as_bytes())));
     *response.status_mut() =
@@ -121,7 +127,7 @@ pub fn grpc_status(code: u8, message: &'static str) -> Response<Reply> {
 }
 
 /// The gRPC status for an HTTP status (gRPC's `http-grpc-status-mapping`).
-fn grpc_of(status: u16) -> u8 {
+const fn grpc_of(status: u16) -> u8 {
     match status {
         400 => 13,
         401 => 16,

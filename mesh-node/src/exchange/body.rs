@@ -1,185 +1,21 @@
-//! Bodies: what goes to an endpoint, kept for another try as far as that is allowed, and what goes back to a client.
+//! What goes back to a client.
 //!
-//! Invariants: a body is read only as fast as it is taken; what is kept is bounded, and beyond the bound nothing is kept
-//! and nothing tried again; a body that fails on one side fails on the other.
+//! Invariants: a body is read only as fast as it is taken; one that fails on one side fails on the other; a request is
+//! reported when its answer has ended.
 
 use std::{
-    cell::RefCell,
-    future::Future,
     pin::Pin,
-    rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::Sleep;
 
-use super::{Local, cluster::Taken};
+use super::{Kept, Local, Waiting, cluster::Taken, grpc::Messages};
 use crate::observe::RequestGuard;
 
 /// Why a body ended early.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// A request's body, as far as it came, for another try. Clones share it.
-#[derive(Clone, Debug)]
-pub struct Kept(Rc<RefCell<Keep>>);
-
-#[derive(Debug)]
-struct Keep {
-    source: Incoming,
-    hint: SizeHint,
-    empty: bool,
-    frames: Vec<Bytes>,
-    trailers: Option<HeaderMap>,
-    size: usize,
-    limit: usize,
-    /// Everything that came so far is here.
-    whole: bool,
-    begun: bool,
-    ended: bool,
-    bytes: u64,
-}
-
-impl Kept {
-    /// Keeps at most `limit` bytes.
-    pub fn new(source: Incoming, limit: usize) -> Self {
-        Self(Rc::new(RefCell::new(Keep {
-            hint: source.size_hint(),
-            empty: source.is_end_stream(),
-            source,
-            frames: Vec::new(),
-            trailers: None,
-            size: 0,
-            limit,
-            whole: true,
-            begun: false,
-            ended: false,
-            bytes: 0,
-        })))
-    }
-
-    /// The body from its beginning; `None` when that is gone.
-    pub fn begin(&self) -> Option<Outgoing> {
-        let keep = self.0.borrow();
-        let there = keep.whole || !keep.begun;
-        there.then(|| {
-            Outgoing::Kept(Replay {
-                kept: self.clone(),
-                at: 0,
-                told: false,
-            })
-        })
-    }
-
-    /// A copy for somebody else, once all of it came; `None` when it did not, or was not kept.
-    pub fn copy(&self) -> Option<Outgoing> {
-        let keep = self.0.borrow();
-        if !(keep.empty || keep.ended && keep.whole) {
-            return None;
-        }
-        let mut all = BytesMut::with_capacity(keep.size);
-        keep.frames.iter().for_each(|f| all.extend_from_slice(f));
-        Some(Outgoing::Full(Some(all.freeze()).filter(|b| !b.is_empty())))
-    }
-
-    /// Bytes that came.
-    pub fn bytes(&self) -> u64 {
-        self.0.borrow().bytes
-    }
-}
-
-/// A body on its way to an endpoint.
-#[derive(Debug)]
-pub enum Outgoing {
-    /// All of it, or nothing.
-    Full(Option<Bytes>),
-    /// A client's.
-    Kept(Replay),
-}
-
-/// One reading of a kept body.
-#[derive(Debug)]
-pub struct Replay {
-    kept: Kept,
-    at: usize,
-    told: bool,
-}
-
-impl Replay {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let keep = &mut *self.kept.0.borrow_mut();
-        keep.begun = true;
-        if keep.whole && self.at < keep.frames.len() {
-            self.at += 1;
-            return Poll::Ready(Some(Ok(Frame::data(keep.frames[self.at - 1].clone()))));
-        }
-        if keep.ended {
-            let trailers = keep.trailers.clone().filter(|_| !self.told);
-            self.told = true;
-            return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
-        }
-        let frame = match ready!(Pin::new(&mut keep.source).poll_frame(cx)) {
-            Some(frame) => frame?,
-            None => {
-                keep.ended = true;
-                return Poll::Ready(None);
-            }
-        };
-        if let Some(data) = frame.data_ref() {
-            keep.bytes += data.len() as u64;
-            keep.size += data.len();
-            if keep.size > keep.limit {
-                (keep.whole, keep.frames) = (false, Vec::new());
-            } else if keep.whole {
-                keep.frames.push(data.clone());
-                self.at = keep.frames.len();
-            }
-        } else if let Some(trailers) = frame.trailers_ref() {
-            keep.trailers = Some(trailers.clone());
-            (keep.ended, self.told) = (true, true);
-        }
-        // Nobody asks again for a body whose announced length has come.
-        keep.ended |= keep.source.is_end_stream();
-        Poll::Ready(Some(Ok(frame)))
-    }
-}
-
-impl Body for Outgoing {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        match self.get_mut() {
-            Self::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            Self::Kept(replay) => replay.poll(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.is_none(),
-            Self::Kept(replay) => {
-                let keep = replay.kept.0.borrow();
-                let read = !keep.whole || replay.at >= keep.frames.len();
-                let told = keep.trailers.is_none() || replay.told;
-                keep.empty || keep.ended && read && told
-            }
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Self::Kept(replay) if replay.at == 0 => replay.kept.0.borrow().hint,
-            Self::Kept(_) => SizeHint::default(),
-        }
-    }
-}
 
 /// A response's body on its way to a client; when it is dropped the request is reported.
 #[derive(Debug)]
@@ -188,8 +24,18 @@ pub struct Reply {
     guard: Option<Box<RequestGuard>>,
     request: Option<Kept>,
     /// Until when all of it must have come.
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Deadline>,
+    /// Counts messages of gRPC.
+    messages: Option<Messages>,
     _taken: Option<Taken>,
+}
+
+struct Deadline(Waiting);
+
+impl std::fmt::Debug for Deadline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Deadline")
+    }
 }
 
 #[derive(Debug)]
@@ -206,6 +52,7 @@ impl Reply {
             guard: None,
             request: None,
             deadline: None,
+            messages: None,
             _taken: None,
         }
     }
@@ -220,18 +67,20 @@ impl Reply {
     }
 
     /// An endpoint's body; the endpoint counts as busy until it is dropped.
-    pub fn from_endpoint(body: Incoming, taken: Taken, deadline: Option<Sleep>) -> Self {
+    pub fn from_endpoint(body: Incoming, taken: Taken, deadline: Option<Waiting>) -> Self {
         Self {
             inner: Inner::Incoming(body),
             guard: None,
             request: None,
-            deadline: deadline.map(Box::pin),
+            deadline: deadline.map(Deadline),
+            messages: None,
             _taken: Some(taken),
         }
     }
 
     /// Reports the request when this is dropped.
     pub fn report(&mut self, guard: RequestGuard, request: Option<Kept>) {
+        self.messages = guard.record.grpc.then(Messages::default);
         if self.is_end_stream() {
             return end(guard, request.as_ref());
         }
@@ -242,6 +91,10 @@ impl Reply {
         let Some(guard) = &mut self.guard else { return };
         if let Some(data) = frame.data_ref() {
             guard.sent(data.len() as u64);
+            if let Some(messages) = &mut self.messages {
+                messages.read(data);
+                guard.record.messages_sent = messages.whole();
+            }
         }
         if let Some(trailers) = frame.trailers_ref() {
             guard.grpc(trailers);
@@ -256,8 +109,14 @@ impl Reply {
 }
 
 fn end(mut guard: RequestGuard, request: Option<&Kept>) {
-    guard.received(request.map_or(0, Kept::bytes));
+    came(&mut guard, request);
     guard.complete();
+}
+
+/// Says in the report what came of the request's body.
+fn came(guard: &mut RequestGuard, request: Option<&Kept>) {
+    guard.record.received = request.map_or(0, Kept::bytes);
+    guard.record.messages_received = request.and_then(Kept::messages).unwrap_or(0);
 }
 
 impl Body for Reply {
@@ -270,8 +129,9 @@ impl Body for Reply {
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = self.get_mut();
         if let Some(deadline) = &mut this.deadline
-            && deadline.as_mut().poll(cx).is_ready()
+            && deadline.0.as_mut().poll(cx).is_ready()
         {
+            this.deadline = None;
             if let Some(guard) = &mut this.guard {
                 guard.flag(Local::TIMEOUT.flag);
             }
@@ -318,8 +178,8 @@ impl Body for Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         // Dropped before its end: the guard says that the client went away, unless something else was said.
-        if let (Some(guard), Some(request)) = (&mut self.guard, &self.request) {
-            guard.received(request.bytes());
+        if let Some(guard) = &mut self.guard {
+            came(guard, self.request.as_ref());
         }
     }
 }

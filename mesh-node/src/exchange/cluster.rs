@@ -6,9 +6,10 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -27,26 +28,44 @@ use mesh_model::{
 };
 use tokio::sync::Notify;
 
-use super::Streaming;
+use super::{Count, Counted, Streaming};
+
+mod all;
+mod figures;
+
+pub use all::Clusters;
 
 /// What requests are balanced over.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ClusterKey {
-    /// The service.
-    pub service: ServiceName,
-    /// Its port.
-    pub port: u16,
-    /// The subset.
-    pub subset: Option<Arc<str>>,
+pub enum ClusterKey {
+    /// Endpoints of a service.
+    Service {
+        /// The service.
+        service: ServiceName,
+        /// Its port.
+        port: u16,
+        /// The subset.
+        subset: Option<Arc<str>>,
+    },
+    /// Workloads that were addressed themselves: nothing is balanced. One for all of them, since pods come and go.
+    Addressed,
 }
 
 impl ClusterKey {
     /// What a rule's backend names; what it leaves open, and everything where there is none, is as it was addressed.
     pub fn of(addressed: &ServiceName, port: u16, backend: Option<&Backend>) -> Self {
-        Self {
+        Self::Service {
             service: backend.map_or(addressed, |b| &b.service).clone(),
             port: backend.and_then(|b| b.port).unwrap_or(port),
             subset: backend.and_then(|b| b.subset.clone()),
+        }
+    }
+
+    /// The service, where it is one.
+    pub fn service(&self) -> Option<&ServiceName> {
+        match self {
+            Self::Service { service, .. } => Some(service),
+            Self::Addressed => None,
         }
     }
 }
@@ -54,17 +73,21 @@ impl ClusterKey {
 impl std::fmt::Display for ClusterKey {
     /// As Istio names clusters.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let subset = self.subset.as_deref().unwrap_or_default();
-        let host = &self.service.hostname;
-        write!(f, "outbound|{}|{subset}|{host}", self.port)
+        match self {
+            Self::Service {
+                service,
+                port,
+                subset,
+            } => {
+                let subset = subset.as_deref().unwrap_or_default();
+                write!(f, "outbound|{port}|{subset}|{}", service.hostname)
+            }
+            Self::Addressed => f.write_str("encap"),
+        }
     }
 }
 
-/// All clusters of the process.
-#[derive(Debug, Default)]
-pub struct Clusters(Mutex<HashMap<ClusterKey, Arc<Cluster>>>);
-
-/// One of them.
+/// The endpoints of one name, and what is under way to them.
 #[derive(Debug)]
 pub struct Cluster {
     /// What it is.
@@ -77,40 +100,15 @@ pub struct Cluster {
     pub requests: Arc<Count>,
     /// Retries under way.
     pub retries: Arc<Count>,
+    /// Connections that could not be made, ever.
+    connect_failures: AtomicU64,
+    /// How often an endpoint was left out.
+    ejected: AtomicU64,
     /// Told when a connection may have become free.
     pub freed: Notify,
     /// Told when somebody waits for one, so that idle ones are let go.
     pub wanted: Notify,
     state: Mutex<State>,
-}
-
-/// A number of things under way.
-#[derive(Debug, Default)]
-pub struct Count(AtomicU32);
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-pub struct Counted(Arc<Count>);
-
-impl Count {
-    /// One more, unless there are `most` already.
-    pub fn take(self: &Arc<Self>, most: Option<u32>) -> Option<Counted> {
-        let most = most.unwrap_or(u32::MAX);
-        let more = |now| (now < most).then(|| now + 1);
-        self.0.fetch_update(Relaxed, Relaxed, more).ok()?;
-        Some(Counted(self.clone()))
-    }
-
-    /// How many there are.
-    pub fn get(&self) -> u32 {
-        self.0.load(Relaxed)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Relaxed);
-    }
 }
 
 #[derive(Debug, Default)]
@@ -176,6 +174,8 @@ pub struct Wish<'a> {
     pub leave_hash: bool,
     /// Whether others that fit less well will do (`retryRemoteLocalities`).
     pub elsewhere: bool,
+    /// The address that its client dialed, which `PASSTHROUGH` means.
+    pub dialed: Option<SocketAddr>,
 }
 
 /// A connection that carries no requests, among those of its cluster until this is dropped.
@@ -204,38 +204,22 @@ impl Drop for Joined {
     }
 }
 
-impl Clusters {
-    /// The cluster of this name.
-    pub fn get(&self, key: &ClusterKey) -> Arc<Cluster> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = all.get(key) {
-            return found.clone();
-        }
-        let made = Arc::new(Cluster {
-            key: key.clone(),
+impl Cluster {
+    fn new(key: ClusterKey) -> Self {
+        Self {
+            key,
             connections: Arc::default(),
             pending: Arc::default(),
             requests: Arc::default(),
             retries: Arc::default(),
+            connect_failures: AtomicU64::new(0),
+            ejected: AtomicU64::new(0),
             freed: Notify::new(),
             wanted: Notify::new(),
             state: Mutex::default(),
-        });
-        all.insert(key.clone(), made.clone());
-        made
+        }
     }
 
-    /// How each is doing, for dumps.
-    pub fn describe(&self) -> serde_json::Value {
-        let all: Vec<Arc<Cluster>> = {
-            let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.values().cloned().collect()
-        };
-        all.iter().map(|c| c.describe()).collect()
-    }
-}
-
-impl Cluster {
     /// What holds for it in a snapshot.
     pub fn policy(&self, mesh: &Mesh, generation: u64, from: Viewpoint<'_>) -> Arc<TrafficPolicy> {
         self.listed(mesh, generation, from, Instant::now()).1
@@ -304,8 +288,13 @@ impl Cluster {
                 balance::least_request(&weights, active, [draw(), draw()])
             }
             Weighing::Simple(Simple::RoundRobin) => turns.next(&weights),
-            Weighing::Simple(Simple::Random | Simple::Passthrough) => {
-                balance::random(&weights, draw())
+            Weighing::Simple(Simple::Random) => balance::random(&weights, draw()),
+            Weighing::Simple(Simple::Passthrough) => {
+                // The service's own address is nobody's: then any endpoint is as good.
+                let at = members.iter().zip(&weights).position(|(m, weight)| {
+                    *weight > 0 && wish.dialed.is_some() && m.endpoint.address == wish.dialed
+                });
+                at.or_else(|| balance::random(&weights, draw()))
             }
             Weighing::Consistent(wanted) => match (affinity(wanted), &listed.table) {
                 (Some(hash), Some(Table::Ring(ring))) => ring.pick(hash, |at| weights[at] > 0),
@@ -388,7 +377,9 @@ impl Cluster {
     pub fn answered(&self, who: &WorkloadUid, status: u16, now: Instant) -> bool {
         let mut state = self.state();
         let ejections = state.ejections.as_mut();
-        ejections.is_some_and(|(_, e)| e.answered(who, status, now))
+        let out = ejections.is_some_and(|(_, e)| e.answered(who, status, now));
+        self.ejected.fetch_add(out.into(), Relaxed);
+        out
     }
 
     /// An endpoint could be connected to.
@@ -398,11 +389,19 @@ impl Cluster {
         }
     }
 
+    /// An endpoint could not be connected to; true when it is left out for it.
+    pub fn unreached(&self, who: &WorkloadUid, now: Instant) -> bool {
+        self.connect_failures.fetch_add(1, Relaxed);
+        self.failed(who, now)
+    }
+
     /// An endpoint did not answer; true when it is left out for it.
     pub fn failed(&self, who: &WorkloadUid, now: Instant) -> bool {
         let mut state = self.state();
         let ejections = state.ejections.as_mut();
-        ejections.is_some_and(|(_, e)| e.failed(who, Failure::Local, now))
+        let out = ejections.is_some_and(|(_, e)| e.failed(who, Failure::Local, now));
+        self.ejected.fetch_add(out.into(), Relaxed);
+        out
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -428,20 +427,24 @@ impl Cluster {
     }
 
     fn list(&self, state: &mut State, mesh: &Mesh, from: Viewpoint<'_>, now: Instant) {
-        let ClusterKey {
-            service,
-            port,
-            subset,
-        } = &self.key;
-        let subset = subset.as_deref();
-        let policy = mesh
-            .destination(service)
-            .and_then(|d| d.policy(subset, *port));
-        let policy = policy.cloned().unwrap_or_default();
-        let found = match mesh.service(service) {
-            Some(service) => endpoints(mesh, service, *port, subset, from),
-            None => Err(Reason::NoEndpoints),
+        let (policy, found) = match &self.key {
+            ClusterKey::Service {
+                service,
+                port,
+                subset,
+            } => {
+                let subset = subset.as_deref();
+                let destination = mesh.destination(service);
+                let policy = destination.and_then(|d| d.policy(subset, *port));
+                let found = match mesh.service(service) {
+                    Some(service) => endpoints(mesh, service, *port, subset, from),
+                    None => Err(Reason::NoEndpoints),
+                };
+                (policy.cloned(), found)
+            }
+            ClusterKey::Addressed => (None, Err(Reason::NoEndpoints)),
         };
+        let policy = policy.unwrap_or_default();
         let endpoints = found.map(|found| {
             let member = |(rank, weight, endpoint): (usize, u32, Endpoint)| {
                 let known = state.known.entry(endpoint.workload.uid.clone());
@@ -482,37 +485,6 @@ impl Cluster {
             policy,
             table,
         });
-    }
-
-    fn describe(&self) -> serde_json::Value {
-        let state = self.state();
-        let now = Instant::now();
-        let members = state.listed.as_ref().map(|l| l.endpoints.as_deref());
-        let endpoints: Vec<serde_json::Value> = match members {
-            Some(Ok(members)) => members
-                .iter()
-                .map(|m| {
-                    let uid = &m.endpoint.workload.uid;
-                    let out = state.ejections.as_ref();
-                    serde_json::json!({
-                        "workload": uid.as_str(),
-                        "weight": m.weight,
-                        "rank": m.rank,
-                        "active": m.active.get(),
-                        "ejected": out.is_some_and(|(_, e)| e.is_ejected(uid, now)),
-                    })
-                })
-                .collect(),
-            Some(Err(_)) | None => Vec::new(),
-        };
-        serde_json::json!({
-            "name": self.key.to_string(),
-            "connections": self.connections.get(),
-            "pending": self.pending.get(),
-            "requests": self.requests.get(),
-            "retries": self.retries.get(),
-            "endpoints": endpoints,
-        })
     }
 }
 

@@ -23,7 +23,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_model::{
     name::{Identity, WorkloadUid},
-    resilience::UpstreamTls,
+    resilience::{Http2Keepalive, UpstreamTls},
 };
 use tokio::{
     io::AsyncWriteExt,
@@ -31,10 +31,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    Outgoing,
-    cluster::{Cluster, ClusterKey, Counted},
-};
+use super::{Cluster, ClusterKey, Counted, Outgoing};
 use crate::tunnel::Link;
 
 /// Idle connections under one key.
@@ -57,6 +54,8 @@ pub struct Key {
     pub tls: Option<UpstreamTls>,
     /// The client, who is told to the endpoint's node.
     pub client: (Option<Identity>, IpAddr),
+    /// Whether that takes our word for it.
+    pub vouched: bool,
 }
 
 /// Runs what HTTP/2 needs on this thread.
@@ -145,10 +144,12 @@ pub enum SendError {
     Broken(hyper::Error),
 }
 
-/// Speaks HTTP on what was dialed. `counted` is its place among the cluster's connections.
+/// Speaks HTTP on what was dialed; over HTTP/2 `pings` find out whether the endpoint is still there. `counted` is its place
+/// among the cluster's connections.
 pub async fn open(
     link: Link,
     h2: bool,
+    pings: Option<Http2Keepalive>,
     cluster: Arc<Cluster>,
     counted: Counted,
 ) -> Result<Opened, hyper::Error> {
@@ -164,6 +165,12 @@ pub async fn open(
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1);
+        if let Some(pings) = pings {
+            builder
+                .keep_alive_interval(pings.interval)
+                .keep_alive_timeout(pings.timeout)
+                .keep_alive_while_idle(true);
+        }
         let (sender, connection) = builder.handshake(io).await?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {

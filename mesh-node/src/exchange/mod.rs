@@ -8,16 +8,22 @@ mod answer;
 mod body;
 mod cluster;
 mod connection;
-mod cors;
+mod count;
 mod fields;
+mod grpc;
+mod kept;
+mod patience;
 mod sniff;
 
 pub use answer::{Local, grpc_status, local};
-pub use body::{Failure, Kept, Outgoing, Reply};
-pub use cluster::{Cluster, ClusterKey, Clusters, Count, Counted, Joined, Picked, Taken, Wish};
+pub use body::{Failure, Reply};
+pub use cluster::{Cluster, ClusterKey, Clusters, Joined, Picked, Taken, Wish};
 pub use connection::{
     Bounds, Connections, Key, OnThread, Opened, SendError, Sender, Streaming, open,
 };
-pub use cors::{Crossing, crossing};
+pub use count::{Count, Counted};
 pub use fields::{Upgrade, forwarded, is_grpc, strip, upgrade};
+pub use grpc::patience;
+pub use kept::{Kept, Outgoing};
+pub use patience::{Over, Patience, Waiting};
 pub use sniff::{Spoken, server_name, spoken};

@@ -75,8 +75,7 @@ fn span(finished: &Finished) -> Span {
         mark,
         state,
         rule: _,
-        service,
-        port,
+        asked,
         tags,
         began,
         took,
@@ -102,14 +101,14 @@ fn span(finished: &Finished) -> Span {
         flags: u32::from(mark.sampled) | REMOTE_PARENT,
         parent_span_id: parent,
         // As Istio's proxies call it: bounded in number, which paths are not.
-        name: format!("{}:{port}/*", service.hostname),
+        name: format!("{asked}/*"),
         kind: SpanKind::Server.into(),
         start_time_unix_nano: began,
         end_time_unix_nano: began.saturating_add(u64::try_from(took.as_nanos()).unwrap_or(0)),
         attributes: attributes.0,
         status: failed.then(|| Status {
             code: StatusCode::Error.into(),
-            message: request.details.to_owned(),
+            message: request.shown_details(),
         }),
         ..Span::default()
     }

@@ -24,7 +24,7 @@ pub use handshakes::{HandshakeSlot, Handshakes};
 pub use issued::{Issued, IssuedError, NodeCertificate};
 pub use keys::KeyDir;
 pub use renew::Renewer;
-pub use report::{describe, show};
+pub use report::{describe, show, stand};
 pub use signer::{CaClient, Controller, Credential, SignError, Signer};
 pub use store::{CertificateStatus, Certificates, Held};
 pub use tls::peer_error;

@@ -92,6 +92,10 @@ impl Authority {
         self.issuer.der().clone()
     }
 
+    pub fn root_pem(&self) -> String {
+        self.issuer.pem()
+    }
+
     pub fn trust(&self) -> Trust {
         Trust::new(vec![self.root()]).expect("a root is an anchor")
     }

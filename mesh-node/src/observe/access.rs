@@ -101,7 +101,9 @@ pub(super) fn request(
     out.text("protocol", some(request.protocol));
     out.number("response_code", request.status.into());
     out.text("response_flags", Some(&request.shown_flags()));
-    out.text("response_code_details", some(request.details));
+    let details = request.shown_details();
+    let details = Some(&*details).filter(|d| !d.is_empty());
+    out.text("response_code_details", details);
     out.shown("grpc_status", request.grpc_status);
     out.number("bytes_received", request.received);
     out.number("bytes_sent", request.sent);

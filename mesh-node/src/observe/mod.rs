@@ -4,6 +4,7 @@
 //! when it is full; counters are resolved once per flow; the number of label sets is bounded.
 
 mod access;
+mod clusters;
 mod flow;
 mod http;
 mod log;
@@ -16,6 +17,7 @@ mod traffic;
 pub(crate) use http::reply;
 
 pub use access::AccessFormat;
+pub use clusters::{ClusterFigures, ClusterSource, EndpointFigures};
 pub use flow::{Direction, FlowGuard, FlowRecord, Observer, Party, Path, Verdict, Wire};
 pub use http::{MetricsServer, ReadyCheck, Standing};
 pub use log::{LogControl, LogError, LogFormat, LogSink, init_logging};

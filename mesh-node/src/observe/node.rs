@@ -20,7 +20,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{LogSink, Requests, Traffic};
+use super::{ClusterSource, LogSink, Requests, Traffic, clusters::ClusterMetrics};
 
 /// Where the kernel's counters come from.
 pub trait KernelCounters: fmt::Debug + Send + Sync {
@@ -203,6 +203,8 @@ metrics! {
     certificate_requests: Family<ResultLabel, Counter> = "warren_certificate_requests";
     /// Spans that ended, by what became of them.
     spans: Family<ResultLabel, Counter> = "warren_spans";
+    /// Copies of requests (mirrors) that were to be sent, by what became of them.
+    mirrors: Family<ResultLabel, Counter> = "warren_mirrors";
     /// Whether the process is draining.
     draining: Gauge = "warren_draining";
 }
@@ -259,6 +261,11 @@ impl Metrics {
     /// Shows the kernel's counters too.
     pub fn add_kernel(&self, source: Arc<dyn KernelCounters>) {
         self.register(Box::new(Kernel(source)));
+    }
+
+    /// Shows how clusters are doing.
+    pub fn add_clusters(&self, source: Box<dyn ClusterSource>) {
+        self.register(Box::new(ClusterMetrics(source)));
     }
 
     /// Shows how many log lines were dropped.
@@ -356,8 +363,13 @@ impl Collector for Kernel {
     }
 }
 
-/// Notes that configuration is fresh as of now.
+/// What happens in several places, counted in the same way.
 impl NodeMetrics {
+    /// Counts a copy of a request.
+    pub fn mirrored(&self, result: &'static str) {
+        self.mirrors.get_or_create(&ResultLabel { result }).inc();
+    }
+
     /// Sets the age of the configuration to zero.
     pub fn config_is_fresh(&self) {
         let now = SystemTime::now()

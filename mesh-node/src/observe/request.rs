@@ -35,8 +35,8 @@ pub struct RequestRecord {
     pub grpc_status: Option<u16>,
     /// What went wrong or was done on purpose, as Envoy's flags.
     pub flags: Vec<&'static str>,
-    /// The same in words, where the answer is our own.
-    pub details: &'static str,
+    /// The same in words: why the answer is our own, and what could not be done for the request.
+    pub details: Vec<&'static str>,
     /// The rule that decided.
     pub route: Option<String>,
     /// Where it went.
@@ -55,6 +55,10 @@ pub struct RequestRecord {
     pub received: u64,
     /// Bytes of the response's body.
     pub sent: u64,
+    /// Messages of gRPC in the request's body.
+    pub messages_received: u64,
+    /// The same of the response's.
+    pub messages_sent: u64,
 }
 
 impl RequestRecord {
@@ -64,6 +68,11 @@ impl RequestRecord {
             true => "-".to_owned(),
             false => self.flags.join(","),
         }
+    }
+
+    /// The details as the log shows them.
+    pub fn shown_details(&self) -> String {
+        self.details.join(",")
     }
 }
 
@@ -105,6 +114,13 @@ impl RequestGuard {
         }
     }
 
+    /// Adds a detail.
+    pub fn detail(&mut self, detail: &'static str) {
+        if !detail.is_empty() && !self.record.details.contains(&detail) {
+            self.record.details.push(detail);
+        }
+    }
+
     /// Reads the gRPC status of headers or trailers.
     pub fn grpc(&mut self, headers: &HeaderMap) {
         let status = headers.get("grpc-status").and_then(|v| v.to_str().ok());
@@ -116,11 +132,6 @@ impl RequestGuard {
     /// Bytes that went to the client.
     pub fn sent(&mut self, bytes: u64) {
         self.record.sent += bytes;
-    }
-
-    /// Bytes that came from the client, in all.
-    pub fn received(&mut self, bytes: u64) {
-        self.record.received = bytes;
     }
 
     /// The response went to its end; reports.

@@ -1,4 +1,5 @@
-//! Istio's HTTP metrics: a counter, and histograms of durations and of the sizes of bodies, per label set.
+//! Istio's HTTP metrics: a counter, histograms of durations and of the sizes of bodies, and counters of gRPC's messages, per
+//! label set.
 //!
 //! Invariant: past `LIMIT` sets requests share one per status, so that their number stays bounded.
 
@@ -73,6 +74,8 @@ struct Counts {
     received: Histogram,
     /// Bytes of the responses' bodies.
     sent: Histogram,
+    /// Messages of gRPC in the requests' bodies, and in the responses'.
+    messages: [u64; 2],
 }
 
 #[derive(Clone, Debug, Default)]
@@ -106,7 +109,7 @@ impl Requests {
             }),
             status: request.status,
             grpc: request.grpc_status,
-            protocol: if request.grpc { "grpc" } else { "http" },
+            protocol: if request.grpc { GRPC } else { "http" },
             flags: request.shown_flags(),
         };
         let ms = took.as_secs_f64() * 1000.0;
@@ -123,6 +126,8 @@ impl Requests {
         // Beyond 2^53 bytes a float is not exact.
         counts.received.add(request.received as f64);
         counts.sent.add(request.sent as f64);
+        counts.messages[0] += request.messages_received;
+        counts.messages[1] += request.messages_sent;
     }
 }
 
@@ -142,6 +147,18 @@ impl EncodeLabelSet for Set {
         ("grpc_response_status", grpc.as_str()).encode(encoder.encode_label())
     }
 }
+
+/// How requests of gRPC are labelled.
+const GRPC: &str = "grpc";
+
+/// Names and help of the counters of messages.
+const MESSAGES: [(&str, &str); 2] = [
+    ("istio_request_messages", "Messages that gRPC requests sent"),
+    (
+        "istio_response_messages",
+        "Messages that gRPC responses sent",
+    ),
+];
 
 /// A histogram's name, its help, and where it is kept.
 type Row = (&'static str, &'static str, fn(&Counts) -> &Histogram);
@@ -176,6 +193,13 @@ impl Collector for Requests {
         for (set, counts) in &sets {
             let mut one = family.encode_family(set)?;
             one.encode_counter::<NoLabelSet, u64, u64>(&counts.took.count, None)?;
+        }
+        for (at, (name, help)) in MESSAGES.into_iter().enumerate() {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (set, counts) in sets.iter().filter(|(s, _)| s.protocol == GRPC) {
+                let mut one = family.encode_family(set)?;
+                one.encode_counter::<NoLabelSet, u64, u64>(&counts.messages[at], None)?;
+            }
         }
         for (name, help, get) in ROWS {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;

@@ -9,6 +9,7 @@
 //! before both are registered; from then on it cannot, because a registered pod's namespace is nobody else's.
 
 mod expected;
+mod outside;
 mod places;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+pub use outside::{OutsideMesh, OutsideParts};
 pub use places::Places;
 
 use self::{
@@ -84,6 +86,15 @@ impl Missing {
         let all = self.lock();
         let pods = all.iter().map(|(pod, a)| (pod.clone(), json!(a.why)));
         Value::Object(pods.collect())
+    }
+
+    /// Those that have been missing for long, as `namespace/name`, and why.
+    fn for_long(&self, now: Instant) -> Vec<(String, String)> {
+        let all = self.lock();
+        let long = all
+            .iter()
+            .filter(|(_, a)| now.duration_since(a.since) >= PATIENCE);
+        long.map(|(pod, a)| (pod.clone(), a.why.clone())).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Absence>> {

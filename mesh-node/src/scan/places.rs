@@ -86,15 +86,7 @@ impl Places {
     pub fn of_pod(&self, uid: &str, addresses: &[IpAddr]) -> Option<Netns> {
         let home = fs::metadata(self.proc.join("self/ns/net")).ok()?;
         let cgroup = pod_cgroup(&self.pods, uid)?;
-        let containers = fs::read_dir(&cgroup)
-            .ok()?
-            .filter_map(|e| Some(e.ok()?.path()));
-        let mut pids = containers
-            .chain([cgroup.clone()])
-            .filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok())
-            // Processes of a namespace that is not ours are all number 0.
-            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
-        pids.find_map(|pid| {
+        processes(&cgroup).into_iter().find_map(|pid| {
             let path = self.proc.join(pid).join("ns/net");
             namespace(&path, &home)?;
             let found = open(&path)?;
@@ -139,15 +131,25 @@ fn pod_cgroup(pods: &Path, uid: &str) -> Option<PathBuf> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name == plain || name.ends_with(&slice)
     };
-    let below = |dir: &Path| {
-        let entries = fs::read_dir(dir).into_iter().flatten();
-        entries
-            .filter_map(|e| Some(e.ok()?.path()))
-            .collect::<Vec<_>>()
-    };
     let first = below(pods);
     let second: Vec<_> = first.iter().flat_map(|dir| below(dir)).collect();
     first.into_iter().chain(second).find(|path| is_pod(path))
+}
+
+/// The processes of a pod's cgroup. Each container has a cgroup in it, and crun puts its processes one deeper.
+/// Processes of a process namespace that cannot be seen from here are all number 0, which is nobody's.
+fn processes(pod: &Path) -> Vec<String> {
+    let containers = below(pod);
+    let inner: Vec<_> = containers.iter().flat_map(|dir| below(dir)).collect();
+    let all = containers.into_iter().chain(inner).chain([pod.to_owned()]);
+    let told = all.filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok());
+    told.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
+}
+
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    entries.filter_map(|e| Some(e.ok()?.path())).collect()
 }
 
 #[cfg(test)]
@@ -174,6 +176,23 @@ mod tests {
             "kubelet-kubepods.slice/kubelet-kubepods-pod1_2.slice",
             "1-2",
         );
+    }
+
+    #[test]
+    fn processes_are_found_as_containerd_and_as_crun_place_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = dir.path().join("kubepods-pod1_2.slice");
+        for (of, pid) in [
+            ("cri-containerd-a.scope", "17"),
+            ("crio-b.scope/container", "18"),
+        ] {
+            fs::create_dir_all(pod.join(of)).unwrap();
+            fs::write(pod.join(of).join("cgroup.procs"), format!("{pid}\n")).unwrap();
+        }
+        fs::write(pod.join("crio-b.scope/cgroup.procs"), "").unwrap();
+        let mut found = processes(&pod);
+        found.sort();
+        assert_eq!(found, ["17", "18"]);
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl Bounded {
         }
         let key = ClusterKey::of(&service.name, *port, None);
         let cluster = shared.clusters.get(&key);
-        let from = Viewpoint::of(&shared.node, source);
+        let from = Viewpoint::of(&snapshot.mesh, &shared.node, source);
         let view = (&snapshot.mesh, snapshot.generation, from);
         let (policy, ejected) = cluster.ejected(view, Instant::now());
         Ok(Some(Self {
@@ -70,7 +70,7 @@ impl Bounded {
         };
         if answered {
             self.cluster.connected(&workload.uid);
-        } else if self.cluster.failed(&workload.uid, Instant::now()) {
+        } else if self.cluster.unreached(&workload.uid, Instant::now()) {
             tracing::info!(cluster = %self.cluster.key, workload = %workload.uid, "an endpoint could not be connected to too often and is left out for a while");
         }
     }

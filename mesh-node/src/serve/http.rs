@@ -1,11 +1,14 @@
 //! The story of an HTTP request at a waypoint: permit -> route -> faults -> an endpoint, perhaps again -> its answer.
+//! One for a workload itself is routed by nobody: it goes there.
 //!
 //! Invariants: each request is permitted, and decided with one snapshot, before anything of it is changed; what cannot
 //! be understood is refused; each request is reported exactly once, however it ends; nothing is read of a body faster
 //! than it is taken.
 
+mod fair;
 mod forward;
 mod head;
+mod patient;
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,7 +21,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
+};
 use hyper::{
     body::Incoming,
     ext::Protocol,
@@ -30,9 +35,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_model::{
     authz::Target,
     mesh::{Mesh, Workload, tracing_of},
-    name::ServiceName,
     resilience::{Abort, Fault},
-    route::http::{Action, Asked, Found, Rule},
+    route::http::{Action, Asked, Crossing, Found, Rule},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -40,7 +44,12 @@ use tokio::{
     time::timeout,
 };
 
-use self::{forward::Forward, head::Head};
+use self::{
+    fair::Fair,
+    forward::Forward,
+    head::{Addressed, Head},
+    patient::Patient,
+};
 use super::{
     Data, parties,
     streams::Reached,
@@ -49,7 +58,7 @@ use super::{
 };
 use crate::{
     authorize,
-    exchange::{Crossing, Kept, Local, OnThread, Reply, crossing, is_grpc, local},
+    exchange::{Kept, Local, OnThread, Reply, is_grpc, local},
     observe::{Mark, RequestGuard},
     tunnel::{Io, Link},
 };
@@ -60,8 +69,6 @@ const STREAMS: u32 = 1024;
 const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
 /// The largest header list, in bytes.
 const HEADERS: u32 = 64 << 10;
-/// How long the head of a request may take once its connection is idle (Envoy's `idle_timeout`).
-const IDLE: Duration = Duration::from_secs(3600);
 /// How long a client may take to end its side of a connection that was ended here.
 const LINGER: Duration = Duration::from_secs(5);
 /// What is kept of a request's body for another try, in bytes (Envoy's `per_connection_buffer_limit_bytes` is larger).
@@ -94,7 +101,6 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
         let session = asked.clone();
         Box::pin(async move { Ok(answer(session, request).await) }) as Answer
     });
-    let io = TokioIo::new(io);
     if h2 {
         let mut builder = http2::Builder::new(OnThread);
         builder
@@ -104,7 +110,7 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
             .max_header_list_size(HEADERS)
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1);
-        let mut connection = pin!(builder.serve_connection(io, service));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(Fair::new(io)), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = data.outlived() => {
@@ -117,12 +123,15 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
         }
         return;
     }
+    let limits = &data.shared.limits;
+    let patient = Patient::new(limits.http_head);
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
+        .timer(patient.clone())
+        .header_read_timeout(limits.http_idle)
         .half_close(true)
         .auto_date_header(false);
+    let io = TokioIo::new(patient.watch(io));
     let mut connection = builder.serve_connection(io, service);
     let mut draining = pin!(data.draining());
     let mut age = pin!(data.age());
@@ -143,29 +152,33 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
         return;
     }
     let parts = connection.into_parts();
-    finish(&session, parts.io.into_inner(), parts.read_buf, place).await;
+    let near = parts.io.into_inner().into_inner();
+    finish(&session, near, parts.read_buf, place).await;
 }
 
 /// Ends a client's connection in order, or goes on with what it was upgraded to.
 async fn finish(session: &Rc<Session>, mut near: Io, read: Bytes, place: Place) {
     let upgraded = session.upgraded.borrow_mut().take();
     let Some(upgraded) = upgraded else {
-        // A peer that is gone needs no orderly end. Another ends its side once it has read ours; were it reset before, it
-        // might lose what it has not read yet.
-        let ending = async {
-            near.shutdown().await?;
-            let mut rest = [0; 512];
-            while near.read(&mut rest).await? > 0 {}
-            std::io::Result::Ok(())
-        };
-        let _ = timeout(LINGER, ending).await;
-        return;
+        return close(near).await;
     };
     let Ok((far, first)) = upgraded.await else {
         return;
     };
     near.unread(read);
     session.joined(near, far.after(first), place);
+}
+
+/// Ends a client's connection in order. A peer that is gone needs none. Another ends its side once it has read ours; were it
+/// reset before, it might lose what it has not read yet.
+pub(super) async fn close(mut near: Io) {
+    let ending = async {
+        near.shutdown().await?;
+        let mut rest = [0; 512];
+        while near.read(&mut rest).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, ending).await;
 }
 
 /// Goes on with a stream among others that has become something else.
@@ -184,15 +197,19 @@ async fn answer(session: Rc<Session>, request: Request<Incoming>) -> Response<Re
     let grpc = is_grpc(request.method(), request.headers());
     let (parts, body) = request.into_parts();
     let mut guard = session.begin(&parts, grpc);
-    let kept = Kept::new(body, KEPT);
-    let mut response = match decide(&session, &parts, &kept, &mut guard).await {
+    let kept = Kept::new(body, KEPT, grpc);
+    let mut told = HeaderMap::new();
+    let mut response = match decide(&session, &parts, &kept, &mut guard, &mut told).await {
         Ok(response) => response,
         Err(answer) => {
             guard.flag(answer.flag);
-            guard.record.details = answer.details;
+            guard.detail(answer.details);
+            kept.give_up();
             local(answer, grpc)
         }
     };
+    // Whatever the answer is, a script that may read it is to see it.
+    tell(response.headers_mut(), told);
     if session.old.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
@@ -213,32 +230,42 @@ async fn answer(session: Rc<Session>, request: Request<Incoming>) -> Response<Re
     response
 }
 
-/// What becomes of a request.
+/// Puts what is told about origins into a response.
+fn tell(headers: &mut HeaderMap, mut told: HeaderMap) {
+    if let Some(vary) = told.remove(header::VARY) {
+        headers.append(header::VARY, vary);
+    }
+    headers.extend(told);
+}
+
+/// What becomes of a request; `told` is what its response says about origins, whatever it is.
 async fn decide(
     session: &Rc<Session>,
     parts: &Parts,
     kept: &Kept,
     guard: &mut RequestGuard,
+    told: &mut HeaderMap,
 ) -> Result<Response<Reply>, Local> {
     let (shared, carry) = (&session.data.shared, &session.carry);
     let (pod, bringer) = (&carry.arrived.pod, &carry.bringer);
     let original = carry.permitted.permit.subject().original;
     let permitted = authorize::through(&shared.state, pod, bringer, original).await;
     let permitted = permitted.map_err(|_| Local::UNSERVED)?;
-    let Target::Service(service, port) = permitted.permit.subject().target.clone() else {
-        return Err(Local::UNSERVED);
-    };
-    guard.flow.service = Some(service.name.clone());
+    let addressed = Addressed::of(permitted.permit.subject()).ok_or(Local::UNSERVED)?;
+    guard.flow.service = addressed.service().cloned();
+    if let Addressed::Workload(workload, _) = &addressed {
+        guard.flow.destination.workload = Some(workload.clone());
+    }
     let mesh = permitted.snapshot.mesh.clone();
     let own = &permitted.permit.subject().source;
-    let mark = session.trace(parts, (&mesh, own), (&service.name, port), guard);
-    let head = Head::read(parts)?;
+    let mark = session.trace(parts, (&mesh, own), &addressed, guard);
+    let head = Head::read(parts, &addressed)?;
     let client = session.client(&mesh, &permitted.permit.subject().source);
     let extra = client.as_ref().and_then(|w| mesh.extra(&w.uid));
     let asked = Asked {
         namespace: carry.identity().map(|i| &i.namespace),
         groups: extra.map_or(&[], |e| &*e.groups),
-        port,
+        port: addressed.port(),
         // An upgrade as HTTP/2 says it is the request that HTTP/1.1 makes of it.
         method: match parts.extensions.get::<Protocol>() {
             Some(_) => Method::GET.as_str(),
@@ -250,24 +277,25 @@ async fn decide(
         query: head.query.as_deref(),
         headers: &parts.headers,
     };
-    let found = mesh.routes(&service.name);
+    let found = addressed.service().and_then(|name| mesh.routes(name));
     let (rule, covered) = match found.map_or(Found::Unrouted, |routes| routes.find(&asked)) {
         Found::Rule { rule, covered } => (Some(rule), covered),
         Found::Unrouted => (None, head.path.len()),
         Found::NoRule => return Err(Local::NO_ROUTE),
         Found::Refused(reason) => {
-            tracing::debug!(%service.name, reason = reason.shown().key, "the routes of a service are refused");
+            tracing::debug!(service = %addressed.name(), reason = reason.shown().key, "the routes of a service are refused");
             return Err(Local::NO_CLUSTER);
         }
     };
     guard.record.route = Some(rule.map_or_else(|| "default".to_owned(), |r| r.name.to_string()));
-    let crossed = rule
-        .and_then(|r| r.cors.as_ref())
-        .map_or(Crossing::None, |cors| {
-            crossing(cors, &parts.method, &parts.headers)
-        });
-    if let Crossing::Preflight(response) = crossed {
-        return Ok(*response);
+    if let Some(cors) = rule.and_then(|r| r.cors.as_ref()) {
+        match cors.look(parts.method.as_str(), &parts.headers) {
+            Crossing::Plain(headers) | Crossing::Marked(headers) => *told = headers,
+            Crossing::Answered(headers) => {
+                *told = headers;
+                return Ok(Response::new(Reply::of(Bytes::new())));
+            }
+        }
     }
     if let Some(fault) = rule.and_then(|r| r.fault.as_ref())
         && let Some(aborted) = inject(fault, guard).await
@@ -288,15 +316,12 @@ async fn decide(
             response
         }
         Some(Action::Forward(_)) | None => {
-            let way = Forward::new(session, permitted, client, (&service, port), rule, mark);
+            let way = Forward::new(session, permitted, client, rule, mark);
             way.go(parts, &head, covered, kept, guard).await?
         }
     };
     if let Some(Rule { filters, .. }) = rule {
         filters.response.apply(response.headers_mut());
-    }
-    if let Crossing::Actual(headers) = crossed {
-        response.headers_mut().extend(headers);
     }
     Ok(response)
 }
@@ -318,7 +343,7 @@ async fn inject(fault: &Fault, guard: &mut RequestGuard) -> Option<Result<Respon
         Abort::Grpc(code) => {
             let answer = Local::abort(200);
             guard.flag(answer.flag);
-            guard.record.details = answer.details;
+            guard.detail(answer.details);
             Ok(crate::exchange::grpc_status(*code, answer.text))
         }
     })
@@ -371,13 +396,14 @@ impl Session {
         &self,
         parts: &Parts,
         (mesh, own): (&Mesh, &Workload),
-        (service, port): (&ServiceName, u16),
+        addressed: &Addressed,
         guard: &mut RequestGuard,
     ) -> Option<Mark> {
         let rules = &mesh.config()?.tracing;
-        let rule = tracing_of(rules, service, own)?;
+        let (service, namespace) = (addressed.service(), addressed.namespace());
+        let rule = tracing_of(rules, (service, namespace), own)?;
         let spans = &self.data.shared.spans;
-        let (mark, span) = spans.begin(rule, &parts.headers, (service, port));
+        let (mark, span) = spans.begin(rule, &parts.headers, || addressed.name());
         guard.span = span;
         mark
     }

@@ -1,7 +1,9 @@
-//! A waypoint's way to one endpoint: dialed with its own certificate, for the client; what the destination's policy wants
+//! A waypoint's way to one endpoint: dialed with its own certificate, for the client where the endpoint's node takes its
+//! word, else as itself; what the destination's policy wants
 //! to be said or proven comes before the first byte of the application.
 //!
-//! Invariants: TLS that a policy demands is never left out; all of it together is bounded in time.
+//! Invariants: TLS that a policy demands is never left out; who proved nothing never goes by the waypoint's name; all of it
+//! together is bounded in time.
 
 use mesh_model::{
     authz::Egress,
@@ -26,8 +28,8 @@ pub(super) struct Reaching<'a> {
     pub permitted: &'a Permitted<Egress>,
     /// The client, where the mesh knows it.
     pub client: Option<&'a Workload>,
-    /// The service whose endpoint it is.
-    pub service: &'a ServiceName,
+    /// The service whose endpoint it is; none of a workload that was addressed itself.
+    pub service: Option<&'a ServiceName>,
     /// How its endpoints are used.
     pub policy: &'a TrafficPolicy,
 }
@@ -48,7 +50,8 @@ impl Reaching<'_> {
             }
             match &self.policy.tls {
                 Some(tls @ UpstreamTls::Origin { .. }) => {
-                    let host = self.service.hostname.as_str();
+                    // Only a service's destination asks for it; no name at all could be proven.
+                    let host = self.service.map_or("", |s| s.hostname.as_str());
                     Ok(dial::originate(link, tls, host, alpn).await?)
                 }
                 Some(UpstreamTls::Disable | UpstreamTls::Mesh) | None => Ok(link),
@@ -73,17 +76,21 @@ impl Reaching<'_> {
             }
             _ => {}
         }
+        let identity = carry.identity();
+        if !endpoint.vouched && identity.is_none() && is_tunnelled(&candidate.via) {
+            return Err(DialError::Unproven);
+        }
         let plan = Plan {
-            service: Some(self.service.clone()),
+            service: self.service.cloned(),
             candidates: vec![candidate],
         };
         let request = dial::Request {
             pod: &carry.arrived.pod,
             permit: &self.permitted.permit,
             client: carry.client,
-            behalf: Some(Behalf {
-                identity: carry.identity(),
-                workload: self.client.filter(|_| carry.identity().is_some()),
+            behalf: endpoint.vouched.then(|| Behalf {
+                identity,
+                workload: self.client.filter(|_| identity.is_some()),
             }),
             timeout: self.policy.pool.connect_timeout,
             names: &data.shared.names,

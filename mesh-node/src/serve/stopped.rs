@@ -31,7 +31,7 @@ pub(super) enum Stopped {
     Denied(Denial),
     /// Nothing could be reached.
     Failed(DialError),
-    /// Nobody answered, and these NetworkPolicies may be why.
+    /// No connection came about, and these NetworkPolicies may be why.
     Unanswered(DialError, String),
     /// The client gave up first.
     Abandoned,
@@ -50,8 +50,8 @@ impl From<DialError> for Stopped {
 }
 
 impl Stopped {
-    /// A dial that failed; one through a tunnel that nobody answered names the NetworkPolicies that let the application's
-    /// port through and not the tunnel's.
+    /// A dial that failed; one to a tunnel that nobody answered, or that was refused on the way, names the NetworkPolicies
+    /// that let the application's port through and not the tunnel's.
     pub(super) fn dialing(
         error: DialError,
         mesh: &Mesh,
@@ -60,8 +60,7 @@ impl Stopped {
     ) -> Self {
         let tunnelled = tried.filter(|c| matches!(c.via, Via::Hbone { .. }));
         let to = tunnelled.and_then(|c| c.workload.as_ref());
-        let (Reason::ConnectTimeout, Some(to), Some(config)) = (error.reason(), to, mesh.config())
-        else {
+        let (true, Some(to), Some(config)) = (error.is_unconnected(), to, mesh.config()) else {
             return Self::Failed(error);
         };
         let named: Vec<String> = config
@@ -124,6 +123,8 @@ impl Stopped {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use mesh_model::{
         mesh::{Change, TunnelBlocker},
         route::Authority,
@@ -161,10 +162,8 @@ mod tests {
             let stopped = Stopped::dialing(error, &mesh, &from.into(), Some(&to(via)));
             match (stopped, expect) {
                 (Stopped::Unanswered(error, said), Some(expect)) => {
-                    assert_eq!(
-                        (error.reason(), said.as_str()),
-                        (Reason::ConnectTimeout, expect)
-                    );
+                    assert!(error.is_unconnected());
+                    assert_eq!(said.as_str(), expect);
                 }
                 (Stopped::Failed(_), None) => {}
                 (other, expect) => panic!("{:?} where {expect:?} was expected", other.reason()),
@@ -174,6 +173,14 @@ mod tests {
         check(DialError::Timeout, "free", &hbone, Some(only_80));
         let both = "likely bank/only-out (lets ports out, and not TCP 15008), shop/only-80 (lets ports in, and not TCP 15008)";
         check(DialError::Timeout, "bank", &hbone, Some(both));
+        let refused = || DialError::Tcp(std::io::Error::from_raw_os_error(libc::ECONNREFUSED));
+        check(refused(), "bank", &hbone, Some(both));
+        check(
+            DialError::Shared(Rc::new(refused())),
+            "bank",
+            &hbone,
+            Some(both),
+        );
         check(DialError::NoCertificate, "bank", &hbone, None);
         let plain = Via::Plain("10.1.0.2:80".parse().expect("an address"));
         check(DialError::Timeout, "bank", &plain, None);

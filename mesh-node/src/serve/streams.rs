@@ -161,9 +161,10 @@ async fn by_policy(
     let refused = |reason| Stopped::Denied(Denial::new(reason));
     let snapshot = &carry.permitted.snapshot;
     let key = ClusterKey::of(&service.name, port, backend);
-    report.record_mut().service = Some(key.service.clone());
+    report.record_mut().service = key.service().cloned();
     let cluster = data.shared.clusters.get(&key);
-    let from = Viewpoint::of(&data.shared.node, &carry.permitted.permit.subject().source);
+    let source = &carry.permitted.permit.subject().source;
+    let from = Viewpoint::of_waypoint(&snapshot.mesh, &data.shared.node, source);
     let policy = cluster.policy(&snapshot.mesh, snapshot.generation, from);
     let counted = cluster.connections.take(policy.pool.max_connections);
     let counted = counted.ok_or(refused(Reason::Overloaded))?;
@@ -173,7 +174,7 @@ async fn by_policy(
         carry,
         permitted: &carry.permitted,
         client: client.as_deref(),
-        service: &key.service,
+        service: key.service(),
         policy: &policy,
     };
     let (mut tried, mut last) = (Vec::<WorkloadUid>::new(), DialError::NoCandidate);
@@ -182,15 +183,17 @@ async fn by_policy(
         let now = std::time::Instant::now();
         let wish = Wish {
             tried: &tried,
+            dialed: Some(carry.permitted.permit.subject().original),
             ..Wish::default()
         };
         let view = (&snapshot.mesh, snapshot.generation, from);
         let hash =
             |by: &mesh_model::resilience::Affinity| by.hash(&nothing, None, carry.client.ip());
-        let pinned = carry
-            .permitted
-            .pinned(&key.service, key.port)
-            .map_err(refused)?;
+        let pinned = match &key {
+            ClusterKey::Service { service, port, .. } => carry.permitted.pinned(service, *port),
+            ClusterKey::Addressed => Ok(None),
+        };
+        let pinned = pinned.map_err(refused)?;
         let picked = match pinned {
             Some(endpoint) => cluster.take(view, endpoint, now),
             None => cluster.pick(view, hash, wish, now),
@@ -210,7 +213,7 @@ async fn by_policy(
             }
             Err(error) if error.is_final() || tried.contains(&who) => return Err(error.into()),
             Err(error) => {
-                if cluster.failed(&who, std::time::Instant::now()) {
+                if cluster.unreached(&who, std::time::Instant::now()) {
                     tracing::info!(cluster = %key, workload = %who, "an endpoint failed too often and is left out for a while");
                 }
                 tried.push(who);

@@ -181,6 +181,14 @@ impl DataThreads {
 }
 
 impl Shared {
+    /// What it does now, for dumps.
+    pub fn describe(&self) -> serde_json::Value {
+        serde_json::json!({
+            "flows": self.flows.load(Relaxed),
+            "clusters": self.clusters.describe(),
+        })
+    }
+
     /// A place for one more flow, if there is one.
     pub fn place(self: &Arc<Self>) -> Option<Place> {
         let taken = self.flows.fetch_add(1, Relaxed);
@@ -234,8 +242,13 @@ impl Data {
                     None => break,
                 },
                 diff = diffs.next() => {
-                    let cut = self.sessions.review(&diff, &self.shared.state.load());
+                    let snapshot = self.shared.state.load();
+                    let cut = self.sessions.review(&diff, &snapshot);
                     self.shared.observer.metrics().node().sessions_cut.inc_by(cut as u64);
+                    let is_gone = |name: &_| snapshot.mesh.service(name).is_none();
+                    if diff.services.iter().any(is_gone) {
+                        self.shared.clusters.forget(is_gone);
+                    }
                 }
                 _ = progress.tick() => {
                     self.sessions.progress();

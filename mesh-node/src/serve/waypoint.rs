@@ -5,7 +5,7 @@
 //! ends; the client's address is the one that its tunnel came from, of what it says only the port is taken; of a client
 //! outside the mesh only the node is believed where its connection arrived, for the pod where it did.
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, rc::Rc, time::Duration};
 
 use bytes::BytesMut;
 use mesh_model::{
@@ -13,10 +13,11 @@ use mesh_model::{
     mesh::AppProtocol,
     name::Identity,
     reason::Reason,
+    route as model,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -129,9 +130,9 @@ pub(super) async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, request: Incomi
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => {
             let mut near = Io::new(request.accept(Headers::new()));
             let mut first = BytesMut::new();
-            match hear(&mut near, &mut first).await {
+            match hear(&data, &mut near, &mut first).await {
                 Ok(spoken) => requests(data, carry, near, first, spoken, report, place).await,
-                Err(error) => report.fail(Reason::PeerReset, error.to_string()),
+                Err(unheard) => unheard.end(near, &mut report).await,
             }
         }
         AppProtocol::Unknown => {
@@ -141,15 +142,18 @@ pub(super) async fn stream(data: Rc<Data>, arrived: Rc<Arrived>, request: Incomi
     }
 }
 
-/// What was declared about the port that was addressed; a workload's own address declares nothing, so that nobody
-/// looks into what is said to it.
+/// What was declared about the port that was addressed: by its service, or by those that lead to the workload's port.
 fn declared(permitted: &Permitted<Egress>) -> AppProtocol {
     match &permitted.permit.subject().target {
         Target::Service(service, port) => {
             let declared = service.ports.iter().find(|p| p.port == *port);
             declared.map_or(AppProtocol::Tcp, |p| p.protocol)
         }
-        Target::Workload(..) | Target::External => AppProtocol::Tcp,
+        Target::Workload(workload, port) => {
+            let mesh = &permitted.snapshot.mesh;
+            model::declared_at(mesh, workload, *port)
+        }
+        Target::External => AppProtocol::Tcp,
     }
 }
 
@@ -169,14 +173,57 @@ async fn requests(
     http::serve(data, carry, near, spoken == Spoken::Http2, place).await;
 }
 
-/// Reads until it is known what a client speaks; one that ends first speaks bytes.
-async fn hear(near: &mut Io, first: &mut BytesMut) -> io::Result<Spoken> {
+/// Why nothing is known of what a client speaks.
+enum Unheard {
+    /// It said nothing, or not enough, for too long.
+    Late,
+    /// The waypoint drains.
+    Draining,
+    /// Its connection failed.
+    Failed(io::Error),
+}
+
+impl Unheard {
+    /// Ends such a client's connection, in order where it is still there.
+    async fn end(self, near: Io, report: &mut FlowGuard) {
+        match self {
+            Self::Late => report.fail(
+                Reason::IdleTimeout,
+                "the client said nothing, or not enough, for too long",
+            ),
+            Self::Draining => report.fail(
+                Reason::Draining,
+                "the waypoint drains, and the client had said nothing",
+            ),
+            Self::Failed(error) => return report.fail(Reason::PeerReset, error.to_string()),
+        }
+        http::close(near).await;
+    }
+}
+
+/// Reads until it is known what a client speaks; one that ends first speaks bytes. One that is silent is waited for as
+/// long as one between two requests, and one that has begun as long as the head of a request may take.
+async fn hear(data: &Data, near: &mut Io, first: &mut BytesMut) -> Result<Spoken, Unheard> {
+    let limits = &data.shared.limits;
+    let mut until = Instant::now() + limits.http_idle;
+    let mut draining = pin!(data.draining());
     loop {
         if let Some(spoken) = spoken(first) {
             return Ok(spoken);
         }
-        if near.read_buf(first).await? == 0 {
+        let silent = first.is_empty();
+        let read = tokio::select! {
+            biased;
+            read = near.read_buf(first) => read.map_err(Unheard::Failed)?,
+            () = sleep_until(until) => return Err(Unheard::Late),
+            // One that is about to say what it wants may finish.
+            () = draining.as_mut(), if silent => return Err(Unheard::Draining),
+        };
+        if read == 0 {
             return Ok(Spoken::Bytes);
+        }
+        if silent {
+            until = Instant::now() + limits.http_head;
         }
     }
 }
@@ -198,7 +245,7 @@ async fn either(data: Rc<Data>, carry: Carry, mut near: Io, mut report: FlowGuar
     };
     let heard = tokio::select! {
         biased;
-        spoken = hear(&mut near, &mut first) => Ok(spoken),
+        spoken = hear(&data, &mut near, &mut first) => Ok(spoken),
         reached = server => Err(reached),
     };
     match heard {
@@ -206,7 +253,7 @@ async fn either(data: Rc<Data>, carry: Carry, mut near: Io, mut report: FlowGuar
             requests(data, carry, near, first, spoken, report, place).await;
         }
         Ok(Ok(Spoken::Bytes)) => spoken_first(&data, carry, (near, first), report, place).await,
-        Ok(Err(error)) => report.fail(Reason::PeerReset, error.to_string()),
+        Ok(Err(unheard)) => unheard.end(near, &mut report).await,
         Err(mut reached) => {
             near.unread(first.freeze());
             reached.far = reached.far.after(said.freeze());

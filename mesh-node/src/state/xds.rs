@@ -2,7 +2,7 @@
 //!
 //! Invariants: what is held on disk is in use before the first connection; good resources of a response are
 //! used although others are bad; what could not be understood is refused by name; nothing is written to disk
-//! before everything was received once.
+//! before everything was received once; each stream is told anew which pods are not served.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use mesh_api::{
-    delta::{self, Received},
+    delta::{self, Outside, Received},
     discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -84,6 +84,8 @@ pub struct XdsParts {
     pub state_dir: PathBuf,
     /// The list of enrolled namespaces there.
     pub namespaces: EnrolledNamespaces,
+    /// The pods that should be in the mesh and are not served, for the controller.
+    pub outside: watch::Receiver<Vec<Outside>>,
     /// Metrics.
     pub metrics: Metrics,
 }
@@ -279,6 +281,12 @@ impl XdsClient {
                 .try_send(request)
                 .expect("the queue holds more than one request per kind");
         }
+        let outside = self.parts.outside.borrow_and_update().clone();
+        if !outside.is_empty() {
+            requests
+                .try_send(delta::tell_outside(&outside))
+                .expect("the queue holds one more");
+        }
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let mut responses = client
@@ -298,6 +306,11 @@ impl XdsClient {
                     let response = response?.ok_or(StreamError::Closed)?;
                     let reply = self.take(response)?;
                     requests.send(reply).await.map_err(|_| StreamError::Closed)?;
+                }
+                // Where nobody captures pods, there is nobody to tell of them.
+                Ok(()) = self.parts.outside.changed() => {
+                    let told = delta::tell_outside(&self.parts.outside.borrow_and_update());
+                    requests.send(told).await.map_err(|_| StreamError::Closed)?;
                 }
                 () = sleep_until(save_at), if !writing => self.begin_saving(),
                 () = self.disk.written(&mut self.gather, &mut self.kept), if writing => {}
@@ -461,3 +474,7 @@ impl XdsClient {
             .inc();
     }
 }
+
+#[cfg(test)]
+#[path = "xds_tests.rs"]
+mod tests;

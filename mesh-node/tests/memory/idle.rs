@@ -70,6 +70,8 @@ fn shared(kernel: &Arc<FakeDatapath>) -> Arc<Shared> {
             flows: 2 * FLOWS,
             tunnel_idle: Duration::from_secs(60),
             waypoint_age: Duration::from_secs(600),
+            http_idle: Limits::HTTP_IDLE,
+            http_head: Limits::HTTP_HEAD,
         },
         names,
         flows: AtomicUsize::new(0),

@@ -121,6 +121,7 @@ async fn a_pod_known_from_disk_holds_little() {
             longest_pause: Duration::from_secs(1),
             state_dir: dir.path().to_owned(),
             namespaces: EnrolledNamespaces::open(dir.path()),
+            outside: tokio::sync::watch::channel(Vec::new()).1,
             metrics: Metrics::new(),
         };
         let before = held();

@@ -178,7 +178,7 @@ fn a_server_that_lets_nobody_in_costs_a_flow_one_more_attempt_and_no_more() {
         // No streams at all, with and without GOAWAY.
         for (greeting, most) in [(away, 2), (nobody, 1)] {
             let (address, tunnels) = greeter(&trust, greeting).await;
-            let pool = Pool::<TunnelError>::new(Duration::from_secs(20));
+            let pool = Pool::<TunnelError>::new(Duration::from_secs(20), Duration::from_secs(3600));
             let key = Key::new(id("web"), [10, 0, 0, 9].into(), address, &[id("db")]);
             let client = trust.client.clone();
             let make = || ready(address, client.clone());

@@ -96,7 +96,7 @@ impl Peer {
 }
 
 fn pool() -> Pool<TunnelError> {
-    Pool::new(Duration::from_secs(5))
+    Pool::new(Duration::from_secs(5), Duration::from_secs(3600))
 }
 
 #[test]
@@ -146,6 +146,25 @@ fn a_retired_tunnel_keeps_its_flows_and_takes_no_more() {
         assert_eq!(peer.accepted.get(), 3);
         assert_eq!(peer.streams.borrow().len(), 3);
         drop((old, kept, new));
+    });
+}
+
+#[test]
+fn a_tunnel_of_some_age_keeps_its_flows_and_takes_no_more() {
+    run(async {
+        let age = Duration::from_millis(300);
+        let (peer, pool) = (Peer::new().await, Pool::new(Duration::from_secs(5), age));
+        let old = peer.open(&pool, peer.key("web")).await.unwrap();
+        let young = peer.open(&pool, peer.key("web")).await.unwrap();
+        assert_eq!(peer.accepted.get(), 1);
+        tokio::time::sleep(age).await;
+        let new = peer.open(&pool, peer.key("web")).await.unwrap();
+        assert_eq!(
+            (peer.accepted.get(), pool.tunnels(), pool.streams()),
+            (2, 1, 1)
+        );
+        assert_eq!(peer.streams.borrow().len(), 3);
+        drop((old, young, new));
     });
 }
 
@@ -228,7 +247,7 @@ fn a_connect_that_hangs_is_given_up() {
     run(async {
         let (peer, pool) = (
             Peer::new().await,
-            Pool::<TunnelError>::new(Duration::from_millis(30)),
+            Pool::<TunnelError>::new(Duration::from_millis(30), Duration::from_secs(3600)),
         );
         let result = pool
             .open(

@@ -7,6 +7,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 : "${KUBE_PARTS:?run this by cargo xtask kube}" "${KUBE_STATE:?}" "${KUBE_NODES:=n1 n2}"
 bin=$KUBE_PARTS/bin pki=$KUBE_STATE/pki
 export PATH=$bin:$PATH
+# What kubectl and helm know of an API server belongs to this cluster: another one had the same address and other kinds.
+export KUBECACHEDIR=$KUBE_STATE/discovery
 
 cp_ns=wk-cp
 cp_ip=10.99.0.1 service_cidr=10.96.0.0/16 pod_cidr=10.244.0.0/16 dns_ip=10.96.0.10

@@ -110,6 +110,9 @@ enum What {
         /// Path to ask for.
         #[arg(long, default_value = "/")]
         path: String,
+        /// A header to send, as `name: value`; any number of them.
+        #[arg(long, value_name = "NAME: VALUE", value_parser = http::header)]
+        header: Vec<(String, String)>,
         /// Connections.
         #[arg(long, default_value_t = 64)]
         connections: usize,
@@ -202,6 +205,7 @@ async fn run(cli: &Cli) -> Result<Report> {
         What::Http {
             to,
             path,
+            header,
             connections,
             rate,
             checked,
@@ -211,6 +215,7 @@ async fn run(cli: &Cli) -> Result<Report> {
                 to: addr,
                 host: to.clone(),
                 path: path.clone(),
+                headers: header.clone(),
                 connections: *connections,
                 verify: *checked,
                 warm_up,

@@ -50,6 +50,8 @@ spec: {nodeName: n2, serviceAccountName: client, containers: [{name: c, image: i
     .replace("NAMESPACE", namespace)
 }
 
+/// The second node in the zone of the first, so that a version is left out for its failures and not for its place.
+const ONE_ZONE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: n2, labels: {topology.kubernetes.io/zone: zone-1}}\n";
 const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: rating, namespace: books}\nspec:\n  host: rating\n  subsets:\n  - {name: v1, labels: {version: v1}}\n  - {name: v2, labels: {version: v2}}\n";
 const BREAKER: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: rating, namespace: books}\nspec:\n  host: rating\n  subsets:\n  - {name: v1, labels: {version: v1}}\n  - {name: v2, labels: {version: v2}}\n  trafficPolicy:\n    outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 3m, maxEjectionPercent: 100}\n";
 const REVIEWS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews, namespace: bookinfo}\nspec:\n  host: reviews\n  subsets:\n  - {name: v1, labels: {version: v1}}\n  - {name: v2, labels: {version: v2}}\n  - {name: v3, labels: {version: v3}}\n";
@@ -125,6 +127,7 @@ impl Demo {
     }
 
     async fn start(&self) -> Result<()> {
+        self.lab.apply(ONE_ZONE).await?;
         say!("$ lab apply -f deploy/samples/books.yaml -f deploy/samples/bookinfo.yaml");
         self.lab.apply(BOOKS).await?;
         self.lab.apply(BOOKINFO).await?;

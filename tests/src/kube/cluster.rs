@@ -96,6 +96,11 @@ impl Cluster {
         self.script("kubectl", args, None).await
     }
 
+    /// The same with something to read.
+    pub async fn kubectl_with(&self, args: &[&str], input: &str) -> Result<Said> {
+        self.script("kubectl", args, Some(input)).await
+    }
+
     /// What kubectl says as JSON.
     pub async fn json(&self, args: &[&str]) -> Result<Value> {
         let text = self.kubectl(&[args, &["-o", "json"]].concat()).await?;
@@ -105,7 +110,7 @@ impl Cluster {
     /// Applies manifests.
     pub async fn apply(&self, yaml: &str) -> Result<()> {
         let args = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
-        let said = self.script("kubectl", &args, Some(yaml)).await?;
+        let said = self.kubectl_with(&args, yaml).await?;
         if !said.ok {
             bail!("kubectl apply: {}", said.err.trim());
         }
@@ -148,6 +153,15 @@ impl Cluster {
     pub async fn api_server(&self, on: bool) -> Result<()> {
         self.done("apiserver", &[if on { "on" } else { "off" }])
             .await
+    }
+
+    /// Has every node's NetworkPolicies kept by a program of other make, kube-router; without one it ends, and its rules go.
+    pub async fn policy_engine(&self, engine: Option<&Path>) -> Result<()> {
+        let engine = engine.map(|path| path.display().to_string());
+        match &engine {
+            Some(engine) => self.done("policies", &["on", engine]).await,
+            None => self.done("policies", &["off"]).await,
+        }
     }
 
     /// Keeps a copy of all objects as they are now.
@@ -206,6 +220,25 @@ impl Cluster {
         }
         lines.sort();
         Ok(lines)
+    }
+
+    /// How often a pod's containers have been started, on whatever node: each time they write to a file of its own. It takes
+    /// no API server.
+    pub fn starts_of(&self, namespace: &str, pod: &str) -> Result<usize> {
+        let mut starts = 0;
+        for node in self.nodes()? {
+            let folder = self.state.join("nodes").join(node).join("log/pods");
+            for found in fs::read_dir(folder)?.flatten() {
+                let name = found.file_name();
+                if name
+                    .to_string_lossy()
+                    .starts_with(&format!("{namespace}_{pod}_"))
+                {
+                    starts += logs(&found.path()).len();
+                }
+            }
+        }
+        Ok(starts)
     }
 
     /// What is in the log files of the pods on a node whose folders begin so.

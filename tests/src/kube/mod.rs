@@ -14,6 +14,7 @@ mod traffic;
 
 pub use api::Api;
 pub use cluster::{Cluster, Said, reason_to_skip};
+pub use install::Helm;
 pub use space::Space;
 pub use traffic::Tally;
 

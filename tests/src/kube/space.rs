@@ -127,12 +127,6 @@ impl Space {
             .with_context(|| format!("pod {pod} has no container"))
     }
 
-    /// Kills what runs in a pod's first container; its kubelet starts it again.
-    pub async fn restart(&self, pod: &str) -> Result<()> {
-        let (node, id) = self.container(pod).await?;
-        self.cluster.kill_container(&node, &id).await
-    }
-
     /// Runs a command in a pod.
     pub async fn exec(&self, pod: &str, command: &[&str]) -> Result<Said> {
         self.cluster.exec(&self.name, pod, command).await

@@ -19,6 +19,9 @@ use super::{enter::in_netns, place::Place};
 pub const DNS_VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// The same for IPv6.
 pub const DNS_VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xa);
+/// The hardware address of every node's bridge. One that it takes from a pod's interface would change when that pod goes,
+/// and what the other pods send to the old one be lost.
+const BRIDGE: &str = "0a:58:0a:f4:00:01";
 /// The fabric's own address: controller and outside world.
 pub const FABRIC: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 /// The name of the fabric's namespace.
@@ -124,7 +127,7 @@ fn build_node(place: &Place, node: NodeIndex, nodes: u8) -> Result<()> {
     let mut batch = format!(
         "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n\
          route add default via {FABRIC}\nroute add default via fd00:30::1\n\
-         link add cni0 type bridge stp_state 0 mcast_snooping 0\nlink set cni0 up\n\
+         link add cni0 address {BRIDGE} type bridge stp_state 0 mcast_snooping 0\nlink set cni0 up\n\
          addr add {}/24 dev cni0\naddr add {}/64 dev cni0 nodad\n",
         node.ip(),
         node.ip6(),

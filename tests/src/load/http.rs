@@ -26,6 +26,8 @@ pub struct Load {
     pub host: String,
     /// The path.
     pub path: String,
+    /// More headers.
+    pub headers: Vec<(String, String)>,
     /// Connections.
     pub connections: usize,
     /// Whether bodies hold the pattern, and are compared with it.
@@ -39,8 +41,19 @@ pub struct Load {
 impl Load {
     /// The bytes of one request.
     pub(super) fn request(&self) -> Vec<u8> {
-        format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", self.path, self.host).into_bytes()
+        let line = |(name, value): &(String, String)| format!("{name}: {value}\r\n");
+        let headers: String = self.headers.iter().map(line).collect();
+        let (path, host) = (&self.path, &self.host);
+        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n").into_bytes()
     }
+}
+
+/// Reads `name: value`.
+pub fn header(written: &str) -> Result<(String, String), String> {
+    let (name, value) = written
+        .split_once(':')
+        .ok_or_else(|| format!("{written:?} is not NAME: VALUE"))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 /// Runs the load.

@@ -80,7 +80,11 @@ async fn one(
     report: &mut Report,
 ) -> io::Result<()> {
     let uri = format!("http://{}{}", load.host, load.path);
-    let request = Request::get(uri).body(()).map_err(io::Error::other)?;
+    let mut request = Request::get(uri);
+    for (name, value) in &load.headers {
+        request = request.header(name, value);
+    }
+    let request = request.body(()).map_err(io::Error::other)?;
     let mut client = client;
     loop {
         let sent = Instant::now();

@@ -131,20 +131,15 @@ pub fn unwrap(listen: SocketAddr, app: SocketAddr, files: &Files) -> Value {
     bootstrap("unwrap", listener, cluster)
 }
 
-/// One listener for mutual TLS whose requests, HTTP/1.1 or HTTP/2, are routed one by one to `to` over mutual TLS: by
-/// `routes` prefixes, of which only the last is ever asked for.
-pub fn edge(listen: SocketAddr, to: SocketAddr, routes: usize, files: &Files) -> Value {
-    let retry = json!({"retry_on": "connect-failure,refused-stream,unavailable,cancelled", "num_retries": 2});
-    let mut all: Vec<Value> = (1..routes)
-        .map(|i| json!({"match": {"prefix": format!("/route-{i}/")}, "route": {"cluster": "app", "retry_policy": retry}}))
-        .collect();
-    all.push(json!({"match": {"prefix": "/"}, "route": {"cluster": "app", "retry_policy": retry}}));
+/// One listener for mutual TLS whose requests, HTTP/1.1 or HTTP/2, are routed one by one to `to` over mutual TLS, by
+/// `routes`.
+pub fn edge(listen: SocketAddr, to: SocketAddr, routes: Vec<Value>, files: &Files) -> Value {
     let manager = json!({
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "edge", "codec_type": "AUTO",
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": all}]},
+            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
             "http_filters": [{"name": "router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
         },
     });
@@ -240,12 +235,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let files = pair(dir.path());
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "app"}});
         for (name, config) in [
             ("client", client(at(1), at(2), "10.0.0.1:80", &files)),
             ("server", server(at(1), at(2), &files)),
             ("wrap", wrap(at(1), at(2), &files)),
             ("unwrap", unwrap(at(1), at(2), &files)),
-            ("edge", edge(at(1), at(2), 100, &files)),
+            ("edge", edge(at(1), at(2), vec![route.clone()], &files)),
         ] {
             let path = dir.path().join(format!("{name}.json"));
             std::fs::write(&path, config.to_string()).expect("the directory is writable");

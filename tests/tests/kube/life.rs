@@ -1,14 +1,19 @@
 //! The life of an installation: node proxies are replaced, and all of it ends.
 
 use std::{
+    collections::BTreeSet,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use mesh_tests::kube::{SYSTEM, Space};
+use serde_json::Value;
 
-use super::workloads::{ENROLLED, STRICT};
+use super::{
+    replicas::two_controllers,
+    workloads::{ENROLLED, STRICT},
+};
 
 const URL: &str = "http://web/status/200";
 /// How long the rollout of two node proxies may take, in seconds.
@@ -65,13 +70,15 @@ pub async fn a_rollout_of_every_node_proxy_loses_no_request() -> Result<()> {
 const RATE: &str = "500";
 const STREAMS: &str = "200";
 /// How long connections are made, and how long a stream lasts: less than the drain of 30 seconds.
-const LOADED: Duration = Duration::from_secs(75);
+const LOADED: Duration = Duration::from_secs(150);
 const STREAM: &str = "20";
 
-/// Node proxies and controller are replaced at once under new connections and long streams: nothing fails.
-pub async fn an_upgrade_under_load_loses_nothing() -> Result<()> {
+/// Node proxies and both controllers are replaced at once, twice in a row and once by their version before, under new
+/// connections and long streams all the time: nothing fails.
+pub async fn two_upgrades_and_a_rollback_under_load_lose_nothing() -> Result<()> {
     Space::with("upgrade", ENROLLED, async |space| {
         let nodes = space.cluster.nodes()?;
+        two_controllers(space).await?;
         space.apply(STRICT).await?;
         space.apply(&Space::echo("echo", &nodes[0])).await?;
         space.ready("echo").await?;
@@ -81,22 +88,42 @@ pub async fn an_upgrade_under_load_loses_nothing() -> Result<()> {
         space.ready("conns").await?;
         let begun = Instant::now();
         let done = AtomicBool::new(false);
-        let upgrade = async {
-            let (controller, limit) = ("deployment/warren-controller", ROLLOUT);
-            for words in [["restart", controller], ["restart", "daemonset/warren-node"]] {
-                rollout(space, &words).await?;
+        let upgrades = async {
+            let (controller, proxies) = ("deployment/warren-controller", "daemonset/warren-node");
+            for verb in ["restart", "restart", "undo"] {
+                for what in [controller, proxies] {
+                    rollout(space, &[verb, what]).await?;
+                }
+                for what in [proxies, controller] {
+                    rollout(space, &["status", what, ROLLOUT]).await?;
+                }
+                println!(
+                    "{verb} of node proxies and controllers: done {:?} after the first",
+                    begun.elapsed()
+                );
             }
-            rollout(space, &["status", "daemonset/warren-node", limit]).await?;
-            rollout(space, &["status", controller, limit]).await?;
             done.store(true, SeqCst);
-            ensure!(begun.elapsed() < LOADED, "it took {:?}, longer than the load", begun.elapsed());
-            Ok(begun.elapsed())
+            ensure!(
+                begun.elapsed() < LOADED,
+                "it took {:?}, longer than the load",
+                begun.elapsed()
+            );
+            Ok(())
         };
         let waves = async {
             let mut messages = 0;
             for wave in 0.. {
                 let name = format!("streams-{wave}");
-                let args = ["--seconds", STREAM, "streams", "echo:9000", "--count", STREAMS, "--every-ms", "500"];
+                let args = [
+                    "--seconds",
+                    STREAM,
+                    "streams",
+                    "echo:9000",
+                    "--count",
+                    STREAMS,
+                    "--every-ms",
+                    "500",
+                ];
                 space.apply(&Space::load(&name, &nodes[1], &args)).await?;
                 messages += space.flawless(&name, 60).await?["ok"].as_u64().unwrap_or(0);
                 if done.load(SeqCst) {
@@ -105,9 +132,11 @@ pub async fn an_upgrade_under_load_loses_nothing() -> Result<()> {
             }
             Ok(messages)
         };
-        let (took, messages) = tokio::try_join!(upgrade, waves)?;
-        let conns = space.flawless("conns", 120).await?;
-        println!("an upgrade of {took:?}: {messages} messages on {STREAMS} streams at once, connections: {conns}");
+        let ((), messages) = tokio::try_join!(upgrades, waves)?;
+        let conns = space.flawless("conns", 180).await?;
+        println!(
+            "three upgrades: {messages} messages on {STREAMS} streams at once, connections: {conns}"
+        );
         nobody_was_started_again(space).await
     })
     .await
@@ -160,6 +189,57 @@ async fn nobody_was_started_again(space: &Space) -> Result<()> {
         events["items"]
     );
     Ok(())
+}
+
+/// What an installation consists of: of the namespace, and of the whole cluster.
+const OWN: &str = "deployments,daemonsets,services,serviceaccounts,configmaps,secrets,roles,rolebindings,poddisruptionbudgets";
+const WHOLE: &str =
+    "clusterroles,clusterrolebindings,customresourcedefinitions,validatingwebhookconfigurations";
+const LABELLED: &str = "app.kubernetes.io/part-of=warren";
+
+/// Installing once more with the same words changes no object and starts no pod again.
+pub async fn installing_twice_changes_nothing() -> Result<()> {
+    Space::with("twice", "", async |space| {
+        let before = installed(space).await?;
+        ensure!(before.len() > 15, "an installation is more than {before:?}");
+        space.cluster.install().await?;
+        let after = installed(space).await?;
+        let changed: Vec<_> = before.symmetric_difference(&after).collect();
+        ensure!(changed.is_empty(), "changed: {changed:#?}");
+        println!(
+            "installed twice, and none of {} objects changed",
+            before.len()
+        );
+        Ok(())
+    })
+    .await
+}
+
+/// Every object of the installation with what changes when somebody writes to it. What runs is written to by others, who
+/// say how it goes: there it is the generation, which only its definition changes.
+async fn installed(space: &Space) -> Result<BTreeSet<String>> {
+    let cluster = &space.cluster;
+    let lists = [
+        cluster
+            .json(&["-n", SYSTEM, "get", OWN, "-l", LABELLED])
+            .await?,
+        cluster.json(&["get", WHOLE, "-l", LABELLED]).await?,
+        cluster.json(&["-n", SYSTEM, "get", "pods"]).await?,
+    ];
+    let all = lists
+        .iter()
+        .flat_map(|l| l["items"].as_array().into_iter().flatten());
+    let told = |object: &Value| {
+        let (kind, meta) = (&object["kind"], &object["metadata"]);
+        let version = match kind.as_str() {
+            Some("Deployment" | "DaemonSet" | "Pod" | "CustomResourceDefinition") => {
+                &meta["generation"]
+            }
+            _ => &meta["resourceVersion"],
+        };
+        format!("{kind} {} {} {version}", meta["name"], meta["uid"])
+    };
+    Ok(all.map(told).collect())
 }
 
 /// An upgrade that names one value keeps what was set before; and that value, the taint, is taken off a node that is
@@ -217,7 +297,7 @@ async fn upgraded(space: &Space) -> Result<()> {
 }
 
 /// An uninstalled mesh leaves every node as it was, and pods that were in it, under STRICT and a policy that asks for
-/// identities, talk on all the time. Must be the last test.
+/// identities, talk on all the time. Must come after all that need this installation.
 pub async fn uninstalling_restores_every_node() -> Result<()> {
     Space::with("leave", ENROLLED, async |space| {
         let nodes = space.cluster.nodes()?;
@@ -245,16 +325,22 @@ pub async fn uninstalling_restores_every_node() -> Result<()> {
             });
             after.await?.flawless(20)?;
         }
-        for node in nodes {
-            let left = "ls -A /sys/fs/bpf/warren /run/warren; ls /opt/cni/bin | grep warren; grep -l warren /etc/cni/net.d/*";
-            let said = space.cluster.on_node(&node, &["sh", "-c", left]).await?;
-            let named = |line: &&str| !line.is_empty() && !line.ends_with(':');
-            let left: Vec<&str> = said.out.lines().filter(named).collect();
-            ensure!(left.is_empty(), "{node} still has {left:?}");
+        for node in &nodes {
+            nothing_is_left(space, node).await?;
         }
         Ok(())
     })
     .await
+}
+
+/// A node has neither programs nor files of the mesh.
+pub async fn nothing_is_left(space: &Space, node: &str) -> Result<()> {
+    let left = "ls -A /sys/fs/bpf/warren /run/warren; ls /opt/cni/bin | grep warren; grep -l warren /etc/cni/net.d/*";
+    let said = space.cluster.on_node(node, &["sh", "-c", left]).await?;
+    let named = |line: &&str| !line.is_empty() && !line.ends_with(':');
+    let left: Vec<&str> = said.out.lines().filter(named).collect();
+    ensure!(left.is_empty(), "{node} still has {left:?}");
+    Ok(())
 }
 
 /// Only who proves to be of this namespace is let in.

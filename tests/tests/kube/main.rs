@@ -4,13 +4,18 @@
 //! printed as ignored, with the reason.
 
 mod absent;
+mod chart;
 mod enrol;
 mod life;
 mod outage;
+mod policies;
+mod replicas;
+mod routes;
 mod seeds;
 mod services;
 mod trust;
 mod waypoint;
+mod webhook;
 mod workloads;
 
 use std::process::ExitCode;
@@ -33,6 +38,7 @@ fn main() -> ExitCode {
     }
     suite::run(
         lab_tests![
+            life::installing_twice_changes_nothing,
             enrol::running_pods_talk_mtls_once_their_namespace_is_labelled,
             workloads::probes_pass_under_strict,
             workloads::pods_of_the_hosts_network_are_left_alone,
@@ -43,11 +49,16 @@ fn main() -> ExitCode {
             services::external_names_lead_to_the_service_they_name,
             services::a_terminating_endpoint_loses_no_request,
             services::pods_that_share_an_account_share_what_it_may,
+            policies::t35_network_policies_are_never_weaker_in_the_mesh,
             seeds::the_articles_rules_hold_in_a_cluster,
+            webhook::authors_hear_what_is_wrong_and_can_always_write,
             waypoint::a_rule_brings_a_waypoint_and_takes_it_along,
             waypoint::a_gateways_waypoint_is_missed_when_it_is_gone,
             life::a_rollout_of_every_node_proxy_loses_no_request,
-            life::an_upgrade_under_load_loses_nothing,
+            routes::routes_of_connections_classes_and_spans_are_honoured,
+            replicas::an_evicted_leader_is_followed_and_no_request_fails,
+            enrol::what_is_not_served_is_told_at_the_pod,
+            life::two_upgrades_and_a_rollback_under_load_lose_nothing,
             life::an_upgrade_keeps_what_was_set,
             outage::without_a_controller_pods_go_on,
             outage::without_an_api_server_pods_go_on,
@@ -58,6 +69,7 @@ fn main() -> ExitCode {
             trust::the_root_is_replaced_under_load,
             outage::t07_a_node_comes_back_in_the_mesh,
             life::uninstalling_restores_every_node,
+            chart::helm_installs_upgrades_and_removes_the_chart,
         ],
         skip,
     )

@@ -29,6 +29,8 @@ async fn world_of(space: &Space, server: fn(&str, &str) -> String) -> Result<[St
         space.apply(&Space::asker(node, node, URL)).await?;
         space.is_answered(node).await?;
     }
+    space.apply(&Space::asker(AGAIN, &nodes[1], URL)).await?;
+    space.is_answered(AGAIN).await?;
     space.apply(NOBODY).await?;
     space
         .apply(&Space::asker(
@@ -44,6 +46,50 @@ async fn world_of(space: &Space, server: fn(&str, &str) -> String) -> Result<[St
     <[String; 2]>::try_from(nodes).ok().context("two nodes")
 }
 
+/// An asker that may, and is started again while something is away.
+const AGAIN: &str = "again";
+
+/// Has the containers of two pods started again while something is away, by `kill`: of one that may and one that may not
+/// reach its server. The first is answered again, after a start of its own that was seen, and the second still is not.
+async fn started_again(space: &Space, containers: &[(&str, (String, String)); 2]) -> Result<()> {
+    for (pod, (node, id)) in containers {
+        let before = space.cluster.starts_of(&space.name, pod)?;
+        space.cluster.kill_container(node, id).await?;
+        let again = async || {
+            let now = space.cluster.starts_of(&space.name, pod)?;
+            ensure!(now > before, "started {now} times");
+            Ok(())
+        };
+        let what = format!("{pod} to be started again");
+        space.cluster.until(&what, 30, again).await?;
+    }
+    let at = [space.tally(AGAIN)?, space.tally("barred")?];
+    let asked = async || {
+        let (again, barred) = (
+            space.tally(AGAIN)?.since(&at[0]),
+            space.tally("barred")?.since(&at[1]),
+        );
+        ensure!(
+            again.ok >= 20 && barred.failed.len() >= 5,
+            "{AGAIN}: {again}, barred: {barred}"
+        );
+        Ok(again)
+    };
+    let what = "answers to who was started again, and refusals";
+    let seen = space.cluster.until(what, 20, asked).await?;
+    println!("started again meanwhile: {seen}");
+    seen.flawless(20)?;
+    policy_held(space).await
+}
+
+/// Both pods' containers, while there is somebody to ask for them.
+async fn containers(space: &Space) -> Result<[(&'static str, (String, String)); 2]> {
+    Ok([
+        (AGAIN, space.container(AGAIN).await?),
+        ("barred", space.container("barred").await?),
+    ])
+}
+
 /// Nobody is let in to the server `closed`.
 const NOBODY: &str = "apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -57,28 +103,10 @@ pub async fn without_a_controller_pods_go_on() -> Result<()> {
     Space::with("orphans", ENROLLED, async |space| {
         let nodes = world(space).await?;
         let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
-        let controller = ["-n", SYSTEM, "scale", "deployment/warren-controller"];
-        let scale = async |replicas: &str| {
-            space
-                .cluster
-                .kubectl(&[&controller[..], &[replicas]].concat())
-                .await
-        };
-        scale("--replicas=0").await?;
-        let of = [
-            "-n",
-            SYSTEM,
-            "wait",
-            "--for=delete",
-            "pod",
-            "-l",
-            "app.kubernetes.io/name=warren-controller",
-            "--timeout=60s",
-        ];
-        space.cluster.kubectl(&of).await?;
+        space.cluster.controllers(0).await?;
         let late = Space::asker("late", &nodes[1], URL);
         space.apply(&late).await?;
-        space.restart("barred").await?;
+        started_again(space, &containers(space).await?).await?;
         // Twice the time in which a configuration stream is tried again.
         tokio::time::sleep(Duration::from_secs(30)).await;
         for (node, before) in nodes.iter().zip(&before) {
@@ -88,7 +116,7 @@ pub async fn without_a_controller_pods_go_on() -> Result<()> {
         }
         let late = space.tally("late")?;
         ensure!(late.ok == 0, "a pod that nobody knows got through: {late}");
-        scale("--replicas=1").await?;
+        space.cluster.controllers(1).await?;
         space.is_answered("late").await?;
         policy_held(space).await?;
         nothing_in_the_clear(space, &nodes[0]).await
@@ -101,10 +129,10 @@ pub async fn without_an_api_server_pods_go_on() -> Result<()> {
     Space::with("headless", ENROLLED, async |space| {
         let nodes = world(space).await?;
         let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
-        let barred = space.container("barred").await?;
+        let containers = containers(space).await?;
         space.cluster.api_server(false).await?;
         let outage = async {
-            space.cluster.kill_container(&barred.0, &barred.1).await?;
+            started_again(space, &containers).await?;
             tokio::time::sleep(AWAY).await;
             for (node, before) in nodes.iter().zip(&before) {
                 let seen = space.tally(node)?.since(before);

@@ -1,7 +1,10 @@
 //! Services of every kind, and who may reach what is behind them.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use mesh_tests::kube::Space;
+use tokio::time::sleep;
 
 use super::workloads::{ENROLLED, STRICT};
 
@@ -111,7 +114,8 @@ pub async fn external_names_lead_to_the_service_they_name() -> Result<()> {
     .await
 }
 
-/// A pod of a service that ends gets no new request, and answers those that it has.
+/// A pod of a service that ends gets no new request while others are ready, and answers those that it has; the last one
+/// is asked until it has ended.
 pub async fn a_terminating_endpoint_loses_no_request() -> Result<()> {
     Space::with("ending", ENROLLED, async |space| {
         let nodes = space.cluster.nodes()?;
@@ -148,6 +152,32 @@ pub async fn a_terminating_endpoint_loses_no_request() -> Result<()> {
             let seen = space.tally(node)?.since(before);
             println!("two rollouts of a service, {node}: {seen}");
             seen.flawless(50)?;
+        }
+
+        let scale = async |replicas: &str| {
+            let told = ["scale", "deployment/web", "--replicas", replicas];
+            space.kubectl(&told).await
+        };
+        scale("1").await?;
+        let one = async || {
+            let pods = space.json(&["get", "pods", "-l", "app=web"]).await?;
+            let left = pods["items"].as_array().map_or(0, Vec::len);
+            ensure!(left == 1, "{left} pods of web");
+            Ok(())
+        };
+        space.cluster.until("only one pod of web", 30, one).await?;
+        scale("0").await?;
+        let ends = "--for=jsonpath={.metadata.deletionTimestamp}";
+        space
+            .kubectl(&["wait", "pod", "-l", "app=web", ends, "--timeout=5s"])
+            .await?;
+        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+        // It is ready for three seconds more.
+        sleep(Duration::from_secs(2)).await;
+        for (node, before) in nodes.iter().zip(&before) {
+            let seen = space.tally(node)?.since(before);
+            println!("while the last endpoint ends, {node}: {seen}");
+            seen.flawless(10)?;
         }
         Ok(())
     })

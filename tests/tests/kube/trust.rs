@@ -18,21 +18,12 @@ const STREAMS: &str = "100";
 /// neither knows all that is in use; a pod that is gone holds nothing up.
 pub async fn the_root_is_replaced_under_load() -> Result<()> {
     Space::with("rotated", ENROLLED, async |space| {
-        replicas(space, 2).await?;
+        space.cluster.controllers(2).await?;
         let outcome = rotated(space).await;
-        replicas(space, 1).await?;
+        space.cluster.controllers(1).await?;
         outcome
     })
     .await
-}
-
-async fn replicas(space: &Space, count: usize) -> Result<()> {
-    const NAME: &str = "deployment/warren-controller";
-    let count = format!("--replicas={count}");
-    let scale = ["-n", SYSTEM, "scale", NAME, &count];
-    space.cluster.kubectl(&scale).await?;
-    let wait = ["-n", SYSTEM, "rollout", "status", NAME, "--timeout=60s"];
-    space.cluster.kubectl(&wait).await.map(drop)
 }
 
 async fn rotated(space: &Space) -> Result<()> {

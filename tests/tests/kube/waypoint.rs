@@ -9,7 +9,7 @@ use super::workloads::ENROLLED;
 const URL: &str = "http://rating:8080/rate/1";
 
 /// Rules for four of five requests to the first version, as deploy/samples and the seeds have them.
-const RULES: &str = "apiVersion: networking.istio.io/v1
+pub(super) const RULES: &str = "apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: rating}
 spec:
@@ -49,7 +49,7 @@ spec:
 ";
 
 /// `rating` of deploy/samples in two versions, one on each node.
-fn ratings(nodes: &[String]) -> String {
+pub(super) fn ratings(nodes: &[String]) -> String {
     let version = |number: usize, node: &str| {
         format!(
             "apiVersion: v1

@@ -110,6 +110,11 @@ pub async fn jobs_end_and_init_containers_are_in_the_mesh() -> Result<()> {
         space.apply(STRICT).await?;
         space.apply(&Space::server("web", &nodes[0])).await?;
         space.rolled_out("deployment/web").await?;
+        // Another name for the server, by which only the sidecar knows it.
+        space
+            .apply("apiVersion: v1\nkind: Service\nmetadata: {name: aside}\nspec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}\n")
+            .await?;
+        let aside = "until curl -sSf -m 2 http://aside/status/200; do sleep 0.2; done; sleep 100000";
         let get = "for i in 1 2 3 4 5 6 7 8 9 10; do curl -sSf -m 2 http://web/status/200 && exit 0; sleep 1; done; exit 1";
         space
             .apply(&format!(
@@ -123,7 +128,7 @@ spec:
       nodeName: {}
       restartPolicy: Never
       initContainers:
-      - {{name: sidecar, image: '{CLIENT}', restartPolicy: Always, args: [-c, 'sleep 100000']}}
+      - {{name: sidecar, image: '{CLIENT}', restartPolicy: Always, args: [-c, '{aside}']}}
       - {{name: first, image: '{CLIENT}', args: [-c, '{get}']}}
       containers:
       - {{name: work, image: '{CLIENT}', args: [-c, '{get}']}}
@@ -137,11 +142,13 @@ spec:
             .kubectl(&["wait", "--for=condition=Complete", "job/work", "--timeout=60s"])
             .await?;
         let lines = space.cluster.log(&nodes[1], "warren-node")?;
-        let flows = lines
-            .iter()
-            .filter(|l| l.contains("src.workload=work-") && l.contains("path=hbone") && l.contains("connection complete"))
-            .count();
-        ensure!(flows >= 3, "{flows} flows of the job were logged");
+        let flows = |service: &str| {
+            let service = format!("dst.service={service}.jobs.svc");
+            let words = ["src.workload=work-", "path=hbone", "connection complete", &service];
+            lines.iter().filter(|l| words.iter().all(|w| l.contains(w))).count()
+        };
+        let seen = [flows("web"), flows("aside")];
+        ensure!(seen[0] >= 3 && seen[1] >= 1, "{seen:?} flows of the job and of its sidecar were logged");
         Ok(())
     })
     .await
@@ -173,6 +180,8 @@ spec:
     metadata: {{labels: {{app: db}}}}
     spec:
       terminationGracePeriodSeconds: 1
+      topologySpreadConstraints:
+      - {{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {{matchLabels: {{app: db}}}}}}
       containers:
       - name: db
         image: {SAMPLES}
@@ -193,19 +202,19 @@ spec:
                 .until(&url, 10, async || space.get("client", &url).await)
                 .await?;
         }
-        space
-            .cluster
-            .until_logged(
-                &nodes[1],
-                &["src.workload=client", "dst.workload=db-1", "mtls=true"],
-            )
-            .await?;
+        // One of them is on the client's node, the other is not.
+        for db in ["db-0", "db-1"] {
+            let to = format!("dst.workload={db} ");
+            let words = ["src.workload=client", "src.namespace=stateful", &to, "mtls=true"];
+            space.cluster.until_logged(&nodes[1], &words).await?;
+        }
         Ok(())
     })
     .await
 }
 
-/// Traffic from outside the cluster comes in by a node's port and by a pod's host port, under PERMISSIVE.
+/// Traffic from outside the cluster comes in by a node's port and by a pod's host port, under PERMISSIVE. A service that
+/// wants its clients' addresses is reached by the ports of those nodes alone that have a pod of it, which sees them.
 pub async fn node_ports_and_host_ports_lead_in() -> Result<()> {
     Space::with("ports", ENROLLED, async |space| {
         let nodes = space.cluster.nodes()?;
@@ -241,29 +250,51 @@ pub async fn node_ports_and_host_ports_lead_in() -> Result<()> {
             format!("http://{}:{port}/status/200", address(&nodes[1]).await?),
             format!("http://{}:18080/status/200", address(&nodes[0]).await?),
         ];
+        let outside = async |url: &str| {
+            let curl = [
+                "curl",
+                "-sS",
+                "-m",
+                "2",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                url,
+            ];
+            space.cluster.outside(&curl).await
+        };
+        let answered = async |url: &str| {
+            let said = outside(url).await?;
+            ensure!(said.out == "200", "{}{}", said.out, said.err);
+            Ok(())
+        };
         for url in &urls {
             space
                 .cluster
-                .until(url, 10, async || {
-                    let said = space
-                        .cluster
-                        .outside(&[
-                            "curl",
-                            "-sS",
-                            "-m",
-                            "3",
-                            "-o",
-                            "/dev/null",
-                            "-w",
-                            "%{http_code}",
-                            url,
-                        ])
-                        .await?;
-                    ensure!(said.out == "200", "{}{}", said.out, said.err);
-                    Ok(())
-                })
+                .until(url, 10, async || answered(url).await)
                 .await?;
         }
+        let local = r#"{"spec":{"externalTrafficPolicy":"Local"}}"#;
+        space
+            .kubectl(&["patch", "service", "web", "-p", local])
+            .await?;
+        let closed = async || {
+            let said = outside(&urls[1]).await?;
+            ensure!(said.out == "000", "{} by a node without a pod", said.out);
+            Ok(())
+        };
+        space
+            .cluster
+            .until("the node without a pod to lead nowhere", 20, closed)
+            .await?;
+        answered(&urls[0]).await?;
+        let own = [
+            "direction=inbound",
+            "src.addr=10.99.0.1:",
+            "dst.namespace=ports",
+        ];
+        space.cluster.until_logged(&nodes[0], &own).await?;
         Ok(())
     })
     .await

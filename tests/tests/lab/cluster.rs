@@ -243,6 +243,14 @@ pub async fn labs_side_by_side_do_not_meet() -> Result<()> {
             .filter(|l| l.contains("direction=inbound"))
             .count())
     };
+    // The echo by which each was found ready has its line a moment later.
+    for lab in [&first, &second] {
+        super::tunnel::until("a lab tells of its first connection", async || {
+            ensure!(said(lab).await? > 0, "of none");
+            Ok(())
+        })
+        .await?;
+    }
     let (one, two) = (said(&first).await?, said(&second).await?);
     for _ in 0..3 {
         super::tunnel::echo(&second, "shop/client", "echo").await?;

@@ -88,7 +88,7 @@ spec:
 "#;
 
 /// The status that a URL is answered with; 0 when there is no answer.
-async fn status(lab: &Lab, pod: &str, url: &str) -> Result<u16> {
+pub(super) async fn status(lab: &Lab, pod: &str, url: &str) -> Result<u16> {
     let words = [
         "curl",
         "-s",

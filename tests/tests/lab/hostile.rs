@@ -4,6 +4,7 @@
 //! Every one is ended and named in the log, and a neighbour's streams go on undisturbed all the while.
 
 mod frames;
+mod requests;
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -31,6 +32,7 @@ use super::{
 use frames::{answered, connect};
 
 pub use frames::hostile_frames_end_their_tunnel_and_no_other;
+pub use requests::{flood, floods_where_requests_belong_cost_others_nothing};
 
 /// Where a captured pod takes tunnels.
 const TUNNEL: &str = "10.244.1.2:15008";

@@ -6,10 +6,13 @@ mod around;
 mod automatic;
 mod bench;
 mod beside;
+mod beyond;
 mod boot;
 mod capture;
+mod circles;
 mod cluster;
 mod control;
+mod destinations;
 mod discovery;
 mod errors;
 mod faults;
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         hostile::wrong_certificates_get_no_tunnel,
         hostile::hostile_frames_end_their_tunnel_and_no_other,
         hostile::the_proxys_other_ports_serve_nobody,
+        hostile::floods_where_requests_belong_cost_others_nothing,
         interop::openssl_and_hyper_h2_reach_a_captured_pod,
         interop::a_captured_pod_reaches_openssl_and_hyper_h2,
         interop::envoy_reaches_a_captured_pod,
@@ -124,8 +128,17 @@ fn main() -> ExitCode {
         discovery::a_running_node_tells_and_is_told,
         spans::a_waypoint_is_a_span_in_its_clients_trace,
         waypoint::requests_are_split_by_weight_and_seen_as_the_clients,
+        waypoint::requests_for_a_pod_itself_are_seen_by_its_waypoint,
         waypoint::faults_and_retries_of_a_waypoint,
         waypoint::policies_mean_the_client_and_nothing_goes_around_a_waypoint,
+        waypoint::policies_by_address_mean_the_clients_behind_a_waypoint,
+        destinations::an_endpoint_that_answers_no_connect_is_given_up_in_its_rules_time,
+        destinations::places_come_in_the_order_of_their_rule,
+        destinations::places_get_the_shares_of_their_rule,
+        destinations::who_is_busy_gets_less_unless_all_take_turns,
+        destinations::headers_of_a_destination_are_those_of_its_requests_only,
+        circles::whatever_points_at_what_a_request_passes_once,
+        beyond::routes_lead_to_other_teams_as_the_waypoints_own,
         automatic::a_waypoint_appears_for_a_rule_and_goes_with_it,
         automatic::a_gateway_brings_its_waypoint,
         automatic::who_restricts_is_obeyed_from_the_first_moment,

@@ -74,6 +74,7 @@ fn play(part: &str, args: &[&str]) -> Result<()> {
             );
             Ok(())
         }
+        ("flood-requests", [to, what]) => super::hostile::flood(to.parse()?, what),
         _ => bail!("nobody plays {part:?} with {args:?}"),
     }
 }

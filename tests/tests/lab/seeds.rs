@@ -74,6 +74,10 @@ fn service(name: &str) -> String {
     )
 }
 
+/// The second node in the zone of the first: with outliers the waypoint's own zone would come first, and the other
+/// version be asked nothing.
+const ONE_ZONE: &str = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n2, labels: {topology.kubernetes.io/zone: zone-1}}\n";
+
 /// Subsets by `version`, where an article's own are in another one.
 fn subsets(name: &str) -> String {
     format!(
@@ -327,7 +331,7 @@ async fn siege(lab: &Lab) -> Result<u32> {
 
 /// Without the breaker a misbehaving version goes on failing requests; with it, it is left out after its first 5xx.
 pub async fn a_circuit_breaker_leaves_out_who_misbehaves() -> Result<()> {
-    let lab = world(&[service("rating"), service("reviews")]).await?;
+    let lab = world(&[ONE_ZONE.to_owned(), service("rating"), service("reviews")]).await?;
     lab.apply(seed!("rating-subsets")).await?;
     lab.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: rating}\nspec: {hosts: [rating], http: [{route: [{destination: {host: rating}}], retries: {attempts: 0}}]}\n").await?;
     misbehave(&lab, "rating-v2").await?;

@@ -1,4 +1,4 @@
-//! A waypoint as a process of its own: what becomes of the requests of a service that names it.
+//! A waypoint as a process of its own: what becomes of the requests of a service, or for a pod, that names it.
 
 use std::ops::RangeInclusive;
 
@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mesh_tests::lab::{Lab, capture::contains, node::sum_metric, suite};
 
 use super::{
+    handed,
     packets::{in_the_clear, tunnelled},
     tunnel::{SOON, until},
 };
@@ -76,7 +77,8 @@ pub const POD: &str = "shop/waypoint-1";
 /// The client's identity.
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 
-async fn world() -> Result<Lab> {
+/// It with a waypoint that somebody has made by hand.
+pub async fn world() -> Result<Lab> {
     let lab = Lab::up(suite::spec()).await?;
     let world = WORLD.replace(
         "metadata: {name: rating, namespace: shop}\nspec: {selector",
@@ -240,6 +242,60 @@ pub async fn requests_are_split_by_weight_and_seen_as_the_clients() -> Result<()
     Ok(())
 }
 
+/// A waypoint for workloads sees the requests for a pod's own address.
+pub async fn requests_for_a_pod_itself_are_seen_by_its_waypoint() -> Result<()> {
+    let lab = Lab::up(suite::spec()).await?;
+    let world = WORLD.replace(
+        "version: v1}}",
+        "version: v1, warren.dev/use-waypoint: waypoint}}",
+    );
+    let gateway = WAYPOINT.replacen(
+        "namespace: shop}",
+        "namespace: shop, labels: {istio.io/waypoint-for: workload}}",
+        1,
+    );
+    lab.apply(&[&*world, &gateway, WAYPOINT_POD].join("---\n"))
+        .await?;
+    lab.wait_ready(SOON).await?;
+    let v1 = lab.status().await?.pod("shop/v1")?.ip;
+    let url = format!("http://{v1}:8080/rate/1?itself");
+    let of_client = format!("src.identity={CLIENT}");
+    let words = [
+        "request complete",
+        "path=/rate/1?itself ",
+        &of_client,
+        "dst.workload=v1",
+        "upstream_cluster=encap",
+        "response_code=200",
+    ];
+    until("the first answer through the waypoint", async || {
+        let words_of_curl = ["curl", "-sS", "-m", "20", &url];
+        let ran = lab.exec("shop/client", &words_of_curl).await?;
+        ensure!(ran.out.contains("\"rating\":1"), "{ran:?}");
+        let lines = lab.log_lines(POD, &words).await?;
+        let line = lines
+            .first()
+            .with_context(|| format!("no line has {words:?}"))?;
+        ensure!(!line.contains("dst.service="), "{line}");
+        println!("the waypoint: {line}");
+        Ok(())
+    })
+    .await?;
+    let metrics = lab.waypoint_metrics(POD).await?;
+    let labels = [
+        ("reporter", "waypoint"),
+        ("response_code", "200"),
+        ("source_principal", CLIENT),
+        (
+            "destination_principal",
+            "spiffe://cluster.local/ns/shop/sa/rating",
+        ),
+    ];
+    let requests = sum_metric(&metrics, "istio_requests_total", &labels);
+    ensure!(requests >= 1.0, "{requests} requests counted:\n{metrics}");
+    Ok(())
+}
+
 /// Faults come as often as asked, and retries go to whom was not asked before.
 pub async fn faults_and_retries_of_a_waypoint() -> Result<()> {
     let lab = world().await?;
@@ -373,4 +429,73 @@ fn served(lab: &Lab) -> Result<usize> {
     let of = |pod: &str| std::fs::read_to_string(lab.place.log(pod));
     let all = [of("shop/v1")?, of("shop/v2")?].concat();
     Ok(all.matches("Request ").count())
+}
+
+/// Another client, on the waypoint's node.
+const FRIEND: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: friend, namespace: shop}
+spec: {nodeName: n1, serviceAccountName: friend, containers: [{name: c, image: idle}]}
+"#;
+
+/// Also by their addresses policies mean the clients behind a waypoint, and never the waypoint; what is said of addresses
+/// that only a proxy for requests can tell lets nobody in.
+pub async fn policies_by_address_mean_the_clients_behind_a_waypoint() -> Result<()> {
+    let lab = world().await?;
+    lab.apply(FRIEND).await?;
+    lab.wait_ready(SOON).await?;
+    let status = lab.status().await?;
+    let ip = |pod: &str| -> Result<String> { Ok(format!("[{}]", status.pod(pod)?.ip)) };
+    let (client, friend, waypoint) = (ip("shop/client")?, ip("shop/friend")?, ip(POD)?);
+    let range = format!("[{}/24]", client.trim_matches(['[', ']']));
+    let principal = "principals: [cluster.local/ns/shop/sa/client]";
+    let both = |ip: &str| format!("ipBlocks: {ip}, {principal}");
+    // By IPv4, which is what the policies speak of.
+    let url = format!("http://{}:8080/rate/1", status.cluster_ip("rating")?);
+    let (yes, no) = (200, 403);
+    // Each expects something else than the one before it.
+    let rows = [
+        ("ALLOW", format!("ipBlocks: {client}"), (yes, no)),
+        ("DENY", format!("ipBlocks: {client}"), (no, yes)),
+        ("ALLOW", format!("ipBlocks: {waypoint}"), (no, no)),
+        ("ALLOW", format!("ipBlocks: {range}"), (yes, no)),
+        ("ALLOW", format!("notIpBlocks: {client}"), (no, yes)),
+        ("ALLOW", principal.to_owned(), (yes, no)),
+        ("DENY", principal.to_owned(), (no, yes)),
+        ("ALLOW", both(&client), (yes, no)),
+        ("ALLOW", both(&friend), (no, no)),
+        ("DENY", format!("ipBlocks: {waypoint}"), (yes, yes)),
+        ("ALLOW", format!("remoteIpBlocks: {client}"), (no, no)),
+    ];
+    for (action, source, (of_client, of_friend)) in rows {
+        let policy = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{selector: {{matchLabels: {{app: rating}}}}, action: {action}, rules: [{{from: [{{source: {{{source}}}}}]}}]}}\n"
+        );
+        lab.apply(&policy).await?;
+        // Twice, for there are two servers.
+        until(&format!("{action} {source}"), async || {
+            for _ in 0..2 {
+                for (pod, expect) in [("shop/client", of_client), ("shop/friend", of_friend)] {
+                    let got = handed::status(&lab, pod, &url).await?;
+                    ensure!(got == expect, "{pod} is answered {got}, not {expect}");
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    for who in ["client", "friend"] {
+        let identity = format!("src.identity=spiffe://cluster.local/ns/shop/sa/{who} ");
+        let words = ["request complete", "response_code=403", &identity];
+        let lines = lab.log_lines(POD, &words).await?;
+        println!(
+            "the waypoint: {}",
+            lines
+                .last()
+                .with_context(|| format!("no line with {words:?}"))?
+        );
+    }
+    Ok(())
 }

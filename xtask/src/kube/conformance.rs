@@ -40,24 +40,35 @@ const EXTENDED: [&str; 14] = [
     "HTTPRoute308RedirectStatusCode",
 ];
 
-/// Runs the suite, or the one test of it with this name, in a cluster that goes afterwards.
-pub fn run(one: Option<&str>) -> Result<()> {
-    let parts = build()?;
+/// Which of the suite's tests, and what becomes of the report.
+#[derive(Clone, Copy, Debug)]
+pub enum Run<'a> {
+    /// All of them; the report is the project's.
+    Reported,
+    /// All of them; the report is thrown away.
+    Tested,
+    /// The one with this name.
+    One(&'a str),
+}
+
+/// Runs the suite in a cluster that goes afterwards.
+pub fn run(parts: &Parts, what: Run<'_>) -> Result<()> {
     let cluster = Cluster::start(false)?;
-    let outcome = prepare(&parts).and_then(|()| suite(&parts, one));
+    let outcome = prepare(parts).and_then(|()| suite(parts, what));
     let removed = cluster.remove();
     outcome.and(removed)
 }
 
 /// What the suite consists of.
-struct Parts {
+pub struct Parts {
     suite: PathBuf,
     images: Vec<PathBuf>,
     /// The definitions of the Gateway API's kinds, experimental ones among them.
     definitions: PathBuf,
 }
 
-fn build() -> Result<Parts> {
+/// Builds what is not there yet.
+pub fn build() -> Result<Parts> {
     step::timed(
         "building the conformance suite and its servers (minutes, once)",
         || {
@@ -145,11 +156,10 @@ fn prepare(parts: &Parts) -> Result<()> {
     )
 }
 
-fn suite(parts: &Parts, one: Option<&str>) -> Result<()> {
+fn suite(parts: &Parts, what: Run<'_>) -> Result<()> {
     let log = workspace()?.join("target/conformance.log");
     let reports = workspace()?.join("deploy/conformance");
     fs::create_dir_all(&reports).with_context(|| reports.display().to_string())?;
-    let report = reports.join("report.yaml");
     let mut suite = with(None)?;
     suite.arg(&parts.suite).args([
         "-test.run",
@@ -166,10 +176,16 @@ fn suite(parts: &Parts, one: Option<&str>) -> Result<()> {
     suite.arg(format!("--version={}", env!("CARGO_PKG_VERSION")));
     suite.arg(format!("--conformance-profiles={PROFILES}"));
     suite.arg(format!("--supported-features={}", EXTENDED.join(",")));
-    match one {
-        Some(name) => suite.arg(format!("--run-test={name}")),
-        None => suite.arg(format!("--report-output={}", report.display())),
-    };
+    match what {
+        Run::Reported => {
+            let report = reports.join("report.yaml");
+            suite.arg(format!("--report-output={}", report.display()));
+        }
+        Run::Tested => {}
+        Run::One(name) => {
+            suite.arg(format!("--run-test={name}"));
+        }
+    }
     let counted = step::timed("the conformance suite", || told(suite, &log))?;
     let Counted { passed, failed, ok } = counted;
     println!(

@@ -76,6 +76,12 @@ pub fn run(keep: bool) -> Result<()> {
     outcome.and(removed)
 }
 
+/// Shows it on a cluster that goes on to be used.
+pub(super) fn in_passing() -> Result<()> {
+    show()?;
+    kubectl(&["delete", "namespace", "shop", "--wait=false"]).map(drop)
+}
+
 fn show() -> Result<()> {
     println!("\n-- A cluster of two nodes, and two Deployments that somebody has --");
     apply(SHOP)?;

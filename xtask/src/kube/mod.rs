@@ -8,6 +8,7 @@ mod demo;
 mod go;
 pub mod helm;
 mod parts;
+pub mod policies;
 pub mod protocols;
 
 use std::{
@@ -186,6 +187,11 @@ impl Cluster {
             ("WARREN_KUBE_PARTS", parts::directory()?),
             ("WARREN_KUBE_STATE", STATE.into()),
         ])
+    }
+
+    /// Shows on it what `kube demo` shows, which leaves Warren installed as the tests have it.
+    pub fn demo(&self) -> Result<()> {
+        demo::in_passing()
     }
 
     /// Removes it with everything that it kept.

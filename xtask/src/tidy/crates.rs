@@ -28,7 +28,13 @@ pub const MAY_USE: &[(&str, &[&str])] = &[
     ("mesh-translate", &["mesh-k8s", "mesh-model"]),
     (
         "mesh-ctl",
-        &["mesh-api", "mesh-k8s", "mesh-model", "mesh-translate"],
+        &[
+            "mesh-cni",
+            "mesh-api",
+            "mesh-k8s",
+            "mesh-model",
+            "mesh-translate",
+        ],
     ),
     ("xtask", &[]),
 ];

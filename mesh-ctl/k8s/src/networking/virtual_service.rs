@@ -157,7 +157,7 @@ pub struct PortSelector {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct HttpRedirect {
-    /// The new path; `%PREFIX()%` at its beginning leaves the rest behind the matched prefix.
+    /// The new path; with `%PREFIX()%` before it, what stands instead of the matched prefix.
     pub uri: String,
     /// The new authority.
     pub authority: String,

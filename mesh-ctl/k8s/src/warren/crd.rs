@@ -19,13 +19,46 @@ pub fn crds() -> Vec<Value> {
         short: "mcfg",
         categories: &["warren"],
     };
-    // A rule that a type cannot say; the trust domain becomes a part of every identity.
-    let rules = json!([{
-        "rule": "!has(self.trustDomain) || self.trustDomain == '' || self.trustDomain.matches('^[A-Za-z0-9._-]+$')",
-        "message": "trustDomain has letters, digits, '.', '-' and '_' only",
-    }]);
-    vec![own::<MeshConfig, MeshConfigSpec>(names, rules)]
+    let rules: Vec<Value> = RULES
+        .iter()
+        .map(|(rule, message)| json!({"rule": rule, "message": message}))
+        .collect();
+    vec![own::<MeshConfig, MeshConfigSpec>(names, rules.into())]
 }
+
+/// What a type cannot say of MeshConfig's spec, as expressions of CEL, each with what whoever breaks it is told: what could
+/// only be a mistake is not even stored.
+const RULES: [(&str, &str); 7] = [
+    // The trust domain becomes a part of every identity.
+    (
+        "!has(self.trustDomain) || self.trustDomain == '' || self.trustDomain.matches('^[A-Za-z0-9._-]+$')",
+        "trustDomain has letters, digits, '.', '-' and '_' only",
+    ),
+    (
+        "!has(self.rootNamespace) || self.rootNamespace == '' || self.rootNamespace.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+        "rootNamespace is the name of a namespace",
+    ),
+    (
+        "!has(self.clusterDomain) || self.clusterDomain == '' || self.clusterDomain.matches('^[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?([.][A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*[.]?$')",
+        "clusterDomain is a DNS name",
+    ),
+    (
+        "!has(self.clusterId) || !self.clusterId.contains('/')",
+        "clusterId must not contain '/'",
+    ),
+    (
+        "!has(self.extensionProviders) || self.extensionProviders.all(p, has(p.name) && p.name != '' && self.extensionProviders.exists_one(q, has(q.name) && q.name == p.name))",
+        "extensionProviders have a name each, which no other has",
+    ),
+    (
+        "!has(self.extensionProviders) || self.extensionProviders.all(p, !has(p.opentelemetry) || (has(p.opentelemetry.service) && p.opentelemetry.service != '' && has(p.opentelemetry.port)))",
+        "opentelemetry of extensionProviders needs service and port",
+    ),
+    (
+        "!has(self.defaultProviders) || !has(self.defaultProviders.tracing) || self.defaultProviders.tracing.all(n, has(self.extensionProviders) && self.extensionProviders.exists(p, has(p.name) && p.name == n))",
+        "defaultProviders.tracing names one of extensionProviders",
+    ),
+];
 
 fn own<K: Kind, Spec: JsonSchema>(names: Names<'_>, rules: Value) -> Value {
     let mut spec = schema::<Spec>();
@@ -128,6 +161,73 @@ mod tests {
         }
         if schema["items"].is_object() {
             walk(&schema["items"], &format!("{path}[]"), seen);
+        }
+    }
+
+    /// The bounds of a field of MeshConfig's spec.
+    fn bounds(path: &str) -> Value {
+        let crd = &crds()[0];
+        let mut seen = Vec::new();
+        walk(
+            &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"],
+            "",
+            &mut seen,
+        );
+        let found = seen.into_iter().find(|(known, _)| known == path);
+        found.unwrap_or_else(|| panic!("no field {path}")).1
+    }
+
+    #[test]
+    fn what_could_mean_nothing_is_refused_by_the_api_server() {
+        let port = bounds(".extensionProviders[].opentelemetry.port");
+        assert_eq!(
+            (&port["minimum"], &port["maximum"]),
+            (&json!(1), &json!(65535))
+        );
+        let share = bounds(".defaultConfig.tracing.sampling");
+        let least = share["minimum"].as_f64().zip(share["maximum"].as_f64());
+        assert_eq!(least, Some((0.0, 100.0)));
+        assert_eq!(bounds(".defaultProviders.tracing")["maxItems"], 1);
+        for field in [".outboundTrafficPolicy", ".sameNode", ".waypoint"] {
+            assert!(bounds(field)["enum"].is_array(), "{field}");
+        }
+        // An API server refuses a definition whose rules could cost too much: what they run through has an end.
+        assert_eq!(bounds(".extensionProviders")["maxItems"], 64);
+        for field in [
+            ".trustDomain",
+            ".rootNamespace",
+            ".clusterDomain",
+            ".clusterId",
+            ".extensionProviders[].name",
+            ".extensionProviders[].opentelemetry.service",
+            ".defaultProviders.tracing[]",
+        ] {
+            assert!(bounds(field)["maxLength"].is_u64(), "{field}");
+        }
+    }
+
+    /// Rules are expressions that nothing here evaluates: at least what they speak of is there, and looked for first.
+    #[test]
+    fn rules_speak_of_fields_that_there_are() {
+        let spec = bounds("");
+        let rules = spec["x-kubernetes-validations"].as_array().expect("rules");
+        assert_eq!(rules.len(), RULES.len());
+        for rule in rules {
+            let text = rule["rule"].as_str().expect("text");
+            let named = text.split("self.").skip(1).map(|rest| {
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric());
+                &rest[..end.unwrap_or(rest.len())]
+            });
+            for field in named {
+                assert!(spec["properties"][field].is_object(), "{field}: {text}");
+                assert!(
+                    text.contains(&format!("has(self.{field})")),
+                    "{field}: {text}"
+                );
+            }
+            assert!(!rule["message"].as_str().unwrap_or_default().is_empty());
+            let (open, close) = (text.matches('(').count(), text.matches(')').count());
+            assert_eq!(open, close, "{text}");
         }
     }
 

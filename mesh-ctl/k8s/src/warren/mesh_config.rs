@@ -20,10 +20,13 @@ pub struct MeshConfig {
 #[serde(default, rename_all = "camelCase")]
 pub struct MeshConfigSpec {
     /// The trust domain; `cluster.local` when empty.
+    #[schemars(length(max = 255))]
     pub trust_domain: String,
     /// The namespace whose policies hold for the whole mesh; when empty, `warren-system` and `istio-system` both do.
+    #[schemars(length(max = 63))]
     pub root_namespace: String,
     /// The cluster's DNS domain; `cluster.local` when empty.
+    #[schemars(length(max = 253))]
     pub cluster_domain: String,
     /// `ALLOW_ANY` (also when empty) or `REGISTRY_ONLY`.
     #[schemars(extend("enum" = ["", "ALLOW_ANY", "REGISTRY_ONLY"]))]
@@ -39,8 +42,10 @@ pub struct MeshConfigSpec {
     /// The name of this cluster's network.
     pub network: String,
     /// The name of this cluster; `Kubernetes` when empty.
+    #[schemars(length(max = 253))]
     pub cluster_id: String,
     /// Where spans may go, each under a name; an entry of Istio's MeshConfig works unchanged.
+    #[schemars(length(max = 64))]
     pub extension_providers: Vec<ExtensionProvider>,
     /// Which of them are used where no Telemetry object names one.
     pub default_providers: DefaultProviders,
@@ -55,6 +60,7 @@ pub struct MeshConfigSpec {
 #[serde(default, rename_all = "camelCase")]
 pub struct ExtensionProvider {
     /// The name that other objects say.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// A collector that speaks OTLP.
     pub opentelemetry: Option<OpenTelemetryProvider>,
@@ -65,8 +71,10 @@ pub struct ExtensionProvider {
 #[serde(default, rename_all = "camelCase")]
 pub struct OpenTelemetryProvider {
     /// Its service: a full host name, or `<namespace>/<host name>`.
+    #[schemars(length(max = 512))]
     pub service: String,
     /// The port of the service.
+    #[schemars(range(min = 1, max = 65535))]
     pub port: u32,
     /// OTLP over HTTP, which is not spoken.
     pub http: Option<OtlpHttp>,
@@ -85,6 +93,7 @@ pub struct OtlpHttp {
 #[serde(default, rename_all = "camelCase")]
 pub struct DefaultProviders {
     /// Of spans: the first.
+    #[schemars(length(max = 1), inner(length(max = 253)))]
     pub tracing: Vec<String>,
 }
 
@@ -101,6 +110,7 @@ pub struct DefaultConfig {
 #[serde(default, rename_all = "camelCase")]
 pub struct DefaultTracing {
     /// The share of requests in per cent; 1 when absent.
+    #[schemars(range(min = 0.0, max = 100.0))]
     pub sampling: Option<f64>,
 }
 

@@ -2,10 +2,12 @@
 
 use std::time::SystemTime;
 
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
 use super::*;
 use crate::{
     apiserver::ApiServer,
-    ca::{Authority, Phase, Step, Usage},
+    ca::{Authority, Grant, Phase, Step, Usage, replaced::HOLD},
 };
 
 const SECRETS: &str = "/api/v1/secrets";
@@ -54,7 +56,7 @@ async fn a_rotation_goes_through_the_secret_and_replicas_follow() {
         .expect_err("is refused")
         .to_string();
     assert!(error.contains("somebody else changed it"), "{error}");
-    other.reload().await.expect("reads");
+    other.reload(now, TTL).await.expect("reads");
     assert_eq!((other.phase(), other.roots()), (Phase::Prepared, prepared));
     step(&other, Step::Switch).expect("is taken");
     let again = authority(&client, None).await.expect("opens");
@@ -62,20 +64,68 @@ async fn a_rotation_goes_through_the_secret_and_replicas_follow() {
     assert!(!again.roots().starts_with(&first) && again.roots().contains(&first));
 }
 
+fn base64(text: &str) -> serde_json::Value {
+    serde_json::to_value(ByteString(text.into())).expect("base64")
+}
+
+fn root() -> Signer {
+    generate(&"cluster.local".into()).expect("a root")
+}
+
+/// A CA below a root, as an issuer of a company's gives it.
+fn below(root: &Signer) -> Signer {
+    let key = KeyPair::from_pem(&root.key).expect("a key");
+    let issuer = Issuer::from_ca_cert_pem(&root.chain[0], key).expect("an issuer");
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let name = "intermediate";
+    params.distinguished_name.push(DnType::CommonName, name);
+    let signed = params.signed_by(&key, &issuer).expect("is signed");
+    Signer {
+        chain: vec![signed.pem(), root.chain[0].clone()],
+        key: key.serialize_pem(),
+    }
+}
+
+/// The Secret as cert-manager writes it: the issuer's chain without its root, and that apart.
+fn from_cert_manager(signer: &Signer) -> serde_json::Value {
+    let (root, chain) = signer.chain.split_last().expect("a chain");
+    let chain = match chain {
+        [] => root.clone(),
+        chain => chain.concat(),
+    };
+    serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": NAME, "namespace": "warren-system"},
+        "data": {"tls.crt": base64(&chain), "tls.key": base64(&signer.key), "ca.crt": base64(root)}})
+}
+
+fn grant() -> Grant {
+    Grant::Controller("cluster.local".into(), Vec::new(), Vec::new())
+}
+
+/// The chain of a certificate that is signed now, leaf and roots left out.
+fn signs_through(authority: &Authority) -> Vec<String> {
+    let key = KeyPair::generate().expect("a key");
+    let chain = authority.sign_key(&key, &grant(), SystemTime::now(), TTL);
+    let mut chain = chain.expect("signs");
+    let roots = authority.watch().borrow().roots().len();
+    chain.truncate(chain.len() - roots);
+    chain.remove(0);
+    chain
+}
+
 #[tokio::test]
 async fn an_intermediate_from_elsewhere_signs() {
     let (server, client) = world().await;
-    let root = generate(&"cluster.local".into()).expect("a root");
-    let data = data_of(&steady(root.clone())).expect("data");
-    let base64 = |text: &str| serde_json::to_value(ByteString(text.into())).expect("base64");
-    let mut object = serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": NAME, "namespace": "warren-system"},
-        "data": {"tls.crt": base64(&root.chain[0]), "tls.key": base64(&root.key), "ca.crt": base64(&root.chain[0])}});
-    assert_eq!(data.len(), 2);
+    let signer = below(&root());
+    let mut object = from_cert_manager(&signer);
     server.put(SECRETS, object.clone());
     let opened = authority(&client, None).await.expect("opens");
-    assert_eq!(opened.roots(), root.chain[0]);
+    // The root alone is trusted, and what leads to it is shown with each certificate.
+    assert_eq!(opened.roots(), signer.chain[1]);
+    assert_eq!(signs_through(&opened), [signer.chain[0].clone()]);
     // A key of something else is refused, and says which Secret.
-    let other = generate(&"cluster.local".into()).expect("a root");
+    let other = root();
     object["data"]["tls.key"] = base64(&other.key);
     server.put(SECRETS, object.clone());
     let error = authority(&client, None).await.expect_err("is refused");
@@ -89,11 +139,56 @@ async fn an_intermediate_from_elsewhere_signs() {
     );
 }
 
+#[tokio::test]
+async fn a_ca_that_is_put_in_its_place_is_trusted_first_and_signs_later() {
+    let (server, client) = world().await;
+    let one = authority(&client, None).await.expect("opens");
+    let other = authority(&client, None).await.expect("opens");
+    let (first, now) = (one.roots(), SystemTime::now());
+    let signer = below(&root());
+    let second = signer.chain[1].clone();
+    server.put(SECRETS, from_cert_manager(&signer));
+    // Both replicas go on with the old one and trust the new one; one of them notes the old root in the Secret.
+    let _conflict = tokio::join!(one.reload(now, TTL), other.reload(now, TTL));
+    for replica in [&one, &other] {
+        replica.reload(now + HOLD / 2, TTL).await.expect("reads");
+        assert_eq!(replica.phase(), Phase::Prepared);
+        assert_eq!(replica.roots(), format!("{first}{second}"));
+        assert_eq!(signs_through(replica), Vec::<String>::new());
+    }
+    let kept = server.object(SECRETS, "warren-system/warren-ca");
+    let data = kept.expect("kept")["data"].clone();
+    let given = from_cert_manager(&signer)["data"].clone();
+    for key in ["tls.crt", "tls.key", "ca.crt"] {
+        assert_eq!(data[key], given[key], "{key} is as it was written");
+    }
+    // One that begins now knows the old root from there.
+    let third = authority(&client, None).await.expect("opens");
+    assert_eq!(third.roots(), format!("{second}{first}"));
+    // When nodes have heard of it, it signs; the old root goes by the step that anybody may take.
+    one.reload(now + HOLD, TTL).await.expect("reads");
+    assert_eq!(one.phase(), Phase::Switched);
+    assert_eq!(one.roots(), format!("{second}{first}"));
+    assert_eq!(signs_through(&one), [signer.chain[0].clone()]);
+}
+
+#[tokio::test]
+async fn a_ca_that_is_renewed_under_its_root_signs_at_once() {
+    let (server, client) = world().await;
+    let root = root();
+    server.put(SECRETS, from_cert_manager(&below(&root)));
+    let opened = authority(&client, None).await.expect("opens");
+    let renewed = below(&root);
+    server.put(SECRETS, from_cert_manager(&renewed));
+    opened.reload(SystemTime::now(), TTL).await.expect("reads");
+    assert_eq!(opened.phase(), Phase::Steady);
+    assert_eq!(signs_through(&opened), [renewed.chain[0].clone()]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_user_wrote_around_the_key_stays() {
     let (server, client) = world().await;
-    let root = generate(&"cluster.local".into()).expect("a root");
-    let base64 = |text: &str| serde_json::to_value(ByteString(text.into())).expect("base64");
+    let root = root();
     server.put(SECRETS, serde_json::json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {"name": NAME, "namespace": "warren-system", "uid": "u1", "labels": {"team": "a"}, "annotations": {"b": "c"}},
         "data": {"tls.crt": base64(&root.chain[0]), "tls.key": base64(&root.key)}}));

@@ -20,6 +20,10 @@ impl Hosted for OnN1 {
         node.as_str() == "n1"
     }
 
+    fn is_gone(&self, node: &NodeName) -> bool {
+        node.as_str() == "gone"
+    }
+
     fn all(&self) -> Vec<(NodeName, Identity)> {
         Vec::new()
     }
@@ -128,6 +132,7 @@ fn a_node_gets_itself_and_what_it_hosts() {
         None,
         Ok("spiffe://cluster.local/warren/node/n2"),
     );
+    check(None, Some("gone"), None, Err(tonic::Code::PermissionDenied));
     check(Some(web), Some("n1"), None, Ok(web));
     check(
         Some(web),

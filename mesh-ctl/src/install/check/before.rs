@@ -1,11 +1,11 @@
-//! The cluster: its version, its clock, its nodes' kernels, and another mesh in it.
+//! The cluster: its version, its clock, its nodes' kernels and container runtimes, and another mesh in it.
 
-use std::time::SystemTime;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use anyhow::Context;
 use hyper::Request;
 use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Node},
+    api::apps::v1::Deployment,
     jiff::{Timestamp, fmt::rfc2822},
 };
 use kube::{Api, api::ListParams, client::Body};
@@ -16,16 +16,24 @@ use crate::install::cluster::Cluster;
 /// The oldest release of Kubernetes with all fields of the objects.
 const MINOR: u32 = 30;
 /// Kernels from here on have all that is used, and from the second on what can be done without.
-const KERNELS: [(u32, u32); 2] = [(6, 6), (6, 1)];
+const LINUX: [(u32, u32); 2] = [(6, 6), (6, 1)];
+/// The container runtimes whose pods' cgroups are known.
+const KNOWN: [&str; 2] = ["containerd", "cri-o"];
 /// Clocks may differ by so many seconds before certificates and tokens suffer, and before somebody should look.
-const SKEWS: [i64; 2] = [300, 30];
+pub(super) const SKEWS: [i64; 2] = [300, 30];
+
+/// The checks of the nodes.
+const KERNELS: &str = "kernels";
+const RUNTIMES: &str = "runtimes";
 
 pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     let unknown = |check: &'static str| move |error: anyhow::Error| Finding::unknown(check, &error);
+    let [kernels, runtimes] = machines(cluster).await;
     vec![
         version(cluster).await.unwrap_or_else(unknown("kubernetes")),
         clock(cluster).await.unwrap_or_else(unknown("clock")),
-        kernels(cluster).await.unwrap_or_else(unknown("kernels")),
+        kernels,
+        runtimes,
         istio(cluster).await.unwrap_or_else(unknown("istio")),
     ]
 }
@@ -77,36 +85,65 @@ fn judge_clock(theirs: Timestamp, ours: Timestamp) -> Finding {
     }
 }
 
-async fn kernels(cluster: &Cluster) -> anyhow::Result<Finding> {
-    let nodes: Api<Node> = Api::all(cluster.client.clone());
-    let listed = nodes.list(&ListParams::default()).await?;
-    let seen: Vec<(String, String, String)> = listed
-        .items
-        .into_iter()
-        .filter_map(|node| {
-            let info = node.status?.node_info?;
-            let name = node.metadata.name.unwrap_or_default();
-            Some((name, info.operating_system, info.kernel_version))
-        })
+/// What the nodes say of themselves: their kernels, and their container runtimes.
+async fn machines(cluster: &Cluster) -> [Finding; 2] {
+    let listed = match cluster.nodes().await {
+        Ok(listed) => listed,
+        Err(error) => return [KERNELS, RUNTIMES].map(|check| Finding::unknown(check, &error)),
+    };
+    let told = listed.into_iter().filter_map(|node| {
+        let info = node.status?.node_info?;
+        Some((node.metadata.name.unwrap_or_default(), info))
+    });
+    let (mut kernels, mut runtimes) = (Vec::new(), Vec::new());
+    for (name, info) in told {
+        if info.operating_system == "linux" {
+            runtimes.push((name.clone(), info.container_runtime_version));
+        }
+        kernels.push((name, info.operating_system, info.kernel_version));
+    }
+    [judge_kernels(&kernels), judge_runtimes(&runtimes)]
+}
+
+/// Nodes with Linux by name, and their container runtime as `name://version`.
+fn judge_runtimes(nodes: &[(String, String)]) -> Finding {
+    let known = |runtime: &str| {
+        KNOWN
+            .iter()
+            .any(|name| runtime.starts_with(&format!("{name}://")))
+    };
+    let others = nodes.iter().filter(|(_, runtime)| !known(runtime));
+    let others: Vec<String> = others
+        .map(|(node, runtime)| format!("{node} {runtime}"))
         .collect();
-    Ok(judge_kernels(&seen))
+    match others.is_empty() {
+        true => {
+            let seen: BTreeSet<&str> = nodes.iter().map(|(_, runtime)| runtime.as_str()).collect();
+            Finding::ok(RUNTIMES, seen.into_iter().collect::<Vec<_>>().join(", "))
+        }
+        false => Finding::warning(
+            RUNTIMES,
+            format!("not known: {}", others.join(", ")),
+            "pods are found by their cgroups, as containerd and CRI-O name them; see that `mesh-ctl check` counts no pods that \
+             are not captured",
+        ),
+    }
 }
 
 /// Nodes by name, operating system and kernel.
 fn judge_kernels(nodes: &[(String, String, String)]) -> Finding {
-    const CHECK: &str = "kernels";
     let (mut old, mut limited, mut fine) = (Vec::new(), Vec::new(), 0);
     for (name, _, kernel) in nodes.iter().filter(|(_, system, _)| system == "linux") {
         match number(kernel) {
-            Some(n) if n >= KERNELS[0] => fine += 1,
-            Some(n) if n >= KERNELS[1] => limited.push(format!("{name} {kernel}")),
+            Some(n) if n >= LINUX[0] => fine += 1,
+            Some(n) if n >= LINUX[1] => limited.push(format!("{name} {kernel}")),
             _ => old.push(format!("{name} {kernel}")),
         }
     }
     if !old.is_empty() {
         let said = format!("too old: {}", old.join(", "));
         return Finding::failed(
-            CHECK,
+            KERNELS,
             said,
             "the kernel programs need Linux 6.6; keep such nodes out by node.nodeSelector, or upgrade them",
         );
@@ -114,18 +151,18 @@ fn judge_kernels(nodes: &[(String, String, String)]) -> Finding {
     if !limited.is_empty() {
         let said = format!("without TCX: {}", limited.join(", "));
         return Finding::warning(
-            CHECK,
+            KERNELS,
             said,
             "programs are attached by clsact there, which was tested on newer kernels only",
         );
     }
     match fine {
         0 => Finding::failed(
-            CHECK,
+            KERNELS,
             "there is no node with Linux",
             "add a node to the cluster",
         ),
-        n => Finding::ok(CHECK, format!("{n} nodes with Linux 6.6 or newer")),
+        n => Finding::ok(KERNELS, format!("{n} nodes with Linux 6.6 or newer")),
     }
 }
 
@@ -174,6 +211,29 @@ mod tests {
         check(1400, Outcome::Failed, "400 seconds ahead");
         let date = rfc2822::parse("Wed, 25 Nov 2026 08:38:03 GMT").expect("an HTTP date");
         assert_eq!(date.timestamp().as_second(), 1_795_595_883);
+    }
+
+    #[test]
+    fn runtimes_that_are_not_known_are_named() {
+        let check = |runtimes: &[&str], outcome: Outcome, said: &str| {
+            let named = runtimes.iter().enumerate();
+            let nodes: Vec<_> = named
+                .map(|(i, r)| (format!("n{i}"), (*r).to_owned()))
+                .collect();
+            let found = judge_runtimes(&nodes);
+            assert_eq!((found.outcome, found.said.as_str()), (outcome, said));
+        };
+        let (containerd, crio) = ("containerd://2.1.0", "cri-o://1.34.0");
+        check(
+            &[crio, containerd, containerd],
+            Outcome::Ok,
+            "containerd://2.1.0, cri-o://1.34.0",
+        );
+        check(
+            &[containerd, "docker://27.0"],
+            Outcome::Warning,
+            "not known: n1 docker://27.0",
+        );
     }
 
     #[test]

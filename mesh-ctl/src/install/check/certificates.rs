@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use x509_parser::pem::Pem;
 
-use super::Finding;
+use super::{Finding, seconds};
 use crate::install::cluster::Cluster;
 
 const DAY: i64 = 24 * 3600;
@@ -49,10 +49,8 @@ fn judge(check: &'static str, place: &str, pem: Option<&[u8]>) -> Finding {
             "the leading controller writes it: see the controller's log",
         );
     };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let now = now.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
     match ends(pem) {
-        Ok(ends) => until(check, place, ends - now),
+        Ok(ends) => until(check, place, ends - seconds(SystemTime::now())),
         Err(error) => Finding::failed(
             check,
             format!("{place}: {error:#}"),

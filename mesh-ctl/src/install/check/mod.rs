@@ -6,8 +6,11 @@
 mod after;
 mod before;
 mod certificates;
+mod directories;
 mod nodes;
 mod rights;
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -80,6 +83,7 @@ impl Finding {
 /// Whether the cluster is fit for an installation with these values.
 pub async fn before(cluster: &Cluster, values: &Values) -> Vec<Finding> {
     let mut found = before::look(cluster).await;
+    found.push(directories::look(cluster, values).await);
     found.push(rights::look(cluster, values).await);
     found
 }
@@ -88,9 +92,16 @@ pub async fn before(cluster: &Cluster, values: &Values) -> Vec<Finding> {
 pub async fn after(cluster: &Cluster) -> Vec<Finding> {
     let mut found = before::look(cluster).await;
     found.extend(after::look(cluster).await);
+    found.push(rights::of_the_controller(cluster).await);
     found.extend(nodes::look(cluster).await);
     found.extend(certificates::look(cluster).await);
     found
+}
+
+/// Seconds since 1970.
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Whether nothing failed.

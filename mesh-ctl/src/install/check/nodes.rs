@@ -3,7 +3,7 @@
 //! Invariant: the node proxies are asked through the API server's proxy for their read-only port, which takes the right
 //! to get `pods/proxy` in the installation's namespace and no other; one that does not answer is a finding.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use hyper::Request;
@@ -12,7 +12,7 @@ use kube::{Api, api::ListParams};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::{Finding, Outcome};
+use super::{Finding, Outcome, before::SKEWS, seconds};
 use crate::install::{cluster::Cluster, node};
 
 const CHECK: &str = "node";
@@ -48,8 +48,12 @@ pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
 }
 
 async fn one(cluster: &Cluster, node: &str, pod: &str, port: &str) -> Finding {
+    let before = SystemTime::now();
     match status(cluster, pod, port).await {
-        Ok(status) => judge(node, &status),
+        Ok(status) => {
+            let took = before.elapsed().unwrap_or_default();
+            judge(node, &status, seconds(before + took / 2))
+        }
         Err(error) => Finding::warning(
             CHECK,
             format!("{node}: its node proxy, pod {pod}, could not be asked: {error:#}"),
@@ -88,8 +92,32 @@ async fn status(cluster: &Cluster, pod: &str, port: &str) -> anyhow::Result<Valu
     serde_json::from_str(&text).context("its answer is no JSON: is it of this version?")
 }
 
-/// What a node proxy's status comes to.
-fn judge(node: &str, status: &Value) -> Finding {
+/// What is wrong with a node's clock, compared with `ours`, and with its certificates.
+fn judge_time(certificates: &Value, ours: i64) -> Vec<(String, &'static str)> {
+    let mut bad = Vec::new();
+    let theirs = certificates["now"].as_i64();
+    match theirs.map(|theirs| theirs.saturating_sub(ours)) {
+        Some(ahead) if ahead.abs() > SKEWS[1] => bad.push((
+            match ahead > 0 {
+                true => format!("its clock is {ahead} seconds ahead of this machine's"),
+                false => format!("its clock is {} seconds behind this machine's", -ahead),
+            },
+            "set the clocks by NTP; certificates and tokens are refused by clocks that differ",
+        )),
+        _ => {}
+    }
+    let (wanted, lacking) = (&certificates["wanted"], &certificates["lacking"]);
+    if lacking.as_i64().is_some_and(|n| n > 0) {
+        bad.push((
+            format!("{lacking} of {wanted} identities have no valid certificate"),
+            "the node proxy's log says for which, and why",
+        ));
+    }
+    bad
+}
+
+/// What a node proxy's status comes to, at the time `ours` in seconds since 1970.
+fn judge(node: &str, status: &Value, ours: i64) -> Finding {
     let count = |value: &Value| value.as_i64().unwrap_or_default();
     let (pods, interfaces, cni) = (&status["pods"], &status["interfaces"], &status["cni"]);
     let open = interfaces["open"].as_array().map_or(0, Vec::len);
@@ -126,17 +154,25 @@ fn judge(node: &str, status: &Value) -> Finding {
     if missing > 0 {
         bad.push((
             format!("{missing} pods are not captured, because their networks were not found"),
-            "the node proxy's log names them and says why",
+            "events at the pods and the node proxy's log say why",
         ));
     }
     if barred > 0 {
         bad.push((
             format!("{barred} captured pods are refused, because they carry traffic of others"),
-            "the node proxy's log names them",
+            "events at the pods and the node proxy's log name them",
         ));
     }
+    bad.extend(judge_time(&status["certificates"], ours));
+    let certificates = match status["certificates"]["firstExpiry"].as_i64() {
+        Some(end) => format!(
+            ", certificates good for {} minutes",
+            (end - ours).max(0) / 60
+        ),
+        None => String::new(),
+    };
     let said = format!(
-        "{node}: {}, pods below {}, {} captured, {} out, {} refused, {} interfaces guarded, CNI plugin {}",
+        "{node}: {}, pods below {}, {} captured, {} out, {} refused, {} interfaces guarded, CNI plugin {}{certificates}",
         if status["btf"] == true {
             "BTF"
         } else {
@@ -185,11 +221,12 @@ mod tests {
             "pods": {"captured": 3, "out": 2, "refused": 0}, "podsMissing": 0, "podsBarred": 0,
             "interfaces": {"watched": 5, "open": [], "failure": null, "direct": true},
             "kubelet": {"pid": 1}, "cni": {"state": "chained", "confDir": "/etc/cni/net.d"},
+            "certificates": {"now": 1000, "wanted": 3, "lacking": 0, "firstExpiry": 4600},
         });
         let check = |change: fn(&mut Value), outcome: Outcome, words: &str| {
             let mut status = well.clone();
             change(&mut status);
-            let found = judge("n1", &status);
+            let found = judge("n1", &status, 1010);
             assert_eq!(found.outcome, outcome, "{}", found.said);
             assert!(
                 found.said.starts_with("n1: ") && found.said.contains(words),
@@ -201,7 +238,22 @@ mod tests {
         check(
             |_| {},
             Outcome::Ok,
-            "3 captured, 2 out, 0 refused, 5 interfaces guarded, CNI plugin in /etc/cni/net.d",
+            "3 captured, 2 out, 0 refused, 5 interfaces guarded, CNI plugin in /etc/cni/net.d, certificates good for 59 minutes",
+        );
+        check(
+            |s| s["certificates"]["now"] = 900.into(),
+            Outcome::Failed,
+            "110 seconds behind",
+        );
+        check(
+            |s| s["certificates"]["now"] = 1100.into(),
+            Outcome::Failed,
+            "90 seconds ahead",
+        );
+        check(
+            |s| s["certificates"]["lacking"] = 2.into(),
+            Outcome::Failed,
+            "2 of 3 identities have no valid certificate",
         );
         check(|s| s["cni"] = Value::Null, Outcome::Ok, "CNI plugin off");
         check(|s| s["btf"] = false.into(), Outcome::Failed, "no BTF");

@@ -113,14 +113,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let (server, client) = ApiServer::start().await;
-        server.serve("/api/v1", "pods", "Pod");
-        server.serve("/apis/events.k8s.io/v1", "events", "Event");
-        server.serve(
-            "/apis/security.istio.io/v1",
-            "authorizationpolicies",
-            "AuthorizationPolicy",
-        );
+        let (server, client) = ApiServer::with_events().await;
         let object = |kind: &str| json!({"kind": kind, "apiVersion": "x", "metadata": {"name": "it", "namespace": "shop", "uid": "u-1"}});
         server.put(POLICIES, object("AuthorizationPolicy"));
         server.put("/api/v1/pods", object("Pod"));
@@ -145,11 +138,7 @@ impl World {
     }
 
     fn all(&self) -> Vec<Value> {
-        let keys = self.server.keys(EVENTS);
-        let all = keys
-            .iter()
-            .filter_map(|key| self.server.object(EVENTS, key));
-        all.collect()
+        self.server.all(EVENTS)
     }
 }
 

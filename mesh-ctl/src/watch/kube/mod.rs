@@ -1,7 +1,8 @@
 //! A cluster's API as a source of objects.
 //!
 //! Invariants: the first batch is told when every kind was listed, or is known not to be served; a kind that is
-//! forbidden or unreadable holds it back, because a mesh without its policies would let through what they deny.
+//! forbidden or unreadable holds it back, because a mesh without its policies would let through what they deny. Kinds that
+//! are not honoured anyway are watched too, for whoever writes one to be told, and hold nothing back.
 //! Secrets are never asked for here.
 
 mod kind;
@@ -13,7 +14,7 @@ pub(crate) use self::serve::find;
 use std::collections::BTreeSet;
 
 use kube::Client;
-use mesh_k8s::{KINDS, KindInfo};
+use mesh_k8s::{KINDS, KindInfo, UNHONOURED};
 use tokio::{sync::mpsc, task::JoinSet};
 use tracing::{info, warn};
 
@@ -31,6 +32,8 @@ const BATCH: usize = 4096;
 /// The kinds of a cluster, each watched by a task of its own.
 pub struct Cluster {
     kinds: Vec<KindInfo>,
+    /// So many of them, the first ones, have to be known before anything is told.
+    needed: usize,
     told: mpsc::Receiver<(usize, Told)>,
     /// What was told before the first batch is whole.
     first: Option<First>,
@@ -46,19 +49,21 @@ struct First {
 }
 
 impl Cluster {
-    /// Watches every kind that has a type. Needs a runtime.
+    /// Watches every kind that has a type, and those that are not honoured. Needs a runtime.
     pub fn new(client: &Client) -> Self {
-        Self::of(client, KINDS)
+        Self::of(client, KINDS, UNHONOURED)
     }
 
-    fn of(client: &Client, kinds: &[KindInfo]) -> Self {
+    fn of(client: &Client, needed: &[KindInfo], others: &[KindInfo]) -> Self {
         let (told, queue) = mpsc::channel(QUEUE);
         let mut watches = JoinSet::new();
+        let kinds = [needed, others].concat();
         for (index, kind) in kinds.iter().enumerate() {
             watches.spawn(Watch::new(client.clone(), *kind, index, told.clone()).run());
         }
         Self {
-            kinds: kinds.to_vec(),
+            kinds,
+            needed: needed.len(),
             told: queue,
             first: Some(First::default()),
             _watches: watches,
@@ -80,10 +85,10 @@ impl Cluster {
             return;
         };
         first.deltas.extend(deltas);
-        if known {
+        if known && index < self.needed {
             first.known.insert(index);
         }
-        if first.known.len() == self.kinds.len() {
+        if first.known.len() == self.needed {
             let First { deltas, .. } = self.first.take().unwrap_or_default();
             info!(objects = deltas.len(), "everything in the cluster was read");
             batch.extend(deltas);
@@ -91,11 +96,8 @@ impl Cluster {
     }
 
     fn held_back(&self, index: usize, trouble: &Trouble) {
-        if self
-            .first
-            .as_ref()
-            .is_some_and(|first| !first.known.contains(&index))
-        {
+        let missing = |first: &First| index < self.needed && !first.known.contains(&index);
+        if self.first.as_ref().is_some_and(missing) {
             warn!(kind = self.kinds[index].kind, %trouble, "nothing is published before this kind was read");
         }
     }

@@ -84,7 +84,7 @@ async fn world() -> (ApiServer, Cluster) {
     server.put(PODS, pod("a"));
     server.put(PODS, pod("b"));
     server.put(POLICIES, policy("allow", json!({})));
-    (server, Cluster::of(&client, &kinds()))
+    (server, Cluster::of(&client, &kinds(), &[]))
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn an_absent_kind_is_known_to_be_and_picked_up_when_it_comes() {
     let (server, client) = ApiServer::start().await;
     server.serve("/api/v1", "pods", "Pod");
     server.put(PODS, pod("a"));
-    let mut cluster = Cluster::of(&client, &kinds());
+    let mut cluster = Cluster::of(&client, &kinds(), &[]);
     assert_eq!(next(&mut cluster).await, ["+a"]);
     // An older version than the preferred one does too.
     server.serve(
@@ -198,6 +198,30 @@ async fn a_forbidden_kind_holds_everything_back() {
     );
     server.forget(&list);
     assert_eq!(task.await, ["+a", "+allow", "+b"]);
+}
+
+#[tokio::test]
+async fn a_kind_that_nobody_obeys_is_told_of_and_holds_nothing_back() {
+    const TOKENS: &str = "/apis/security.istio.io/v1/requestauthentications";
+    let (server, client) = ApiServer::start().await;
+    server.serve("/api/v1", "pods", "Pod");
+    server.put(PODS, pod("a"));
+    server.serve(
+        "/apis/security.istio.io/v1",
+        "requestauthentications",
+        "RequestAuthentication",
+    );
+    let mut tokens = policy("jwt", json!({"jwtRules": [{"issuer": "me"}]}));
+    tokens["kind"] = json!("RequestAuthentication");
+    server.put(TOKENS, tokens);
+    let list = format!("GET {TOKENS}");
+    server.answers(&list, |_| (403, status(403, "Forbidden")));
+    let mut cluster = Cluster::of(&client, &kinds(), UNHONOURED);
+    assert_eq!(next(&mut cluster).await, ["+a"]);
+    server.forget(&list);
+    assert_eq!(next(&mut cluster).await, ["+jwt"]);
+    server.delete(TOKENS, "shop/jwt", true);
+    assert_eq!(next(&mut cluster).await, ["-jwt"]);
 }
 
 #[test]

@@ -140,7 +140,18 @@ fn kinds_of_istio_are_allowed_and_what_is_not_honoured_is_said() {
     let sidecar = json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"name": "s", "namespace": "shop"}, "spec": {}});
     allowed(
         &create(sidecar),
-        &["kind: Sidecar is not honoured by this version"],
+        &[
+            "kind: clients reach every service that is exported to them; outboundTrafficPolicy: REGISTRY_ONLY in MeshConfig keeps ...",
+            "not in force: Sidecar is not honoured by this version",
+        ],
+    );
+    let tokens = json!({"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": {"name": "jwt", "namespace": "shop"}, "spec": {}});
+    allowed(
+        &create(tokens),
+        &[
+            "kind: requests are NOT checked for tokens: a wrong or expired one is let in as if there were none; an AuthorizationPo...",
+            "not in force: RequestAuthentication is not honoured by this version",
+        ],
     );
 }
 

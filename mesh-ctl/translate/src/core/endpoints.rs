@@ -1,4 +1,7 @@
 //! Which workload serves which service on which port: EndpointSlices joined with services and pods.
+//!
+//! Invariant: an endpoint that is ending and still serves takes new connections while its service has no ready one, as
+//! it does at kube-proxy.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -39,18 +42,24 @@ pub(crate) fn join<'a>(
     reports: &mut Reports,
 ) -> HashSet<usize> {
     let mut sliced = HashSet::new();
+    let ready: HashSet<(&str, &str)> = view
+        .endpoint_slices
+        .values()
+        .filter(|entry| has_ready(&entry.object))
+        .filter_map(|entry| of_service(&entry.object))
+        .collect();
     for entry in view.endpoint_slices.values() {
-        let meta = &entry.object.metadata;
-        let Some(owner) = meta.label(SERVICE_NAME) else {
+        let Some(owner) = of_service(&entry.object) else {
             continue;
         };
-        let Some(service) = index.get(&(meta.namespace.as_str(), owner)).copied() else {
+        let Some(service) = index.get(&owner).copied() else {
             continue;
         };
         sliced.insert(service);
         let ports = ports(&entry.object, &services[service]);
         let mut slice = Slice {
             entry,
+            alone: !ready.contains(&owner),
             settings,
             drafts,
             reports,
@@ -58,6 +67,28 @@ pub(crate) fn join<'a>(
         slice.join(&services[service], &ports);
     }
     sliced
+}
+
+/// The namespace and name of the service that a slice is of.
+fn of_service(slice: &EndpointSlice) -> Option<(&str, &str)> {
+    let meta = &slice.metadata;
+    Some((meta.namespace.as_str(), meta.label(SERVICE_NAME)?))
+}
+
+/// Whether a slice has an endpoint that is ready.
+pub(crate) fn has_ready(slice: &EndpointSlice) -> bool {
+    slice.endpoints.iter().any(is_ready)
+}
+
+/// What is not said counts as ready (Kubernetes, `EndpointConditions`).
+fn is_ready(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.ready.unwrap_or(true)
+}
+
+/// Whether an endpoint is ending and serves still.
+pub(crate) fn is_ending(endpoint: &Endpoint) -> bool {
+    let said = &endpoint.conditions;
+    !is_ready(endpoint) && said.terminating == Some(true) && said.serving == Some(true)
 }
 
 /// Service port to target port, as the slice has resolved it.
@@ -87,6 +118,8 @@ pub(crate) fn pod_of<'a>(
 
 struct Slice<'s, 'a> {
     entry: &'a Entry<EndpointSlice>,
+    /// Whether no endpoint of the service is ready.
+    alone: bool,
     settings: &'s Settings,
     drafts: &'s mut Drafts<'a>,
     reports: &'s mut Reports,
@@ -103,7 +136,9 @@ impl Slice<'_, '_> {
             if let Some(pod) = pod_of(slice, endpoint) {
                 // A pod that is not known has ended, or comes later.
                 if let Some(index) = self.drafts.by_pod.get(&pod) {
-                    self.drafts.all[*index].serve(&service.service.name, ports.iter().copied());
+                    let draft = &mut self.drafts.all[*index];
+                    draft.workload.healthy |= self.alone && is_ending(endpoint);
+                    draft.serve(&service.service.name, ports.iter().copied());
                 }
                 continue;
             }
@@ -135,7 +170,7 @@ impl Slice<'_, '_> {
                 zone: endpoint.zone.as_str().into(),
                 ..Locality::default()
             },
-            healthy: endpoint.conditions.ready.unwrap_or(true),
+            healthy: is_ready(endpoint) || self.alone && is_ending(endpoint),
             weight: 1,
             service_account: "",
         };

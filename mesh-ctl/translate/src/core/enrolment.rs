@@ -43,6 +43,11 @@ pub(crate) fn decide(
     }
 }
 
+/// Whether a pod takes part because of its own labels, whatever those of its namespace say.
+pub(crate) fn by_itself(pod: &Pod, honour: &HonourIstioLabels) -> bool {
+    asked(&pod.metadata, honour, false, &mut Vec::new()) == Some(true) && obstacle(pod).is_none()
+}
+
 /// Whether a namespace's labels ask for the mesh.
 pub(crate) fn of_namespace(view: &ClusterView, name: &str, honour: &HonourIstioLabels) -> bool {
     view.namespaces

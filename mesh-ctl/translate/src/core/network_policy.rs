@@ -1,7 +1,8 @@
 //! NetworkPolicy: which ones let applications' ports through and not the port of the mesh's tunnels.
 //!
 //! Invariants: nothing is made of a NetworkPolicy, it stays the network plugin's; what is said of one depends on the
-//! policies of its namespace and on whether that namespace is enrolled, not on the pods that there are.
+//! policies of its namespace and on whether that namespace is enrolled; of the pods that there are only where some are
+//! enrolled by their own labels in a namespace that is not.
 //!
 //! A flow between nodes reaches the server's pod as TCP to [`HBONE_PORT`], from the client's own address; on one node
 //! it may arrive at the port that the client dialed. A rule that names other ports only makes a service work by where
@@ -17,7 +18,7 @@ use mesh_k8s::{
 use mesh_model::{mesh::TunnelBlocker, name::Namespace};
 
 use crate::{
-    core::enrolment,
+    core::{enrolment, pod},
     settings::Settings,
     status::{Reports, Severity},
     view::{ClusterView, Entry},
@@ -79,7 +80,7 @@ struct Obstacle<'v> {
 /// The policies that nodes are told of: what does not fit is said of the policies themselves all the same.
 const MOST_TOLD: usize = 256;
 
-/// The policies of enrolled namespaces that stand in the way of tunnels, for errors to name.
+/// The policies of enrolled pods that stand in the way of tunnels, for errors to name.
 pub(crate) fn blockers(view: &ClusterView, settings: &Settings) -> Box<[TunnelBlocker]> {
     let all: BTreeSet<TunnelBlocker> = obstacles(view, settings).iter().map(blocker).collect();
     all.into_iter().take(MOST_TOLD).collect()
@@ -94,14 +95,15 @@ fn blocker(obstacle: &Obstacle<'_>) -> TunnelBlocker {
     }
 }
 
-/// Says which policies of enrolled namespaces stand in the way of tunnels.
+/// Says which policies of enrolled pods stand in the way of tunnels.
 pub(crate) fn check(view: &ClusterView, settings: &Settings, reports: &mut Reports) {
     for Obstacle { entry, way, index } in obstacles(view, settings) {
         let object = ObjectRef::of::<NetworkPolicy>(&entry.object.metadata);
         let text = match way {
             Way::In => format!(
                 "lets ports in, but not TCP {HBONE_PORT}, at which enrolled pods take connections from other nodes: \
-                 those time out, and on one node they work; allow TCP {HBONE_PORT} from the same peers"
+                 those time out, and on one node they work; allow TCP {HBONE_PORT} from the same peers, \
+                 which leads to every port of a pod, and have an AuthorizationPolicy choose among them"
             ),
             Way::Out => format!(
                 "lets ports out, but not TCP {HBONE_PORT}, by which enrolled pods on other nodes are reached: \
@@ -119,13 +121,27 @@ fn obstacles<'v>(view: &'v ClusterView, settings: &Settings) -> Vec<Obstacle<'v>
         let namespace = entry.object.metadata.namespace.as_str();
         by_namespace.entry(namespace).or_default().push(entry);
     }
+    let whole = |namespace: &str| enrolment::of_namespace(view, namespace, &settings.honour);
+    // Where a namespace is enrolled its policies are: with what its pods come and go by, nothing is said and unsaid.
+    let parts = by_namespace.keys().any(|namespace| !whole(namespace));
+    let alone = match parts {
+        true => enrolled_alone(view, settings),
+        false => Alone::new(),
+    };
     let mut found = Vec::new();
     for (namespace, entries) in by_namespace {
-        if !enrolment::of_namespace(view, namespace, &settings.honour) {
+        let enrolled = whole(namespace);
+        let pods = alone.get(namespace);
+        if !enrolled && pods.is_none() {
             continue;
         }
         let siblings: Vec<&NetworkPolicy> = entries.iter().map(|entry| &*entry.object).collect();
         for entry in entries {
+            let selector = &entry.object.spec.pod_selector;
+            let concerned = |pods: &Vec<Labels<'_>>| pods.iter().any(|pod| selects(selector, pod));
+            if !enrolled && !pods.is_some_and(concerned) {
+                continue;
+            }
             for way in [Way::In, Way::Out] {
                 if way.isolates(&entry.object) {
                     found.extend(in_the_way(way, entry, &siblings));
@@ -134,6 +150,43 @@ fn obstacles<'v>(view: &'v ClusterView, settings: &Settings) -> Vec<Obstacle<'v>
         }
     }
     found
+}
+
+type Labels<'v> = &'v BTreeMap<String, String>;
+/// The labels of pods by namespace.
+type Alone<'v> = BTreeMap<&'v str, Vec<Labels<'v>>>;
+
+/// The pods that are enrolled by their own labels.
+fn enrolled_alone<'v>(view: &'v ClusterView, settings: &Settings) -> Alone<'v> {
+    let mut alone = Alone::new();
+    for entry in view.pods.values() {
+        let pod = &*entry.object;
+        if pod::is_placed(pod) && enrolment::by_itself(pod, &settings.honour) {
+            let meta = &pod.metadata;
+            let of_namespace = alone.entry(meta.namespace.as_str()).or_default();
+            of_namespace.push(&meta.labels);
+        }
+    }
+    alone
+}
+
+/// Whether a selector selects what has these labels. Source: Kubernetes API, LabelSelector.
+fn selects(selector: &Selector, labels: Labels<'_>) -> bool {
+    let mut equal = selector.match_labels.iter();
+    let mut conditions = selector.match_expressions.iter();
+    equal.all(|(key, value)| labels.get(key) == Some(value))
+        && conditions.all(|condition| {
+            let value = labels.get(&condition.key);
+            let listed = value.is_some_and(|value| condition.values.contains(value));
+            match condition.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                // The API server takes no other; whoever wrote one hears of it rather than not.
+                _ => true,
+            }
+        })
 }
 
 fn in_the_way<'v>(

@@ -5,7 +5,7 @@ use std::{fmt::Write, time::Duration};
 use mesh_model::{
     resilience::{
         Abort, Affinity, AffinityKey, Destination, Fault, HashTable, LocalityPreference, Outlier,
-        Pool, Retries, RetryOn, Share, Simple, TrafficPolicy, UpstreamTls, Weighing,
+        Pool, Retries, RetryOn, Session, Share, Simple, TrafficPolicy, UpstreamTls, Weighing,
     },
     route::{
         http::{
@@ -102,7 +102,7 @@ fn rule(rule: &Rule) -> Value {
         "fault": rule.fault.as_ref().map(fault),
         "mirrors": rule.mirrors.iter().map(mirror).collect::<Vec<_>>(),
         "cors": rule.cors.as_ref().map(cors),
-        "session": rule.session.as_ref().map(hashed),
+        "session": rule.session.as_ref().map(session),
     }));
     fields.extend(filters(&rule.filters));
     fields.insert(what.to_owned(), value);
@@ -351,6 +351,7 @@ fn policy(policy: &TrafficPolicy) -> Map<String, Value> {
                 });
                 from.collect::<Vec<_>>()
             }
+            near if near.is_unasked() => vec!["the own place".to_owned()],
             LocalityPreference::Failover(next) => next
                 .iter()
                 .map(|(from, to)| format!("{from} then {to}"))
@@ -382,6 +383,20 @@ fn affinity(by: &Affinity) -> String {
         HashTable::Ring(size) => format!("hash of {key}, ring {size}"),
         HashTable::Maglev(size) => format!("hash of {key}, maglev {size}"),
     }
+}
+
+fn session(session: &Session) -> String {
+    let Session {
+        key,
+        absolute,
+        idle,
+    } = session;
+    let bound = |what: &str, bound: Option<Duration>| {
+        let bound = bound.map(|bound| format!(", {what} {}", time(bound)));
+        bound.unwrap_or_default()
+    };
+    let (absolute, idle) = (bound("at most", *absolute), bound("unused", *idle));
+    format!("{}{absolute}{idle}", hashed(key))
 }
 
 fn hashed(key: &AffinityKey) -> String {
@@ -426,6 +441,7 @@ fn pool(pool: &Pool) -> Map<String, Value> {
         "upgrade": pool.upgrade,
         "useClientProtocol": pool.use_client_protocol,
         "maxStreams": pool.max_streams,
+        "http2Keepalive": pool.http2_keepalive.map(|k| format!("interval {}, timeout {}", time(k.interval), time(k.timeout))),
     }))
 }
 

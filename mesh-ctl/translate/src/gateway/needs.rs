@@ -12,7 +12,7 @@ use mesh_k8s::{
         DestinationRule, VirtualService,
         destination_rule::{
             ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection,
-            TrafficPolicy,
+            PortTrafficPolicy, TrafficPolicy,
         },
     },
 };
@@ -103,14 +103,14 @@ impl Finding<'_, '_> {
 
     fn destination_rule(&mut self, wire: &DestinationRule) {
         let own = wire.metadata.namespace.as_str();
-        let Some(host) = destination_rule(self.settings, wire) else {
+        let Some((host, by_connection)) = destination_rule(self.settings, wire) else {
             return;
         };
         for service in self.hosts.named(&Pattern::Exact(host)) {
             let owner = &self.hosts.get(service).service.name.namespace;
             if owner.as_str() == own || self.settings.is_root(own) {
                 let because = ObjectRef::of::<DestinationRule>(&wire.metadata);
-                self.need(service, because, false);
+                self.need(service, because, by_connection);
             }
         }
     }
@@ -179,8 +179,12 @@ pub(crate) fn virtual_service(settings: &Settings, wire: &VirtualService) -> Vec
     wire.spec.hosts.iter().filter_map(exact).collect()
 }
 
-/// The host whose services need a waypoint because of a destination rule.
-pub(crate) fn destination_rule(settings: &Settings, wire: &DestinationRule) -> Option<String> {
+/// The host whose services need a waypoint because of a destination rule, and whether those need it, too, whose
+/// connections carry no requests.
+pub(crate) fn destination_rule(
+    settings: &Settings,
+    wire: &DestinationRule,
+) -> Option<(String, bool)> {
     let DestinationRule { metadata, spec } = wire;
     let own = metadata.namespace.as_str();
     let nobody = export(own, &spec.export_to) == Export::Only(BTreeSet::new());
@@ -190,14 +194,26 @@ pub(crate) fn destination_rule(settings: &Settings, wire: &DestinationRule) -> O
     let Ok(Pattern::Exact(host)) = Pattern::read(settings, own, &spec.host) else {
         return None;
     };
-    spec.traffic_policy
-        .as_ref()
-        .is_some_and(is_about_requests)
-        .then_some(host)
+    let by_connection = match lacks(spec.traffic_policy.as_ref()?) {
+        Lacking::Nothing => return None,
+        Lacking::Requests => false,
+        Lacking::Connections => true,
+    };
+    Some((host, by_connection))
 }
 
-/// Whether a policy says anything that only somebody can honour who sees requests.
-fn is_about_requests(policy: &TrafficPolicy) -> bool {
+/// What of a policy node proxies cannot keep to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lacking {
+    /// They keep to all of it.
+    Nothing,
+    /// What it says of requests.
+    Requests,
+    /// What it says of connections, whatever these carry.
+    Connections,
+}
+
+fn lacks(policy: &TrafficPolicy) -> Lacking {
     let TrafficPolicy {
         load_balancer,
         connection_pool,
@@ -205,10 +221,19 @@ fn is_about_requests(policy: &TrafficPolicy) -> bool {
         tls,
         port_level_settings,
         tunnel: _,
-        proxy_protocol: _,
+        proxy_protocol,
         retry_budget,
     } = policy;
-    let of_port = |port: &mesh_k8s::networking::destination_rule::PortTrafficPolicy| {
+    let budget = match retry_budget {
+        Some(_) => Lacking::Requests,
+        None => Lacking::Nothing,
+    };
+    // The header has to come before the bytes of a tunnel that the node proxy does not look into.
+    let header = match proxy_protocol {
+        Some(_) => Lacking::Connections,
+        None => Lacking::Nothing,
+    };
+    let of_port = |port: &PortTrafficPolicy| {
         part(
             &port.load_balancer,
             &port.connection_pool,
@@ -216,9 +241,9 @@ fn is_about_requests(policy: &TrafficPolicy) -> bool {
             &port.tls,
         )
     };
-    retry_budget.is_some()
-        || part(load_balancer, connection_pool, outlier_detection, tls)
-        || port_level_settings.iter().any(of_port)
+    let own = part(load_balancer, connection_pool, outlier_detection, tls);
+    let ports = port_level_settings.iter().map(of_port);
+    ports.chain([own, budget, header]).max().unwrap_or(own)
 }
 
 fn part(
@@ -226,13 +251,7 @@ fn part(
     pool: &Option<ConnectionPoolSettings>,
     outlier: &Option<OutlierDetection>,
     tls: &Option<ClientTlsSettings>,
-) -> bool {
-    let hashed = balancer.as_ref().and_then(|b| b.consistent_hash.as_ref());
-    let by_request = hashed.is_some_and(|hash| {
-        hash.http_header_name.is_some()
-            || hash.http_cookie.is_some()
-            || hash.http_query_parameter_name.is_some()
-    });
+) -> Lacking {
     let answers = outlier.as_ref().is_some_and(|outlier| {
         // Left out it is five.
         outlier.consecutive_5xx_errors != Some(0)
@@ -243,7 +262,52 @@ fn part(
     let begins = tls
         .as_ref()
         .is_some_and(|tls| matches!(tls.mode.as_str(), "SIMPLE" | "MUTUAL"));
-    by_request || answers || begins || pool.as_ref().is_some_and(|pool| pool.http.is_some())
+    let requests = answers || begins || pool.as_ref().is_some_and(|pool| pool.http.is_some());
+    let balanced = balancer.as_ref().map_or(Lacking::Nothing, balancing);
+    match requests {
+        true => balanced.max(Lacking::Requests),
+        false => balanced,
+    }
+}
+
+/// A node proxy chooses an endpoint for each connection at random by weight: what is said beyond that is beyond it. Places
+/// that come first only because endpoints may be left out are nobody's wish.
+fn balancing(wire: &LoadBalancerSettings) -> Lacking {
+    let hash = wire.consistent_hash.as_ref();
+    let by_request = hash.is_some_and(|hash| {
+        hash.http_header_name.is_some()
+            || hash.http_cookie.is_some()
+            || hash.http_query_parameter_name.is_some()
+    });
+    let by_source = hash.is_some_and(|hash| hash.use_source_ip == Some(true));
+    let by_place = wire
+        .locality_lb_setting
+        .as_ref()
+        .is_some_and(|setting| setting.enabled != Some(false));
+    let slowly = (wire.warmup.is_some() || wire.warmup_duration_secs.is_some()) && warms_up(wire);
+    if by_source || by_place || slowly || is_in_turn(wire) {
+        Lacking::Connections
+    } else if by_request {
+        Lacking::Requests
+    } else {
+        Lacking::Nothing
+    }
+}
+
+/// Whether endpoints are to be taken in turn. The default, by how busy they are, is no wish; at random they are taken
+/// anyway; and an endpoint that was dialed by its own address is reached by it anyway.
+pub(crate) fn is_in_turn(wire: &LoadBalancerSettings) -> bool {
+    wire.simple == "ROUND_ROBIN" && wire.consistent_hash.is_none()
+}
+
+/// Whether new endpoints can begin slowly: Envoy's slow start is for these two ways of balancing only.
+pub(crate) fn warms_up(wire: &LoadBalancerSettings) -> bool {
+    wire.consistent_hash.is_none() && !matches!(wire.simple.as_str(), "RANDOM" | "PASSTHROUGH")
+}
+
+/// Whether node proxies keep to all of a policy.
+pub(crate) fn none(policy: &TrafficPolicy) -> bool {
+    lacks(policy) == Lacking::Nothing
 }
 
 #[cfg(test)]
@@ -253,45 +317,70 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_connections_can_honour_needs_no_waypoint() {
-        let check = |policy: Value, expect: bool| {
+    fn what_node_proxies_keep_to_needs_no_waypoint() {
+        use Lacking::{Connections, Nothing, Requests};
+        let check = |policy: Value, expect: Lacking| {
             let wire: TrafficPolicy = serde_json::from_value(policy.clone()).expect("a policy");
-            assert_eq!(is_about_requests(&wire), expect, "{policy}");
+            assert_eq!(lacks(&wire), expect, "{policy}");
         };
-        check(json!({}), false);
-        check(json!({"tls": {"mode": "ISTIO_MUTUAL"}}), false);
-        check(json!({"tls": {"mode": "SIMPLE"}}), true);
+        check(json!({}), Nothing);
+        check(json!({"tls": {"mode": "ISTIO_MUTUAL"}}), Nothing);
+        check(json!({"tls": {"mode": "DISABLE"}}), Nothing);
+        check(json!({"tls": {"mode": "SIMPLE"}}), Requests);
+        let pool = |of: &str, what: &str| json!({"connectionPool": {of: {what: 1}}});
+        check(pool("tcp", "maxConnections"), Nothing);
+        check(pool("http", "http1MaxPendingRequests"), Requests);
+        let outlier = |what: Value| json!({"outlierDetection": what});
+        check(outlier(json!({"consecutive5xxErrors": 1})), Requests);
+        check(outlier(json!({})), Requests);
         check(
-            json!({"connectionPool": {"tcp": {"maxConnections": 1}}}),
-            false,
+            outlier(json!({"consecutive5xxErrors": 0, "consecutiveLocalOriginFailures": 3})),
+            Nothing,
         );
+        // That those nearby come first then is left to whoever keeps to it anyway.
         check(
-            json!({"connectionPool": {"http": {"http1MaxPendingRequests": 1}}}),
-            true,
-        );
-        check(json!({"loadBalancer": {"simple": "ROUND_ROBIN"}}), false);
-        check(
-            json!({"loadBalancer": {"consistentHash": {"useSourceIp": true}}}),
-            false,
-        );
-        check(
-            json!({"loadBalancer": {"consistentHash": {"httpHeaderName": "x"}}}),
-            true,
-        );
-        check(
-            json!({"outlierDetection": {"consecutive5xxErrors": 1}}),
-            true,
-        );
-        check(json!({"outlierDetection": {}}), true);
-        check(
-            json!({"outlierDetection": {"consecutive5xxErrors": 0, "consecutiveLocalOriginFailures": 3}}),
-            false,
+            json!({"loadBalancer": {}, "outlierDetection": {"consecutive5xxErrors": 0}}),
+            Nothing,
         );
         check(
             json!({"portLevelSettings": [{"port": {"number": 80}, "tls": {"mode": "MUTUAL"}}]}),
-            true,
+            Requests,
         );
-        check(json!({"retryBudget": {}}), true);
+        check(json!({"retryBudget": {}}), Requests);
+        check(json!({"proxyProtocol": {}}), Connections);
+    }
+
+    #[test]
+    fn balancing_that_is_more_than_chance_needs_a_waypoint() {
+        use Lacking::{Connections, Nothing, Requests};
+        let check = |balancer: Value, expect: Lacking| {
+            let whole = json!({"loadBalancer": balancer});
+            let wire: TrafficPolicy = serde_json::from_value(whole).expect("a policy");
+            assert_eq!(lacks(&wire), expect, "{balancer}");
+            let port =
+                json!({"portLevelSettings": [{"port": {"number": 80}, "loadBalancer": balancer}]});
+            let wire: TrafficPolicy = serde_json::from_value(port).expect("a policy");
+            assert_eq!(lacks(&wire), expect, "for one port: {balancer}");
+        };
+        check(json!({}), Nothing);
+        for simple in ["", "UNSPECIFIED", "LEAST_REQUEST", "RANDOM", "PASSTHROUGH"] {
+            check(json!({"simple": simple}), Nothing);
+        }
+        check(json!({"simple": "ROUND_ROBIN"}), Connections);
+        let hash = |by: Value| json!({"consistentHash": by});
+        check(hash(json!({"httpHeaderName": "x"})), Requests);
+        check(hash(json!({"httpCookie": {"name": "x"}})), Requests);
+        check(hash(json!({"httpQueryParameterName": "x"})), Requests);
+        check(hash(json!({"useSourceIp": true})), Connections);
+        check(hash(json!({"useSourceIp": false})), Nothing);
+        check(json!({"localityLbSetting": {}}), Connections);
+        check(json!({"localityLbSetting": {"enabled": false}}), Nothing);
+        check(json!({"warmup": {"duration": "10s"}}), Connections);
+        check(json!({"warmupDurationSecs": "10s"}), Connections);
+        check(
+            json!({"simple": "RANDOM", "warmup": {"duration": "10s"}}),
+            Nothing,
+        );
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Around<'_, '_> {
         let matches = parts.matches.into_iter();
         matches
             .map(|(rank, one)| {
-                let sticky = session.as_ref().map(|key| session::for_match(key, &one));
+                let sticky = session.as_ref().map(|s| session::for_match(s, &one));
                 (rank, rule(one, sticky))
             })
             .collect()
@@ -328,11 +328,8 @@ fn headers(reader: &mut Reader, path: &str, wire: &[NameValueMatch]) -> Box<[Hea
         let field = format!("{path}.headers[{i}]");
         let name = reader.need(&field, values::header_name(&one.name));
         let value = named(reader, &field, one);
-        let Some((name, value)) = name.zip(value) else {
-            continue;
-        };
-        // Of several by one name the first counts, as the API says.
-        if !found.iter().any(|known| known.name == name) {
+        let counts = is_first(wire, i, same_header);
+        if let Some((name, value)) = name.zip(value).filter(|_| counts) {
             found.push(HeaderMatch {
                 name,
                 value,
@@ -343,15 +340,37 @@ fn headers(reader: &mut Reader, path: &str, wire: &[NameValueMatch]) -> Box<[Hea
     found.into()
 }
 
+/// Whether two names mean one.
+type Same = fn(&str, &str) -> bool;
+
+fn same_header(one: &str, other: &str) -> bool {
+    one.eq_ignore_ascii_case(other)
+}
+
+fn same_parameter(one: &str, other: &str) -> bool {
+    one == other
+}
+
+/// Whether a condition counts: of several by one name only the first does, as the API says; also where it cannot be
+/// understood.
+fn is_first(wire: &[NameValueMatch], at: usize, same: Same) -> bool {
+    !wire[..at].iter().any(|b| same(&b.name, &wire[at].name))
+}
+
+/// How many conditions count.
+fn counted(wire: &[NameValueMatch], same: Same) -> usize {
+    let counts = |at: &usize| is_first(wire, *at, same);
+    (0..wire.len()).filter(counts).count()
+}
+
 fn http_match(reader: &mut Reader, path: &str, wire: &HttpRouteMatch) -> (Rank, Match) {
     let field = format!("{path}.path");
     let (kind, length, found) = path_match(reader, &field, wire.path.as_ref());
     let mut query: Vec<QueryMatch> = Vec::new();
     for (i, one) in wire.query_params.iter().enumerate() {
         let value = named(reader, &format!("{path}.queryParams[{i}]"), one);
-        if let Some(value) = value
-            && !query.iter().any(|known| *known.name == *one.name)
-        {
+        let counts = is_first(&wire.query_params, i, same_parameter);
+        if let Some(value) = value.filter(|_| counts) {
             let name = one.name.as_str().into();
             query.push(QueryMatch { name, value });
         }
@@ -360,8 +379,8 @@ fn http_match(reader: &mut Reader, path: &str, wire: &HttpRouteMatch) -> (Rank, 
         kind,
         length,
         usize::from(wire.method.is_some()),
-        wire.headers.len(),
-        wire.query_params.len(),
+        counted(&wire.headers, same_header),
+        counted(&wire.query_params, same_parameter),
         0,
     ];
     let matched = Match {
@@ -388,7 +407,12 @@ fn path_match(
         Some("Exact") => (3, text.len(), Some(PathMatch::Exact(text.into()))),
         None | Some("PathPrefix") => {
             let trimmed = text.trim_end_matches('/');
-            let found = (!trimmed.is_empty()).then(|| PathMatch::Segments(trimmed.into()));
+            // One for every path keeps nobody out; written down it is a prefix all the same, which a filter may replace.
+            let found = match (trimmed, wire) {
+                ("", None) => None,
+                ("", Some(_)) => Some(PathMatch::Segments("/".into())),
+                (trimmed, _) => Some(PathMatch::Segments(trimmed.into())),
+            };
             (2, text.len(), found)
         }
         Some("RegularExpression") => {
@@ -448,11 +472,17 @@ fn grpc_match(reader: &mut Reader, path: &str, wire: &GrpcRouteMatch) -> (Rank, 
         }
     };
     let length = |text: Option<&str>| text.map_or(0, str::len);
+    // The API counts characters; that an expression has some makes it no more specific than a name.
+    let kind = match (exact, service, name) {
+        (_, None, None) => 0,
+        (false, ..) => 1,
+        (true, ..) => 2,
+    };
     let rank = [
-        usize::from(exact),
+        kind,
         length(service),
         length(name),
-        wire.headers.len(),
+        counted(&wire.headers, same_header),
         0,
         0,
     ];
@@ -463,3 +493,6 @@ fn grpc_match(reader: &mut Reader, path: &str, wire: &GrpcRouteMatch) -> (Rank, 
     };
     (Reverse(rank), matched)
 }
+
+#[cfg(test)]
+mod tests;

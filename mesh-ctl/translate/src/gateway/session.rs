@@ -2,10 +2,12 @@
 //!
 //! Invariant: what is not honoured of it is said by field.
 
+use std::time::Duration;
+
 use mesh_k8s::gateway::SessionPersistence;
 use mesh_model::{
     balance,
-    resilience::AffinityKey,
+    resilience::{AffinityKey, Session},
     route::http::{Match, PathMatch},
 };
 
@@ -17,16 +19,35 @@ pub(super) fn read(
     path: &str,
     rule: &str,
     wire: &SessionPersistence,
-) -> Option<AffinityKey> {
+) -> Option<Session> {
     let field = |name: &str| format!("{path}.sessionPersistence.{name}");
-    if wire.idle_timeout.is_some() {
-        let text = "is not honoured; a session ends with its endpoint or its cookie";
-        reader.warn(field("idleTimeout"), text);
-    }
-    let absolute = wire.absolute_timeout.as_ref().and_then(|text| {
-        let time = values::duration(text);
-        reader.want(&field("absoluteTimeout"), time, "taken for absent")
-    });
+    let mut bound = |name: &str, text: &Option<String>| {
+        let time = values::duration(text.as_ref()?);
+        let time = reader.want(&field(name), time, "taken for absent")?;
+        if time.is_zero() {
+            let text = "a session lasts for some time, or without this field; taken for absent";
+            reader.warn(field(name), text);
+        }
+        Some(time).filter(|time| !time.is_zero())
+    };
+    let absolute = bound("absoluteTimeout", &wire.absolute_timeout);
+    let idle = bound("idleTimeout", &wire.idle_timeout);
+    let key = key(reader, &field, rule, wire, absolute)?;
+    Some(Session {
+        key,
+        absolute,
+        idle,
+    })
+}
+
+/// What requests of a session bring.
+fn key(
+    reader: &mut Reader,
+    field: &impl Fn(&str) -> String,
+    rule: &str,
+    wire: &SessionPersistence,
+    absolute: Option<Duration>,
+) -> Option<AffinityKey> {
     let own = format!("warren-{:016x}", balance::hash(rule.as_bytes()));
     let name = wire.session_name.as_deref().filter(|name| !name.is_empty());
     let name = name.unwrap_or(&own);
@@ -42,10 +63,6 @@ pub(super) fn read(
                 let text = "says nothing of a header; it is not honoured";
                 reader.warn(field("cookieConfig"), text);
             }
-            if absolute.is_some() {
-                let text = "is not honoured for headers; a session ends with its endpoint";
-                reader.warn(field("absoluteTimeout"), text);
-            }
             return Some(AffinityKey::Header(token));
         }
         Some(other) => {
@@ -55,12 +72,7 @@ pub(super) fn read(
         }
     }
     let ttl = match (lifetime, absolute) {
-        (None | Some("Session"), None) => None,
-        (None | Some("Session"), Some(_)) => {
-            let text = "is honoured for cookies of lifetimeType Permanent only";
-            reader.warn(field("absoluteTimeout"), text);
-            None
-        }
+        (None | Some("Session"), _) => None,
         (Some("Permanent"), Some(time)) => Some(time),
         (Some("Permanent"), None) => {
             let text =
@@ -82,13 +94,13 @@ pub(super) fn read(
     })
 }
 
-/// The key for one match of the rule: a cookie is for what its path covers, as far as that is fixed.
-pub(super) fn for_match(key: &AffinityKey, one: &Match) -> AffinityKey {
-    let mut key = key.clone();
-    if let AffinityKey::Cookie { path, .. } = &mut key
+/// The session for one match of the rule: a cookie is for what its path covers, as far as that is fixed.
+pub(super) fn for_match(session: &Session, one: &Match) -> Session {
+    let mut session = session.clone();
+    if let AffinityKey::Cookie { path, .. } = &mut session.key
         && let Some(PathMatch::Exact(fixed) | PathMatch::Segments(fixed)) = &one.path
     {
         *path = fixed.clone();
     }
-    key
+    session
 }

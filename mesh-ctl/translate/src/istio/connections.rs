@@ -7,7 +7,8 @@ use mesh_k8s::networking::destination_rule::{
     OutlierDetection,
 };
 
-use crate::traffic::reader::Reader;
+use super::traffic_policy::leaves_places_open;
+use crate::{gateway::needs, traffic::reader::Reader};
 
 /// How a rule is kept to without a waypoint.
 pub(super) const KEPT: &str =
@@ -61,17 +62,26 @@ fn part(
     ),
     (outlier, tls): (&Option<OutlierDetection>, &Option<ClientTlsSettings>),
 ) {
-    if balancer.is_some() {
-        say(reader, format!("{path}.loadBalancer"));
+    if let Some(balancer) = balancer {
+        balancing(reader, &format!("{path}.loadBalancer"), balancer);
     }
     if pool.as_ref().is_some_and(|pool| pool.http.is_some()) {
         say(reader, format!("{path}.connectionPool.http"));
     }
     // The mesh's own TLS is there anyway.
-    if tls.as_ref().is_some_and(|tls| tls.mode != "ISTIO_MUTUAL") {
-        say(reader, format!("{path}.tls"));
+    match tls.as_ref().map(|tls| tls.mode.as_str()) {
+        None | Some("ISTIO_MUTUAL") => {}
+        Some("" | "DISABLE") => {
+            let text = "endpoints in the mesh are reached by its tunnels all the same";
+            reader.info(format!("{path}.tls"), text);
+        }
+        Some(_) => say(reader, format!("{path}.tls")),
     }
     let Some(outlier) = outlier else { return };
+    if leaves_places_open(balancer.as_ref()) {
+        let text = "without a waypoint endpoints nearby do not come first for it; for a service's trafficDistribution they do";
+        reader.info(format!("{path}.outlierDetection"), text);
+    }
     let at = |name: &str| format!("{path}.outlierDetection.{name}");
     if !outlier.outlier_detection_http_error_codes.is_empty() {
         say(reader, at("outlierDetectionHttpErrorCodes"));
@@ -93,5 +103,37 @@ fn part(
             let text = "counts connections that cannot be made; answers are seen by waypoints only, and none serves the host";
             reader.warn(at(name), text);
         }
+    }
+}
+
+/// An endpoint is chosen for each connection, at random by weight.
+fn balancing(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) {
+    let at = |name: &str| format!("{path}.{name}");
+    let places = wire.locality_lb_setting.as_ref();
+    let warmed = needs::warms_up(wire);
+    for (name, given) in [
+        ("consistentHash", wire.consistent_hash.is_some()),
+        (
+            "localityLbSetting",
+            places.is_some_and(|setting| setting.enabled != Some(false)),
+        ),
+        ("warmup", wire.warmup.is_some() && warmed),
+        (
+            "warmupDurationSecs",
+            wire.warmup_duration_secs.is_some() && warmed,
+        ),
+    ] {
+        if given {
+            say(reader, at(name));
+        }
+    }
+    if needs::is_in_turn(wire) {
+        say(reader, at("simple"));
+    } else if matches!(
+        wire.simple.as_str(),
+        "LEAST_REQUEST" | "LEAST_CONN" | "RANDOM"
+    ) {
+        let text = "without a waypoint an endpoint is chosen for each connection, at random";
+        reader.info(at("simple"), text);
     }
 }

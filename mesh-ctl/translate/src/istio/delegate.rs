@@ -119,7 +119,7 @@ fn both(root: &HttpMatchRequest, leaf: &HttpMatchRequest) -> Option<HttpMatchReq
         method: narrower(root.method.as_ref(), leaf.method.as_ref())?,
         authority: narrower(root.authority.as_ref(), leaf.authority.as_ref())?,
         headers: each(&root.headers, &leaf.headers)?,
-        without_headers: each(&root.without_headers, &leaf.without_headers)?,
+        without_headers: both_without(&root.without_headers, &leaf.without_headers)?,
         query_params: each(&root.query_params, &leaf.query_params)?,
         port,
         source_labels,
@@ -164,4 +164,71 @@ fn each(
         all.extend(narrow.map(|narrow| (name.clone(), narrow)));
     }
     Some(all)
+}
+
+/// The same for what must not be: of two such conditions the one is narrower that excludes more.
+fn both_without(
+    root: &BTreeMap<String, StringMatch>,
+    leaf: &BTreeMap<String, StringMatch>,
+) -> Option<BTreeMap<String, StringMatch>> {
+    let mut all = root.clone();
+    for (name, own) in leaf {
+        // What the root excludes has to be among what the leaf does.
+        narrower(Some(own), root.get(name))?;
+        all.insert(name.clone(), own.clone());
+    }
+    Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(root: Value, leaf: Value, expect: Option<Value>) {
+        let read = |value: &Value| -> HttpMatchRequest {
+            serde_json::from_value(value.clone()).expect("a match")
+        };
+        let found = both(&read(&root), &read(&leaf));
+        assert_eq!(found, expect.as_ref().map(read), "{root} and {leaf}");
+    }
+
+    #[test]
+    fn conditions_that_must_not_hold_exclude_whatever_either_excludes() {
+        let without = |value: Value| json!({"withoutHeaders": {"x": value}});
+        let (a, ab) = (json!({"exact": "a"}), json!({"exact": "ab"}));
+        let present = json!({});
+        let begins = json!({"prefix": "a"});
+        let narrower = |root: &Value, leaf: &Value, expect: Option<&Value>| {
+            let expect = expect.map(|value| without(value.clone()));
+            check(without(root.clone()), without(leaf.clone()), expect);
+        };
+        narrower(&a, &a, Some(&a));
+        // The header has to be absent for the root, or not to begin so: what lets more in does not widen that.
+        narrower(&present, &a, None);
+        narrower(&begins, &ab, None);
+        narrower(&a, &ab, None);
+        narrower(&a, &present, Some(&present));
+        narrower(&ab, &begins, Some(&begins));
+        check(without(a.clone()), json!({}), Some(without(a.clone())));
+        check(json!({}), without(a.clone()), Some(without(a)));
+    }
+
+    #[test]
+    fn conditions_that_must_hold_are_the_leafs_where_they_are_within_the_roots() {
+        let uri = |value: Value| json!({"uri": value});
+        check(
+            uri(json!({"prefix": "/a"})),
+            uri(json!({"prefix": "/a/b"})),
+            Some(uri(json!({"prefix": "/a/b"}))),
+        );
+        check(
+            uri(json!({"prefix": "/a/b"})),
+            uri(json!({"prefix": "/a"})),
+            None,
+        );
+        check(json!({"port": 80}), json!({"port": 81}), None);
+        check(json!({"port": 80}), json!({}), Some(json!({"port": 80})));
+    }
 }

@@ -15,9 +15,14 @@ use mesh_model::{
     route::http::Selector,
 };
 
-use super::{connections, http_match, traffic_policy::Parts, virtual_service::no_waypoint};
+use super::{
+    connections, http_match,
+    traffic_policy::{self, Parts},
+    virtual_service::no_waypoint,
+};
 use crate::{
     core::service::{ServiceDraft, Way},
+    gateway::needs,
     settings::{Settings, age},
     status::{InForce, Reports},
     traffic::{
@@ -121,8 +126,8 @@ impl<'v> Read<'v> {
             None
         };
         if refused.is_none() && export != Export::Everyone {
-            let text = "holds for every client of the host";
-            reader.info("spec.exportTo", text);
+            let text = "is not honoured: who keeps to the rule acts for clients of all namespaces, and for all of them it holds";
+            reader.warn("spec.exportTo", text);
         }
         Self {
             entry,
@@ -342,7 +347,7 @@ fn in_force(
     let Some(first) = services.iter().copied().find(|service| mine(service)) else {
         let owner = &hosts.get(services[0]).service.name.namespace;
         let text = format!(
-            "the host belongs to namespace {owner}: rules for it are honoured there and in the mesh's root namespace"
+            "the host belongs to namespace {owner}: rules for it are honoured there and in the mesh's root namespace, for all clients alike; Istio would look here first for clients of namespace {own}, which this version does not"
         );
         return not("NotOwner", text);
     };
@@ -374,8 +379,11 @@ fn in_force(
         if let Some(text) = waits {
             return not("Pending", text);
         }
-        if concerns_connections {
-            connections::without_waypoint(&mut one.reader, &one.entry.object.spec);
+        let spec = &one.entry.object.spec;
+        let policy = spec.traffic_policy.as_ref();
+        let alone = spec.subsets.is_empty() && policy.is_some_and(needs::none);
+        if concerns_connections || alone {
+            connections::without_waypoint(&mut one.reader, spec);
             return match one.reader.is_clean() && one.entry.unknown.is_empty() {
                 true => InForce::By(connections::KEPT.to_owned()),
                 false => InForce::Partly,
@@ -393,6 +401,22 @@ fn in_force(
         true => made.map_or(InForce::Wholly, InForce::By),
         false => InForce::Partly,
     }
+}
+
+/// Labels that clients and endpoints are compared by: those of one value, and those of any.
+pub(crate) fn compared(wire: &DestinationRule) -> (Vec<BTreeMap<String, String>>, Vec<&str>) {
+    let (mut values, mut keys) = (Vec::new(), Vec::new());
+    let subsets = wire.spec.subsets.iter();
+    let subsets = subsets.filter_map(|subset| subset.traffic_policy.as_ref());
+    for policy in wire.spec.traffic_policy.iter().chain(subsets) {
+        for (key, value) in traffic_policy::compared(policy) {
+            match value {
+                Some(value) => values.push(BTreeMap::from([(key.to_owned(), value.to_owned())])),
+                None => keys.push(key),
+            }
+        }
+    }
+    (values, keys)
 }
 
 /// Labels of its subsets, each with the namespace whose workloads are meant where the host tells it.

@@ -16,7 +16,7 @@ use mesh_model::{
 use super::http_match;
 use crate::traffic::{reader::Reader, values};
 
-/// What Istio's redirects call the part that the match's prefix covers.
+/// How Istio's redirects begin that replace what the match's prefix covers, and nothing behind it.
 const PREFIX: &str = "%PREFIX()%";
 
 /// Changes of a rule or of one of its destinations.
@@ -134,13 +134,8 @@ pub(super) fn redirect(reader: &mut Reader, path: &str, wire: &HttpRedirect) -> 
     }
     let new_path = match wire.uri.strip_prefix(PREFIX) {
         _ if wire.uri.is_empty() => None,
-        Some(rest) => {
-            reader.fail(
-                &field("uri"),
-                format!("{PREFIX}{rest} is not computed by this version"),
-            );
-            None
-        }
+        // What follows stands instead of what the match's prefix covered; the rest of the path stays.
+        Some(new) => Some(PathRewrite::Prefix(new.into())),
         None => Some(PathRewrite::Full(wire.uri.as_str().into())),
     };
     Redirect {

@@ -116,7 +116,7 @@ fn connection(reader: &mut Reader, path: &str, wire: &Wire<'_>, named: bool) -> 
         }
     }
     if !wire.source.is_empty() {
-        let text = "is not a condition that this version knows";
+        let text = "is not looked at by this version; write sourceLabels or sourceNamespace";
         reader.fail(&field("sourceSubnet"), text.to_owned());
     }
     let mut networks: Vec<IpNet> = Vec::new();

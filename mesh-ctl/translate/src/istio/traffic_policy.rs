@@ -3,19 +3,27 @@
 //! Invariants: what is left out is what Istio documents; what cannot be understood is said by field, and where it would
 //! have protected something the destination refuses.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mesh_k8s::networking::destination_rule::{
     ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, HttpSettings,
     LoadBalancerSettings, LocalityLbSetting, OutlierDetection, ProxyProtocol as WireProxyProtocol,
     RetryBudget, TcpSettings, TrafficPolicy as Wire,
 };
-use mesh_model::resilience::{
-    Affinity, AffinityKey, HashTable, LoadBalancing, LocalityPreference, Outlier, Pool,
-    ProxyProtocol, Share, Simple, TlsFiles, TrafficPolicy, UpstreamTls, Warmup, Weighing,
+use mesh_model::{
+    balance::KNOWN_LABELS,
+    resilience::{
+        Affinity, AffinityKey, HashTable, Http2Keepalive, LoadBalancing, LocalityPreference,
+        Outlier, Pool, ProxyProtocol, Share, Simple, TlsFiles, TrafficPolicy, UpstreamTls, Warmup,
+        Weighing,
+    },
 };
 
-use crate::traffic::{reader::Reader, values};
+use super::http_match;
+use crate::{
+    gateway::needs,
+    traffic::{reader::Reader, values},
+};
 
 /// What stands for the system's roots among files of roots.
 const SYSTEM_ROOTS: &str = "system";
@@ -24,6 +32,12 @@ const RING: u64 = 1024;
 const MAGLEV: u64 = 65_537;
 /// The largest table that is built; Envoy's own bound.
 const LARGEST_TABLE: u64 = 8 * 1024 * 1024;
+/// Where somebody is, the widest first.
+const PLACE: [&str; 3] = [
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+    "topology.istio.io/subzone",
+];
 
 /// A policy's parts with the paths at which they stand: what is left when subsets and ports are merged.
 #[derive(Clone, Default)]
@@ -96,8 +110,13 @@ impl<'w> Parts<'w> {
 
     /// The policy. What makes it refuse is left in the reader.
     pub(super) fn read(&self, reader: &mut Reader) -> TrafficPolicy {
+        let mut balancing = read(reader, &self.balancer, balancing).unwrap_or_default();
+        let balancer = self.balancer.as_ref().map(|(_, wire)| *wire);
+        if self.outlier.is_some() && leaves_places_open(balancer) {
+            balancing.locality = Some(LocalityPreference::unasked());
+        }
         TrafficPolicy {
-            balancing: read(reader, &self.balancer, balancing).unwrap_or_default(),
+            balancing,
             pool: read(reader, &self.pool, pool).unwrap_or_default(),
             outlier: read(reader, &self.outlier, outlier),
             tls: read(reader, &self.tls, tls).flatten(),
@@ -125,7 +144,11 @@ fn balancing(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) -> Lo
         "" | "UNSPECIFIED" | "LEAST_REQUEST" | "LEAST_CONN" => Simple::LeastRequest,
         "ROUND_ROBIN" => Simple::RoundRobin,
         "RANDOM" => Simple::Random,
-        "PASSTHROUGH" => Simple::Passthrough,
+        "PASSTHROUGH" => {
+            let text = "means the endpoint whose own address was dialed; of a service's address, any endpoint by chance";
+            reader.warn(format!("{path}.simple"), text);
+            Simple::Passthrough
+        }
         other => {
             let text = format!("{other:?} is not known; taken for LEAST_REQUEST");
             reader.error(format!("{path}.simple"), text);
@@ -149,6 +172,12 @@ fn balancing(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) -> Lo
         locality,
         warmup: warmup(reader, path, wire),
     }
+}
+
+/// Whether nothing is said of places where endpoints are chosen at all: as in Istio, where some are left out for a while
+/// those near the client then come first.
+pub(super) fn leaves_places_open(wire: Option<&LoadBalancerSettings>) -> bool {
+    wire.is_none_or(|wire| wire.locality_lb_setting.is_none() && wire.simple != "PASSTHROUGH")
 }
 
 fn affinity(reader: &mut Reader, path: &str, wire: &ConsistentHashLb) -> Option<Affinity> {
@@ -242,14 +271,46 @@ fn locality(
         return Some(LocalityPreference::Distribute(shares.collect()));
     }
     if given[2] {
+        let mut all = wire.failover_priority.iter().enumerate();
+        if let Some((i, text)) = all.find(|(_, text)| label(text).is_none()) {
+            let text = format!(
+                "{text:?} is neither a label's name nor name=value; what comes behind it has no effect either"
+            );
+            reader.error(format!("{path}.failoverPriority[{i}]"), text);
+        }
         let labels = wire.failover_priority.iter();
         return Some(LocalityPreference::Labels(
             labels.map(|label| label.as_str().into()).collect(),
         ));
     }
+    if wire.failover.is_empty() {
+        // The same order as when nobody asks for it, but asked for.
+        return Some(LocalityPreference::Labels(PLACE.map(Arc::from).into()));
+    }
     let regions = wire.failover.iter();
     let regions = regions.map(|next| (next.from.as_str().into(), next.to.as_str().into()));
     Some(LocalityPreference::Failover(regions.collect()))
+}
+
+/// A label that client and endpoint are compared by, and its value where that is given; `None` where it is no label.
+fn label(text: &str) -> Option<(&str, Option<&str>)> {
+    let (key, value) = match text.split_once('=') {
+        Some((key, value)) => (key, Some(value)),
+        None => (text, None),
+    };
+    let made = BTreeMap::from([(key.to_owned(), value.unwrap_or_default().to_owned())]);
+    (!key.is_empty() && http_match::are_labels(&made)).then_some((key, value))
+}
+
+/// The labels that clients and endpoints are compared by, beside those that say where they are.
+pub(super) fn compared(policy: &Wire) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let ports = policy.port_level_settings.iter();
+    let ports = ports.filter_map(|port| port.load_balancer.as_ref());
+    let all = policy.load_balancer.iter().chain(ports);
+    let all = all.filter_map(|balancer| balancer.locality_lb_setting.as_ref());
+    let all = all.flat_map(|setting| &setting.failover_priority);
+    all.filter_map(|text| label(text))
+        .filter(|(key, _)| !KNOWN_LABELS.contains(key))
 }
 
 fn warmup(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) -> Option<Warmup> {
@@ -267,6 +328,12 @@ fn warmup(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) -> Optio
             None,
         ),
     };
+    if !needs::warms_up(wire) {
+        let text =
+            "says nothing of how these endpoints are chosen; write LEAST_REQUEST or ROUND_ROBIN";
+        reader.warn(field, text);
+        return None;
+    }
     let duration = time(reader, field, text)?;
     let minimum = values::percent(minimum.unwrap_or(10.0));
     let field = format!("{path}.warmup.minimumPercent");
@@ -351,9 +418,40 @@ fn requests(reader: &mut Reader, path: &str, wire: &HttpSettings, pool: &mut Poo
     pool.use_client_protocol = wire.use_client_protocol.unwrap_or(false);
     let streams = wire.max_concurrent_streams;
     pool.max_streams = bound(reader, at("maxConcurrentStreams"), streams);
-    if wire.http2_keep_alive.is_some() {
-        reader.warn(at("http2KeepAlive"), "is not honoured");
+    let pings = wire.http2_keep_alive.as_ref();
+    pool.http2_keepalive = pings.and_then(|pings| keepalive(reader, &at("http2KeepAlive"), pings));
+}
+
+/// Envoy demands a time for the answer; where none is written it is this.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn keepalive(
+    reader: &mut Reader,
+    path: &str,
+    wire: &serde_json::Map<String, serde_json::Value>,
+) -> Option<Http2Keepalive> {
+    for name in wire.keys() {
+        if !matches!(name.as_str(), "interval" | "timeout") {
+            reader.warn(format!("{path}.{name}"), "is not honoured");
+        }
     }
+    let mut part = |name: &str| {
+        let text = wire.get(name)?.as_str().map(str::to_owned);
+        let field = format!("{path}.{name}");
+        if text.is_none() {
+            reader.error(field.clone(), "is no duration; taken for absent".to_owned());
+        }
+        time(reader, field, text.as_ref())
+    };
+    let (interval, timeout) = (part("interval"), part("timeout"));
+    let Some(interval) = interval.filter(|t| !t.is_zero()) else {
+        reader.warn(format!("{path}.interval"), "is missing; there are no pings");
+        return None;
+    };
+    Some(Http2Keepalive {
+        interval,
+        timeout: timeout.filter(|t| !t.is_zero()).unwrap_or(PING_TIMEOUT),
+    })
 }
 
 fn outlier(reader: &mut Reader, path: &str, wire: &OutlierDetection) -> Outlier {
@@ -431,10 +529,11 @@ fn tls(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Option<Upst
     let mut refuse =
         |name: &str, text: &str| reader.fail(&format!("{path}.{name}"), text.to_owned());
     if !wire.ca_crl.is_empty() {
-        refuse("caCrl", "revocations are not looked at by this version");
+        let text = "revocations are not looked at by this version: a revoked certificate would be taken; leave it out, or trust roots of which none has to be revoked";
+        refuse("caCrl", text);
     }
     if !wire.credential_name.is_empty() {
-        let text = "secrets are not given to waypoints by this version; name files in the waypoint";
+        let text = "Istio reads secrets at gateways, and elsewhere only with workloadSelector; here no waypoint is given any: name files in the waypoint by caCertificates, clientCertificate and privateKey, from a volume that parametersRef of its Gateway adds";
         refuse("credentialName", text);
     } else if mutual && (wire.client_certificate.is_empty() || wire.private_key.is_empty()) {
         let text = "MUTUAL needs a certificate and its key";

@@ -151,11 +151,27 @@ fn claims(read: &[Read<'_>]) -> Claims {
             by_pattern.entry(pattern.clone()).or_default().push(index);
         }
     }
+    // Clients to whom some of the service's own are exported see those for everybody as well.
+    let some = all
+        .keys()
+        .filter(|(_, clients, own)| clients.is_some() && *own);
+    for scope in some.cloned().collect::<Vec<_>>() {
+        let general = all.get(&(scope.0, None, true)).cloned();
+        let by_pattern = all.entry(scope).or_default();
+        for (pattern, more) in general.into_iter().flatten() {
+            let indices = by_pattern.entry(pattern).or_default();
+            indices.extend(more);
+            indices.sort_unstable();
+            indices.dedup();
+        }
+    }
     all
 }
 
 /// Says to those that are merged behind others that they are.
 fn note_merging(read: &mut [Read<'_>], claims: &Claims, hosts: &Hosts<'_, '_>) {
+    // The same may hold for several scopes.
+    let (mut behind, mut unreached) = (BTreeSet::new(), BTreeSet::new());
     for ((service, _, _), by_pattern) in claims {
         for (pattern, indices) in by_pattern {
             let (Pattern::Exact(_), [first, rest @ ..]) = (pattern, indices.as_slice()) else {
@@ -172,7 +188,7 @@ fn note_merging(read: &mut [Read<'_>], claims: &Claims, hosts: &Hosts<'_, '_>) {
                 let text = format!(
                     "{host} is also a host of {older}, which is older; its rules come first"
                 );
-                read[*index].reader.info("spec.hosts", text);
+                behind.insert((*index, text));
                 if let Some((catcher, name)) = &catching
                     && catcher != index
                     && read[*index].rules.iter().any(is_catch_all)
@@ -180,10 +196,16 @@ fn note_merging(read: &mut [Read<'_>], claims: &Claims, hosts: &Hosts<'_, '_>) {
                     let text = format!(
                         "a rule that lets everything in is never reached for {host}: {name} has an older one"
                     );
-                    read[*index].reader.warn("spec.http", text);
+                    unreached.insert((*index, text));
                 }
             }
         }
+    }
+    for (index, text) in behind {
+        read[index].reader.info("spec.hosts", text);
+    }
+    for (index, text) in unreached {
+        read[index].reader.warn("spec.http", text);
     }
 }
 
@@ -306,7 +328,13 @@ impl Beside<'_, '_> {
             return not("NoRules", "has no rules".to_owned());
         }
         if one.rules.is_empty() && one.streams.is_empty() {
-            return not("NoGateway", "its rules are for gateways only".to_owned());
+            return match one.reader.is_clean() {
+                true => not("NoGateway", "its rules are for gateways only".to_owned()),
+                false => not(
+                    "NoRules",
+                    "none of its rules holds for any request here".to_owned(),
+                ),
+            };
         }
         if found.services == 0 {
             let namespace = &metadata.namespace;

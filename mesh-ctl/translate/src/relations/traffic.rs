@@ -244,8 +244,15 @@ impl Notes<'_> {
             }
             Err(_) => {}
         }
-        if let Some(host) = needs::destination_rule(self.settings, &entry.object) {
-            self.tell(Subject::Needs(&host), ());
+        if let Some((host, by_connection)) = needs::destination_rule(self.settings, &entry.object) {
+            self.tell(Subject::Needs(&host), by_connection);
+        }
+        let (values, keys) = destination_rule::compared(&entry.object);
+        for labels in &values {
+            self.selector(None, labels, ());
+        }
+        for key in keys {
+            self.tell(Subject::Compared(key), ());
         }
         for (namespace, labels) in destination_rule::selectors(self.settings, &entry.object) {
             self.selector(namespace.as_deref(), labels, whole(entry));

@@ -1,7 +1,8 @@
 //! Sets of rules, from whichever kind they come, to the routes of a service.
 //!
 //! Invariant: what a client's own namespace says comes before what the service's namespace says; of both, the Gateway
-//! API's routes before virtual services; a port's own before that of every port.
+//! API's routes before virtual services, what is for some clients before what is for all; a port's own before that of every
+//! port.
 
 use std::collections::BTreeMap;
 
@@ -58,16 +59,16 @@ pub(crate) fn assemble(services: &[ServiceDraft<'_>], sets: Sets) -> BTreeMap<us
     routes.collect()
 }
 
-type Order<'s> = (bool, Option<&'s str>, bool, Api, bool, &'s [u16]);
+type Order<'s> = (bool, Api, bool, Option<&'s str>, bool, &'s [u16]);
 
 fn order(set: &Set) -> Order<'_> {
     let clients = set.clients.as_deref();
     let any_port = set.ports.is_empty();
     (
-        clients.is_none(),
-        clients,
         set.producer,
         set.api,
+        clients.is_none(),
+        clients,
         any_port,
         &set.ports,
     )

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use mesh_model::{
     name::ServiceName,
     resilience::{
-        Affinity, AffinityKey, CookieAttribute, Destination, HashTable, Keepalive, LoadBalancing,
-        LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset, TlsFiles,
-        TrafficPolicy, UpstreamTls, Warmup, Weighing,
+        Affinity, AffinityKey, CookieAttribute, Destination, HashTable, Http2Keepalive, Keepalive,
+        LoadBalancing, LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple,
+        Subset, TlsFiles, TrafficPolicy, UpstreamTls, Warmup, Weighing,
     },
     route::http::Selector,
 };
@@ -186,6 +186,10 @@ fn pool_wire(p: &Pool) -> wire::Pool {
         upgrade: p.upgrade,
         use_client_protocol: p.use_client_protocol,
         max_streams: p.max_streams,
+        http2_keepalive: p.http2_keepalive.map(|k| wire::Http2Keepalive {
+            interval: Some(duration::wire(k.interval)),
+            timeout: Some(duration::wire(k.timeout)),
+        }),
     }
 }
 
@@ -382,6 +386,12 @@ fn pool(p: wire::Pool) -> Result<Pool, Bad> {
             within("interval", k.interval, duration::read)?,
         ))
     };
+    let pings = |k: wire::Http2Keepalive| {
+        Ok(Http2Keepalive {
+            interval: duration::needed("interval", k.interval)?,
+            timeout: duration::needed("timeout", k.timeout)?,
+        })
+    };
     Ok(Pool {
         max_connections: p.max_connections,
         connect_timeout: duration::needed("connect_timeout", p.connect_timeout)?,
@@ -396,6 +406,7 @@ fn pool(p: wire::Pool) -> Result<Pool, Bad> {
         upgrade: p.upgrade,
         use_client_protocol: p.use_client_protocol,
         max_streams: p.max_streams,
+        http2_keepalive: within("http2_keepalive", p.http2_keepalive, pings)?,
     })
 }
 

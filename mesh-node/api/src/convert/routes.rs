@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue};
 use mesh_model::{
     name::ServiceName,
-    resilience::{Abort, AffinityKey, Fault, Retries, RetryOn, Share},
+    resilience::{Abort, AffinityKey, Fault, Retries, RetryOn, Session, Share},
     route::http::{
         Action, Backend, Cors, Filters, HeaderEdits, HeaderMatch, Match, Mirror, PathMatch,
         PathRewrite, Pattern, QueryMatch, Redirect, Respond, Rewrite, RouteSet, Routes, Rule,
@@ -240,12 +240,14 @@ fn cors_wire(c: &Cors) -> wire::Cors {
 }
 
 /// What is no part of a message is left out, and then not understood.
-fn session_wire(key: &AffinityKey) -> wire::Session {
+fn session_wire(s: &Session) -> wire::Session {
     use wire::session::Key;
     wire::Session {
-        key: match key {
+        absolute: s.absolute.map(duration::wire),
+        idle: s.idle.map(duration::wire),
+        key: match &s.key {
             AffinityKey::Header(name) => Some(Key::Header(name.to_string())),
-            AffinityKey::Cookie { .. } => cookie_wire(key).map(Key::Cookie),
+            key @ AffinityKey::Cookie { .. } => cookie_wire(key).map(Key::Cookie),
             AffinityKey::Source | AffinityKey::Query(_) => None,
         },
     }
@@ -534,10 +536,14 @@ fn cors(c: wire::Cors) -> Result<Cors, Bad> {
     })
 }
 
-fn session(s: wire::Session) -> Result<AffinityKey, Bad> {
+fn session(s: wire::Session) -> Result<Session, Bad> {
     use wire::session::Key;
-    Ok(match need("key", s.key)? {
-        Key::Header(name) => AffinityKey::Header(header_name("header", &name)?),
-        Key::Cookie(c) => cookie(c).map_err(|b| b.within("cookie"))?,
+    Ok(Session {
+        key: match need("key", s.key)? {
+            Key::Header(name) => AffinityKey::Header(header_name("header", &name)?),
+            Key::Cookie(c) => cookie(c).map_err(|b| b.within("cookie"))?,
+        },
+        absolute: within("absolute", s.absolute, duration::read)?,
+        idle: within("idle", s.idle, duration::read)?,
     })
 }

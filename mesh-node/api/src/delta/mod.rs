@@ -7,12 +7,14 @@
 
 mod batch;
 mod client;
+mod outside;
 mod server;
 #[cfg(test)]
 mod tests;
 mod view;
 
 pub use client::{Client, Received};
+pub use outside::{MAX_OUTSIDE, NOT_CAPTURED, Outcome, Outside, tell_outside};
 pub use server::{Event, Peer, Rejection, Server};
 pub use view::View;
 

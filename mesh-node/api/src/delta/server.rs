@@ -14,8 +14,9 @@ use std::{
 use prost::Message;
 
 use super::{
-    View, Violation, WILDCARD,
+    Outside, View, Violation, WILDCARD,
     batch::Batch,
+    outside,
     view::{SHARDS, digest},
 };
 use crate::{
@@ -49,6 +50,8 @@ pub enum Event {
     Acked(Kind),
     /// The subscriber did not understand these.
     Refused(Kind, Vec<Rejection>),
+    /// The node does not serve these pods, and tells of no others at present.
+    NotCaptured(Vec<Outside>),
     /// A type that is not served was asked for.
     UnknownType(String),
 }
@@ -128,7 +131,16 @@ impl Server {
     /// Takes a request. Afterwards `next` may have something to send.
     pub fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<Option<Event>, Violation> {
         let Some(kind) = self.served(&request.type_url) else {
-            return Ok(Some(Event::UnknownType(request.type_url)));
+            let Peer {
+                node,
+                ours,
+                everywhere,
+            } = &self.peer;
+            let is_node = *ours && node.is_some() && !everywhere;
+            return Ok(Some(match outside::heard(&request) {
+                Some(pods) if is_node => Event::NotCaptured(pods),
+                Some(_) | None => Event::UnknownType(request.type_url),
+            }));
         };
         let event = self.answered(kind, &request);
         let asks = !request.resource_names_subscribe.is_empty()

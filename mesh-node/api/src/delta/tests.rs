@@ -8,10 +8,11 @@ use mesh_model::mesh::Change;
 
 use super::*;
 use crate::{
+    any::Any,
     convert,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     resource::{COMPLETE, Kind, Resource, Update},
-    sample,
+    sample, warren,
 };
 
 /// A client and a server with a wire between them that holds messages until they are delivered.
@@ -281,6 +282,95 @@ fn each_role_gets_its_own_kinds_in_their_order() {
         unknown,
         Ok(Some(Event::UnknownType(Kind::Routes.url().into())))
     );
+}
+
+/// A pod that is not served, for this reason.
+fn outside(name: &str, reason: &str) -> Outside {
+    Outside {
+        uid: format!("Kubernetes//Pod/shop/{name}").as_str().into(),
+        reason: reason.to_owned(),
+        outcome: Outcome::LeftAlone,
+    }
+}
+
+#[test]
+fn what_a_node_does_not_serve_is_heard_whole_and_bounded() {
+    let mut server = server();
+    let mut hear = |pods: &[Outside]| match server.receive(tell_outside(pods)) {
+        Ok(Some(Event::NotCaptured(heard))) => heard,
+        other => panic!("{other:?}"),
+    };
+    for outcome in [
+        Outcome::LeftAlone,
+        Outcome::TriedAgain,
+        Outcome::Refused,
+        Outcome::Unknown,
+    ] {
+        let pod = Outside {
+            outcome,
+            ..outside("web", "it forwards")
+        };
+        assert_eq!(hear(std::slice::from_ref(&pod)), [pod]);
+    }
+    assert_eq!(hear(&[]), []);
+    let long = outside("web", &"ä\n".repeat(1_000));
+    let heard = hear(&vec![long; MAX_OUTSIDE + 1]);
+    assert_eq!(heard.len(), MAX_OUTSIDE);
+    assert!(heard[0].reason.len() <= 512 && heard[0].reason.starts_with("ä ä "));
+    // Whoever sends may be of another build, and may be hostile.
+    let pod = |n: usize, uid: &str| warren::NotCapturedPod {
+        uid: format!("{uid}{n}"),
+        reason: "no".repeat(1_000),
+        outcome: 77,
+    };
+    let mut pods = vec![pod(0, &"x".repeat(2_000))];
+    pods.extend((0..1_000).map(|n| pod(n, "p")));
+    let mut request = tell_outside(&[]);
+    let told = warren::NotCaptured { pods };
+    let detail = |request: &mut DeltaDiscoveryRequest, with: Any| {
+        request.error_detail.as_mut().expect("there").details = vec![with];
+    };
+    detail(&mut request, Any::pack(NOT_CAPTURED, &told));
+    match server.receive(request.clone()).expect("is legal") {
+        Some(Event::NotCaptured(heard)) => {
+            assert_eq!((heard.len(), heard[0].uid.as_str()), (MAX_OUTSIDE, "p0"));
+            assert_eq!(heard[0].outcome, Outcome::Unknown);
+            assert_eq!(heard[0].reason.len(), 512);
+        }
+        other => panic!("{other:?}"),
+    }
+    let nonsense = Any {
+        type_url: NOT_CAPTURED.to_owned(),
+        value: Bytes::from_static(b"\xff\xff"),
+    };
+    detail(&mut request, nonsense);
+    let skipped = Ok(Some(Event::UnknownType(NOT_CAPTURED.to_owned())));
+    assert_eq!(server.receive(request), skipped);
+    // Neither a waypoint nor somebody else's proxy is a node.
+    for peer in [Peer::default(), waypoint().1] {
+        let request = tell_outside(&[outside("web", "no")]);
+        assert_eq!(Server::new(peer).receive(request), skipped);
+    }
+}
+
+/// An earlier build, to which the type is as unknown as any other, goes on and says nothing of it.
+#[test]
+fn a_type_that_is_not_known_stops_no_stream() {
+    let mut rng = Rng::with_seed(5);
+    let view = filled(&mut rng, 300);
+    let mut pair = Pair::new(client());
+    for n in 0..100 {
+        pair.up.insert(
+            n % (pair.up.len() + 1),
+            DeltaDiscoveryRequest {
+                type_url: "type.googleapis.com/warren.v1.Later".to_owned(),
+                ..tell_outside(&[outside("web", "no")])
+            },
+        );
+    }
+    pair.settle(&view);
+    pair.holds(&view);
+    assert_eq!(pair.refused, []);
 }
 
 fn resource_of(rng: &mut Rng, kind: Kind) -> Resource {

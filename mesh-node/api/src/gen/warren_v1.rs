@@ -214,6 +214,23 @@ pub struct Rejection {
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
 }
+/// Detail of a request of the type `warren.v1.NotCaptured`, which a node sends unasked: the pods on it that should be in
+/// the mesh and are not served there, all of them that it tells of. Nobody answers it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NotCaptured {
+    #[prost(message, repeated, tag = "1")]
+    pub pods: ::prost::alloc::vec::Vec<NotCapturedPod>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotCapturedPod {
+    /// The workload's uid.
+    #[prost(string, tag = "1")]
+    pub uid: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(enumeration = "Outcome", tag = "3")]
+    pub outcome: i32,
+}
 /// All rules for requests to one service; named `<namespace>/<hostname>` like it, and name and content must agree.
 /// Whoever does not understand all of it refuses the service's requests.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -317,6 +334,12 @@ pub mod route_rule {
 /// What keeps requests of a session at the endpoint that answered the first one.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Session {
+    /// When it ends, after its first request.
+    #[prost(message, optional, tag = "3")]
+    pub absolute: ::core::option::Option<::prost_types::Duration>,
+    /// When it ends, after its last request.
+    #[prost(message, optional, tag = "4")]
+    pub idle: ::core::option::Option<::prost_types::Duration>,
     #[prost(oneof = "session::Key", tags = "1, 2")]
     pub key: ::core::option::Option<session::Key>,
 }
@@ -756,6 +779,7 @@ pub struct DistributeTo {
     #[prost(uint32, tag = "2")]
     pub share: u32,
 }
+/// Without pairs it is what holds where nobody asks for it: what the service itself prefers comes before it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Failover {
     #[prost(message, repeated, tag = "1")]
@@ -813,6 +837,16 @@ pub struct Pool {
     pub use_client_protocol: bool,
     #[prost(uint32, optional, tag = "13")]
     pub max_streams: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "14")]
+    pub http2_keepalive: ::core::option::Option<Http2Keepalive>,
+}
+/// Pings of HTTP/2; both are there.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Http2Keepalive {
+    #[prost(message, optional, tag = "1")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "2")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Keepalive {
@@ -1014,6 +1048,42 @@ impl SameNode {
             "SAME_NODE_AUTO" => Some(Self::Auto),
             "SAME_NODE_TUNNEL" => Some(Self::Tunnel),
             "SAME_NODE_DIRECT" => Some(Self::Direct),
+            _ => None,
+        }
+    }
+}
+/// What becomes of the connections of a pod that is not captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Outcome {
+    Unspecified = 0,
+    /// They go on without the mesh, until the pod is started anew.
+    LeftAlone = 1,
+    /// They go on without the mesh, until it is captured after all.
+    TriedAgain = 2,
+    /// They are refused.
+    Refused = 3,
+}
+impl Outcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OUTCOME_UNSPECIFIED",
+            Self::LeftAlone => "OUTCOME_LEFT_ALONE",
+            Self::TriedAgain => "OUTCOME_TRIED_AGAIN",
+            Self::Refused => "OUTCOME_REFUSED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "OUTCOME_LEFT_ALONE" => Some(Self::LeftAlone),
+            "OUTCOME_TRIED_AGAIN" => Some(Self::TriedAgain),
+            "OUTCOME_REFUSED" => Some(Self::Refused),
             _ => None,
         }
     }

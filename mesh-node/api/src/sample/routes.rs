@@ -198,9 +198,13 @@ fn rule(r: &mut Rng) -> Rule {
             credentials: r.bool(),
             forward_unmatched: r.bool(),
         }),
-        session: opt(r, |r| match r.bool() {
-            true => AffinityKey::Header(header_name(r)),
-            false => cookie(r),
+        session: opt(r, |r| Session {
+            key: match r.bool() {
+                true => AffinityKey::Header(header_name(r)),
+                false => cookie(r),
+            },
+            absolute: opt(r, duration),
+            idle: opt(r, duration),
         }),
     }
 }
@@ -342,6 +346,10 @@ fn pool(r: &mut Rng) -> Pool {
         upgrade: r.bool(),
         use_client_protocol: r.bool(),
         max_streams: opt(r, |r| r.u32(..)),
+        http2_keepalive: opt(r, |r| Http2Keepalive {
+            interval: duration(r),
+            timeout: duration(r),
+        }),
     }
 }
 

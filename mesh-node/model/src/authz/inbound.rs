@@ -12,7 +12,7 @@ use super::{
 use crate::{
     authn::{self, Transport},
     mesh::{Action, Mesh, Policy, PolicyScope, Validity, Workload, WorkloadExtra, knows_features},
-    name::{Identity, PolicyName},
+    name::{Identity, NetworkId, PolicyName, ServiceName},
     reason::Reason,
     route,
 };
@@ -92,20 +92,27 @@ fn admitted(
 /// Whether a peer is a waypoint of the workload, or of a service of it, or stands by for one, so that it may speak for the
 /// workload's clients.
 pub fn vouches(mesh: &Mesh, workload: &Workload, peer: &Identity) -> bool {
-    let mut standby = workload.services.iter().filter_map(|m| {
-        let name = mesh.service_extra(&m.service)?.standby.as_ref()?;
-        mesh.service(name)
-    });
-    let services = workload
-        .services
-        .iter()
-        .filter_map(|m| mesh.service(&m.service)?.waypoint.as_ref());
-    workload
-        .waypoint
-        .iter()
-        .chain(services)
-        .any(|w| route::waypoint::identities(mesh, &workload.network, w).contains(peer))
-        || standby.any(|s| route::waypoint::of_service(mesh, &workload.network, s).contains(peer))
+    let network = &workload.network;
+    let own = workload.waypoint.as_ref();
+    own.is_some_and(|w| route::waypoint::identities(mesh, network, w).contains(peer))
+        || workload
+            .services
+            .iter()
+            .any(|m| vouches_for(mesh, network, &m.service, peer))
+}
+
+/// Whether a peer is a waypoint of a service, or stands by for it.
+pub fn vouches_for(
+    mesh: &Mesh,
+    network: &NetworkId,
+    service: &ServiceName,
+    peer: &Identity,
+) -> bool {
+    let waypoint = mesh.service(service).and_then(|s| s.waypoint.as_ref());
+    let standby = mesh.service_extra(service);
+    let standby = standby.and_then(|extra| mesh.service(extra.standby.as_ref()?));
+    waypoint.is_some_and(|w| route::waypoint::identities(mesh, network, w).contains(peer))
+        || standby.is_some_and(|s| route::waypoint::of_service(mesh, network, s).contains(peer))
 }
 
 /// What the policies say.

@@ -12,7 +12,7 @@ pub(crate) mod rules;
 mod through;
 
 pub use handed::{Arrival, Arrived, Handed, arrive};
-pub use inbound::{ingress, vouches};
+pub use inbound::{ingress, vouches, vouches_for};
 pub use outbound::{egress, target};
 pub use recheck::{governing, recheck};
 pub use through::{Bringer, through};

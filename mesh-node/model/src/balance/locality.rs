@@ -10,8 +10,8 @@ use crate::{
     resilience::PlaceShares,
 };
 
-/// The labels that a preference by labels can be about: those that say where a workload is. Of others nothing is known
-/// about an endpoint here.
+/// The labels that say where a workload is, which a preference can compare whatever labels its object has. Any other is
+/// among the groups of a workload that has it.
 pub const KNOWN_LABELS: [&str; 6] = [
     "topology.kubernetes.io/region",
     "topology.kubernetes.io/zone",
@@ -55,8 +55,13 @@ pub(crate) fn failover_rank(
 }
 
 /// How many of the leading labels client and endpoint share. `key=value` asks for that value of the endpoint, whatever
-/// the client's is; a label that is not among [`KNOWN_LABELS`] is shared by nobody.
-pub(crate) fn labels_rank(labels: &[Arc<str>], from: &Viewpoint<'_>, to: &Workload) -> usize {
+/// the client's is; a label that the client has not got is shared by nobody. `groups` are the endpoint's.
+pub(crate) fn labels_rank(
+    labels: &[Arc<str>],
+    from: &Viewpoint<'_>,
+    to: &Workload,
+    groups: &[Arc<str>],
+) -> usize {
     let shared = |label: &&Arc<str>| {
         let (key, value) = match label.split_once('=') {
             Some((key, value)) => (key, Some(value)),
@@ -69,12 +74,26 @@ pub(crate) fn labels_rank(labels: &[Arc<str>], from: &Viewpoint<'_>, to: &Worklo
             "kubernetes.io/hostname" => (from.node.as_str(), to.node.as_str()),
             "topology.istio.io/cluster" => (from.cluster.as_str(), to.cluster.as_str()),
             "topology.istio.io/network" => (from.network.as_str(), to.network.as_str()),
-            _ => return false,
+            _ => {
+                let wanted = match value {
+                    Some(_) => Some(*label),
+                    None => group_of(from.groups, key),
+                };
+                return wanted.is_some_and(|wanted| groups.contains(wanted));
+            }
         };
         let wanted = value.unwrap_or(client);
         !wanted.is_empty() && wanted == endpoint
     };
     labels.iter().take_while(shared).count()
+}
+
+/// The group that says which value a label has; those of several labels say nothing of one.
+fn group_of<'g>(groups: &'g [Arc<str>], key: &str) -> Option<&'g Arc<str>> {
+    groups.iter().find(|group| {
+        let value = group.strip_prefix(key).and_then(|v| v.strip_prefix('='));
+        value.is_some_and(|value| !value.contains(','))
+    })
 }
 
 fn best<'a>(names: impl Iterator<Item = &'a str>, at: &Locality) -> Option<usize> {

@@ -12,15 +12,15 @@ pub use locality::KNOWN_LABELS;
 pub(crate) use locality::{failover_rank, labels_rank, place, shares};
 pub use pick::{RoundRobin, least_request, random};
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::{
     mesh::{
-        Workload,
+        Mesh, Workload,
         service::{Balancing, Mode, Scope},
         workload::Locality,
     },
-    name::{ClusterId, NetworkId, NodeName},
+    name::{ClusterId, Identity, NetworkId, NodeName},
 };
 
 /// From where an endpoint is chosen.
@@ -34,16 +34,31 @@ pub struct Viewpoint<'a> {
     pub cluster: &'a ClusterId,
     /// Its network.
     pub network: &'a NetworkId,
+    /// The selectors that select it, as [`crate::mesh::WorkloadExtra::groups`] lists them.
+    pub groups: &'a [Arc<str>],
+    /// As whom it speaks for others, where it is a waypoint.
+    pub speaker: Option<&'a Identity>,
 }
 
 impl<'a> Viewpoint<'a> {
     /// That of a workload that runs on `node`.
-    pub fn of(node: &'a NodeName, workload: &'a Workload) -> Self {
+    pub fn of(mesh: &'a Mesh, node: &'a NodeName, workload: &'a Workload) -> Self {
+        let extra = mesh.extra(&workload.uid);
         Self {
+            groups: extra.map_or(&[], |extra| &extra.groups),
             node,
             locality: &workload.locality,
             cluster: &workload.cluster,
             network: &workload.network,
+            speaker: None,
+        }
+    }
+
+    /// The same of a waypoint, which asks for others.
+    pub fn of_waypoint(mesh: &'a Mesh, node: &'a NodeName, workload: &'a Workload) -> Self {
+        Self {
+            speaker: Some(&workload.identity),
+            ..Self::of(mesh, node, workload)
         }
     }
 }

@@ -31,19 +31,23 @@ pub enum TracingScope {
     Service(ServiceName),
     /// Those that a waypoint takes, by its own service.
     Waypoint(ServiceName),
-    /// Those for services of a namespace.
+    /// Those for services and workloads of a namespace.
     Namespace(Namespace),
     /// All.
     Mesh,
 }
 
 impl TracingScope {
-    /// Whether a request for a service at a waypoint is meant.
-    pub fn covers(&self, service: &ServiceName, waypoint: &Workload) -> bool {
+    /// Whether a request at a waypoint is meant that is for a service, or for a workload itself, of a namespace.
+    pub fn covers(
+        &self,
+        (service, namespace): (Option<&ServiceName>, &Namespace),
+        waypoint: &Workload,
+    ) -> bool {
         match self {
-            Self::Service(name) => name == service,
+            Self::Service(name) => service == Some(name),
             Self::Waypoint(name) => waypoint.services.iter().any(|m| m.service == *name),
-            Self::Namespace(namespace) => *namespace == service.namespace,
+            Self::Namespace(whole) => whole == namespace,
             Self::Mesh => true,
         }
     }
@@ -78,13 +82,13 @@ pub enum TagValue {
     Header(Arc<str>, Option<Arc<str>>),
 }
 
-/// The rule for requests for a service at a waypoint; `None` when there are to be no spans.
+/// The rule for requests at a waypoint, for a service or for a workload itself; `None` when there are to be no spans.
 pub fn tracing_of<'t>(
     rules: &'t [Arc<Tracing>],
-    service: &ServiceName,
+    asked: (Option<&ServiceName>, &Namespace),
     waypoint: &Workload,
 ) -> Option<&'t Arc<Tracing>> {
-    let first = rules.iter().find(|r| r.scope.covers(service, waypoint))?;
+    let first = rules.iter().find(|r| r.scope.covers(asked, waypoint))?;
     first.collector.is_some().then_some(first)
 }
 
@@ -119,7 +123,7 @@ mod tests {
         let own = cast::serving(cast::pod("shop", "w", "n1", "10.0.0.1"), "shop", "waypoint");
         let other = cast::pod("shop", "v", "n1", "10.0.0.2");
         let check = |name: &ServiceName, at: &Workload, expect: Option<u16>| {
-            let found = tracing_of(&scopes, name, at);
+            let found = tracing_of(&scopes, (Some(name), &name.namespace), at);
             let port = found.and_then(|t| t.collector.as_ref()).map(|c| c.port);
             assert_eq!(port, expect, "{name}");
         };
@@ -128,6 +132,13 @@ mod tests {
         check(&service("web"), &other, Some(3));
         check(&cast::service_name("far", "web"), &other, Some(4));
         check(&service("silent"), &own, None);
-        assert!(tracing_of(&[], &service("db"), &own).is_none());
+        let db = service("db");
+        assert!(tracing_of(&[], (Some(&db), &db.namespace), &own).is_none());
+        // A workload of the namespace that was addressed itself.
+        let found = tracing_of(&scopes, (None, &db.namespace), &other);
+        assert_eq!(
+            found.map(|t| &t.scope),
+            Some(&TracingScope::Namespace("shop".into()))
+        );
     }
 }

@@ -1,24 +1,24 @@
-//! What a consistent hash is made of: the part of a request that says whose it is; and sessions, which name an endpoint.
+//! What a consistent hash is made of: the part of a request that says whose it is.
 //!
-//! Invariants: a request without that part has no hash, and is balanced at random; a session is a number that means an
-//! endpoint only while it is one, so that a client can choose among endpoints that it may use anyway, and no others.
+//! Invariant: a request without that part has no hash, and is balanced at random.
 
 use std::{borrow::Cow, net::IpAddr, time::Duration};
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{COOKIE, SET_COOKIE},
-};
+use http::{HeaderMap, header::COOKIE};
 
 use super::{Affinity, AffinityKey};
 use crate::{
     balance,
-    name::WorkloadUid,
     route::http::path::{decoded, parameter},
 };
 
 /// Hexadecimal digits of a value that is made here.
-const TOKEN: usize = 16;
+pub(super) const TOKEN: usize = 16;
+
+/// A value that is made here.
+pub(super) fn token(number: u64) -> String {
+    format!("{number:0TOKEN$x}")
+}
 
 impl AffinityKey {
     /// What a request has of it.
@@ -29,8 +29,7 @@ impl AffinityKey {
         client: IpAddr,
     ) -> Option<Cow<'a, [u8]>> {
         Some(match self {
-            Self::Header(name) => headers.get(name)?.as_bytes().into(),
-            Self::Cookie { name, .. } => cookie(headers, name)?.into(),
+            Self::Header(_) | Self::Cookie { .. } => self.brought(headers)?.into(),
             Self::Source => match client.to_canonical() {
                 IpAddr::V4(ip) => ip.octets().to_vec().into(),
                 IpAddr::V6(ip) => ip.octets().to_vec().into(),
@@ -39,12 +38,22 @@ impl AffinityKey {
         })
     }
 
-    /// The `set-cookie` that gives a client this value; `None` where it is no cookie.
-    fn given(&self, value: &str) -> Option<String> {
+    /// What a request brings in its header or cookie; `None` also where it is neither.
+    pub(super) fn brought<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+        match self {
+            Self::Header(name) => headers.get(name).map(|value| value.as_bytes()),
+            Self::Cookie { name, .. } => cookie(headers, name),
+            Self::Source | Self::Query(_) => None,
+        }
+    }
+
+    /// The `set-cookie` that gives a client this value for a time (none, or zero: for the client's session); `None`
+    /// where it is no cookie.
+    pub(super) fn cookie(&self, value: &str, ttl: Option<Duration>) -> Option<String> {
         let Self::Cookie {
             name,
             path,
-            ttl,
+            ttl: _,
             attributes,
         } = self
         else {
@@ -52,7 +61,8 @@ impl AffinityKey {
         };
         let mut text = format!("{name}={value}");
         if let Some(ttl) = ttl.filter(|ttl| *ttl != Duration::ZERO) {
-            text.push_str(&format!("; Max-Age={}", ttl.as_secs()));
+            // Less than a second would be none at all.
+            text.push_str(&format!("; Max-Age={}", ttl.as_millis().div_ceil(1000)));
         }
         if !path.is_empty() {
             text.push_str(&format!("; Path={path}"));
@@ -66,36 +76,6 @@ impl AffinityKey {
         text.push_str("; HttpOnly");
         Some(text)
     }
-
-    /// The session that a request says it belongs to: which endpoint ([`session_of`]) answered the first one.
-    pub fn session(&self, headers: &HeaderMap) -> Option<u64> {
-        let value = match self {
-            Self::Header(_) | Self::Cookie { .. } => {
-                self.value(headers, None, IpAddr::from([0; 4]))?
-            }
-            Self::Source | Self::Query(_) => return None,
-        };
-        let text = std::str::from_utf8(&value).ok()?;
-        (text.len() == TOKEN)
-            .then(|| u64::from_str_radix(text, 16).ok())
-            .flatten()
-    }
-
-    /// The header of an answer that makes the requests that follow belong to an endpoint's session.
-    pub fn begin_session(&self, endpoint: &WorkloadUid) -> Option<(HeaderName, HeaderValue)> {
-        let value = format!("{:0TOKEN$x}", session_of(endpoint));
-        let (name, value) = match self {
-            Self::Header(name) => (name.clone(), value),
-            Self::Cookie { .. } => (SET_COOKIE, self.given(&value)?),
-            Self::Source | Self::Query(_) => return None,
-        };
-        Some((name, HeaderValue::try_from(value).ok()?))
-    }
-}
-
-/// What stands for an endpoint in sessions. Every proxy makes the same of it, and it says nothing of where the endpoint is.
-pub fn session_of(endpoint: &WorkloadUid) -> u64 {
-    balance::hash(endpoint.as_str().as_bytes())
 }
 
 impl Affinity {
@@ -108,11 +88,11 @@ impl Affinity {
     /// For a request that has no cookie where one is to be made: its hash, and the `set-cookie` that the response is to
     /// carry. `draw` is uniform over all of `u64`.
     pub fn new_cookie(&self, draw: u64) -> Option<(u64, String)> {
-        let AffinityKey::Cookie { ttl: Some(_), .. } = &self.key else {
+        let AffinityKey::Cookie { ttl: Some(ttl), .. } = &self.key else {
             return None;
         };
-        let value = format!("{draw:0TOKEN$x}");
-        let text = self.key.given(&value)?;
+        let value = token(draw);
+        let text = self.key.cookie(&value, Some(*ttl))?;
         Some((balance::hash(value.as_bytes()), text))
     }
 }

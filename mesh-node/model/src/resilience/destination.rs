@@ -188,10 +188,23 @@ pub enum HashTable {
 pub enum LocalityPreference {
     /// From a place (`region/zone/subzone`, `*` at the end for any) so much to each place, in per cent.
     Distribute(Box<[(Arc<str>, PlaceShares)]>),
-    /// The client's own place first; then, from a region to a region, these before any other.
+    /// The client's own place first; then, from a region to a region, these before any other. Without any it is what
+    /// holds where nobody asked for it.
     Failover(Box<[(Arc<str>, Arc<str>)]>),
-    /// By how many leading labels of these client and endpoint share.
+    /// By how many leading labels of these client and endpoint share: `key`, or `key=value` for the endpoint's alone.
     Labels(Box<[Arc<str>]>),
+}
+
+impl LocalityPreference {
+    /// The client's own place first, though nobody asked for it: a service's own preference comes before it.
+    pub fn unasked() -> Self {
+        Self::Failover(Box::default())
+    }
+
+    /// Whether nobody asked for it.
+    pub fn is_unasked(&self) -> bool {
+        matches!(self, Self::Failover(pairs) if pairs.is_empty())
+    }
 }
 
 /// How a new endpoint begins.
@@ -237,6 +250,17 @@ pub struct Pool {
     pub use_client_protocol: bool,
     /// Streams on one HTTP/2 connection.
     pub max_streams: Option<u32>,
+    /// Pings on HTTP/2 connections; none when absent.
+    pub http2_keepalive: Option<Http2Keepalive>,
+}
+
+/// Pings that find out whether the other side of an HTTP/2 connection is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2Keepalive {
+    /// How often.
+    pub interval: Duration,
+    /// How long an answer may take; then the connection is closed.
+    pub timeout: Duration,
 }
 
 impl Default for Pool {
@@ -255,6 +279,7 @@ impl Default for Pool {
             upgrade: false,
             use_client_protocol: false,
             max_streams: None,
+            http2_keepalive: None,
         }
     }
 }

@@ -7,15 +7,16 @@ mod affinity;
 mod destination;
 pub mod outlier;
 pub mod retry;
+mod session;
 mod warmup;
 
-pub use affinity::session_of;
+pub use session::{Held, Session, session_of};
 pub use warmup::warmed;
 
 pub use destination::{
-    Affinity, AffinityKey, CookieAttribute, Destination, HashTable, Keepalive, LoadBalancing,
-    LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset, TlsFiles,
-    TrafficPolicy, UpstreamTls, Warmup, Weighing,
+    Affinity, AffinityKey, CookieAttribute, Destination, HashTable, Http2Keepalive, Keepalive,
+    LoadBalancing, LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple, Subset,
+    TlsFiles, TrafficPolicy, UpstreamTls, Warmup, Weighing,
 };
 
 use std::{sync::Arc, time::Duration};

@@ -137,18 +137,13 @@ impl Retries {
 }
 
 impl TrafficPolicy {
-    /// Whether one more retry may be under way beside so many, of so many requests under way (retries included). A budget
+    /// How many retries may be under way, of so many requests under way (retries included); `None` is no bound. A budget
     /// holds instead of `max_retries`.
-    pub fn allows_retry(&self, requests: usize, retries: usize) -> bool {
-        match self.retry_budget {
-            Some((share, least)) => {
-                let part = requests as u128 * u128::from(share.parts()) / 1_000_000;
-                (retries as u128) < part.max(least.into())
-            }
-            None => {
-                let most = self.pool.max_retries;
-                most.is_none_or(|most| retries < most as usize)
-            }
-        }
+    pub fn most_retries(&self, requests: u32) -> Option<u32> {
+        let Some((share, least)) = self.retry_budget else {
+            return self.pool.max_retries;
+        };
+        let part = u64::from(requests) * u64::from(share.parts()) / 1_000_000;
+        Some(u32::try_from(part).unwrap_or(u32::MAX).max(least))
     }
 }

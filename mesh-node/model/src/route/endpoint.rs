@@ -13,7 +13,10 @@ use super::{Authority, Candidate, Chooser, Named, Via};
 use crate::{
     authz::{Egress, Pinned},
     balance::{self, Draw, Viewpoint},
-    mesh::{Mesh, MtlsMode, Service, Workload, service::ServicePort, workload::TunnelProtocol},
+    mesh::{
+        AppProtocol, Mesh, MtlsMode, Service, Workload, service::ServicePort,
+        workload::TunnelProtocol,
+    },
     name::{Hostname, Identity},
     reason::Reason,
 };
@@ -102,6 +105,9 @@ pub(super) fn pick(
         locality: &source.locality,
         cluster: &source.cluster,
         network: &source.network,
+        // A service's own preference is about places alone.
+        groups: &[],
+        speaker: None,
     };
     let v6 = flow.original.ip().to_canonical().is_ipv6();
     let fit = |w: &Arc<Workload>| {
@@ -154,6 +160,20 @@ pub fn leads_to<'a>(
 ) -> impl Iterator<Item = u16> + 'a {
     let leads = move |p: &&ServicePort| target_port(workload, service, p) == Some(port);
     service.ports.iter().filter(leads).map(|p| p.port)
+}
+
+/// What services say that a port of a workload speaks; unknown where none says anything, or they contradict each other.
+pub fn declared_at(mesh: &Mesh, workload: &Workload, port: u16) -> AppProtocol {
+    let services = workload.services.iter();
+    let services = services.filter_map(|m| mesh.service(&m.service));
+    let ports = services.flat_map(|service| service.ports.iter().map(move |p| (service, p)));
+    let leads = ports.filter(|(s, p)| target_port(workload, s, p) == Some(port));
+    let protocols = leads.map(|(_, p)| p.protocol);
+    let mut said = protocols.filter(|p| *p != AppProtocol::Unknown);
+    match said.next() {
+        Some(first) if said.all(|p| p == first) => first,
+        Some(_) | None => AppProtocol::Unknown,
+    }
 }
 
 /// Where a workload takes connections to a port of a service, by an address of its own.

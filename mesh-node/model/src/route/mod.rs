@@ -9,7 +9,7 @@ mod slots;
 pub mod stream;
 pub(crate) mod waypoint;
 
-pub use endpoint::{leads_to, place};
+pub use endpoint::{declared_at, leads_to, place};
 pub use short::{Short, Shortcut, short, shortcut};
 pub use slots::{Slot, slots};
 

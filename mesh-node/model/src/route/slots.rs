@@ -70,6 +70,9 @@ pub fn slots(mesh: &Mesh, service: &Service, port: u16, node: &NodeName) -> Vec<
         locality: &here.locality,
         cluster: &here.cluster,
         network: &here.network,
+        // A service's own preference is about places alone.
+        groups: &[],
+        speaker: None,
     };
     let ranked: Vec<(usize, Slot)> = endpoints
         .iter()

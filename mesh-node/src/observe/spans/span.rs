@@ -7,10 +7,7 @@ use std::{
 };
 
 use http::HeaderMap;
-use mesh_model::{
-    mesh::{TagValue, Tracing},
-    name::ServiceName,
-};
+use mesh_model::mesh::{TagValue, Tracing};
 use tokio::sync::mpsc;
 
 use super::context::{self, Decision, Mark, decide};
@@ -33,8 +30,7 @@ pub struct Span {
     mark: Mark,
     state: String,
     rule: Arc<Tracing>,
-    service: ServiceName,
-    port: u16,
+    asked: String,
     tags: Vec<(Arc<str>, String)>,
     began: SystemTime,
     spans: Spans,
@@ -49,10 +45,8 @@ pub struct Finished {
     pub state: String,
     /// The rule that asks for the span; it names a collector.
     pub rule: Arc<Tracing>,
-    /// What was asked for.
-    pub service: ServiceName,
-    /// The port of it.
-    pub port: u16,
+    /// The host and port that were asked for.
+    pub asked: String,
     /// What the rule's tags say.
     pub tags: Vec<(Arc<str>, String)>,
     /// When the request came.
@@ -81,12 +75,12 @@ impl Spans {
         }
     }
 
-    /// What becomes of a request for a service by a rule: the context that goes on, and its span.
+    /// What becomes of a request by a rule: the context that goes on, and its span, which says what was asked for.
     pub fn begin(
         &self,
         rule: &Arc<Tracing>,
         headers: &HeaderMap,
-        (service, port): (&ServiceName, u16),
+        asked: impl FnOnce() -> String,
     ) -> (Option<Mark>, Option<Box<Span>>) {
         if self.queue.is_none() {
             return (None, None);
@@ -100,8 +94,7 @@ impl Spans {
                     mark,
                     state: context::state(headers),
                     rule: rule.clone(),
-                    service: service.clone(),
-                    port,
+                    asked: asked(),
                     tags: tags(rule, headers),
                     began: SystemTime::now(),
                     spans: self.clone(),
@@ -135,8 +128,7 @@ impl Span {
             mark,
             state,
             rule,
-            service,
-            port,
+            asked,
             tags,
             began,
             spans,
@@ -145,8 +137,7 @@ impl Span {
             mark,
             state,
             rule,
-            service,
-            port,
+            asked,
             tags,
             began,
             took,

@@ -5,17 +5,21 @@
 mod connect;
 mod tries;
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use base64::Engine;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header, request::Parts};
 use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use mesh_model::{
-    authz::Egress,
+    authz::{Egress, Target},
     balance::Viewpoint,
-    mesh::{AppProtocol, Service, Workload},
-    resilience::TrafficPolicy,
-    route::http::{Action, Backend, Endpoint, Mirror, Rule, choose},
+    mesh::{AppProtocol, Workload},
+    resilience::{Held, TrafficPolicy},
+    route::http::{self as route, Action, Backend, Endpoint, Mirror, Rule, choose},
 };
 
 use super::{
@@ -25,13 +29,12 @@ use super::{
 use crate::{
     authorize::Permitted,
     exchange::{
-        Cluster, ClusterKey, Kept, Local, Outgoing, Reply, Upgrade, Wish, forwarded, strip, upgrade,
+        Cluster, ClusterKey, Kept, Local, Outgoing, Patience, Reply, Upgrade, Wish, forwarded,
+        patience, strip, upgrade,
     },
     observe::{Mark, RequestGuard},
 };
 
-/// The longest try where no timeout ends it.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long a mirrored request may take where its rule has no timeout.
 const MIRRORED: Duration = Duration::from_secs(15);
 
@@ -40,8 +43,6 @@ pub(super) struct Forward<'a> {
     session: &'a Rc<Session>,
     permitted: Permitted<Egress>,
     client: Option<Arc<Workload>>,
-    service: &'a Service,
-    port: u16,
     rule: Option<&'a Rule>,
     mark: Option<Mark>,
 }
@@ -54,7 +55,7 @@ struct Way {
     cluster: Arc<Cluster>,
     policy: Arc<TrafficPolicy>,
     h2: bool,
-    /// The one endpoint that it goes to, where it arrived there already.
+    /// The one endpoint that it goes to, where it arrived there already or was addressed to it.
     pinned: Option<Endpoint>,
 }
 
@@ -78,14 +79,17 @@ enum Switch {
 }
 
 /// What tries are made by, beside what is sent.
-#[derive(Clone, Copy)]
 struct Asking<'a> {
     /// The query, as it came.
     query: Option<&'a str>,
-    /// The session that the request says it belongs to.
-    session: Option<u64>,
+    /// The session that the request belongs to.
+    session: Option<Held>,
     /// The rule.
     rule: Option<&'a Rule>,
+    /// Whether it is one of gRPC.
+    grpc: bool,
+    /// How long it may take.
+    patience: Patience,
 }
 
 /// Why a try brought no answer.
@@ -108,13 +112,11 @@ enum Failed {
 }
 
 impl<'a> Forward<'a> {
-    /// Prepares the way of a request to `port` of `service` by a rule, or to the service itself; `mark` is the trace context
-    /// that goes along.
+    /// Prepares the way of a request by a rule, or to what was addressed itself; `mark` is the trace context that goes along.
     pub fn new(
         session: &'a Rc<Session>,
         permitted: Permitted<Egress>,
         client: Option<Arc<Workload>>,
-        (service, port): (&'a Service, u16),
         rule: Option<&'a Rule>,
         mark: Option<Mark>,
     ) -> Self {
@@ -122,8 +124,6 @@ impl<'a> Forward<'a> {
             session,
             permitted,
             client,
-            service,
-            port,
             rule,
             mark,
         }
@@ -139,10 +139,10 @@ impl<'a> Forward<'a> {
         guard: &mut RequestGuard,
     ) -> Result<Response<Reply>, Local> {
         let session = self.rule.and_then(|r| r.session.as_ref());
-        let session = session.and_then(|key| key.session(&parts.headers));
+        let session = session.and_then(|s| s.held(&parts.headers, SystemTime::now()));
         let backend = match self.rule.map(|r| &r.action) {
             Some(Action::Forward(backends)) => {
-                let kept = session.and_then(|session| self.kept(backends, session));
+                let kept = session.and_then(|held| self.kept(backends, held.endpoint));
                 let chosen = kept.or_else(|| choose(backends, fastrand::u64(..)));
                 Some(chosen.ok_or(Local::NO_CLUSTER)?)
             }
@@ -150,24 +150,29 @@ impl<'a> Forward<'a> {
         };
         let mut way = self.way(backend)?;
         // Only the request itself goes back, copies go wherever they are sent otherwise.
-        let ClusterKey { service, port, .. } = &way.cluster.key;
-        let pinned = self.permitted.pinned(service, *port);
-        way.pinned = pinned.map_err(tries::unpicked)?;
+        way.pinned = self.pinned(&way.cluster.key)?;
         guard.record.cluster = Some(way.cluster.key.to_string());
-        guard.flow.service = Some(way.cluster.key.service.clone());
+        guard.flow.service = way.cluster.key.service().cloned();
         let message = self.message(parts, head, covered, backend, way.h2)?;
         let shown = message.headers.get("x-forwarded-for");
         guard.record.forwarded_for = shown.and_then(|v| v.to_str().ok()).map(str::to_owned);
         let id = message.headers.get("x-request-id");
         guard.record.id = id.and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let grpc = guard.record.grpc;
+        let client = grpc.then(|| patience(&parts.headers)).flatten();
+        // Envoy takes no time at all for one without a bound; who serves it decides.
+        let client = client.filter(|t| !t.is_zero());
+        let whole = self.rule.and_then(|r| r.timeout);
         let asked = Asking {
             query: head.query.as_deref(),
             session,
             rule: self.rule,
+            grpc,
+            patience: Patience::new(kept.clone(), whole, client),
         };
         let answer = way.tries(&message, asked, kept, guard).await;
         if let Some(rule) = self.rule {
-            self.mirror(rule, parts, head, covered, kept);
+            self.mirror(rule, parts, head, covered, kept, guard);
         }
         let mut response = answer?;
         if let Some(backend) = backend {
@@ -180,7 +185,8 @@ impl<'a> Forward<'a> {
     fn kept<'b>(&self, backends: &'b [Backend], session: u64) -> Option<&'b Backend> {
         let snapshot = &self.permitted.snapshot;
         let shared = &self.session.data.shared;
-        let from = Viewpoint::of(&shared.node, &self.permitted.permit.subject().source);
+        let source = &self.permitted.permit.subject().source;
+        let from = Viewpoint::of_waypoint(&snapshot.mesh, &shared.node, source);
         let now = std::time::Instant::now();
         let has = |backend: &&Backend| {
             let cluster = shared.clusters.get(&self.key(Some(backend)));
@@ -194,10 +200,30 @@ impl<'a> Forward<'a> {
     }
 
     fn key(&self, backend: Option<&Backend>) -> ClusterKey {
-        ClusterKey::of(&self.service.name, self.port, backend)
+        match &self.permitted.permit.subject().target {
+            Target::Service(service, port) => ClusterKey::of(&service.name, *port, backend),
+            Target::Workload(..) | Target::External => ClusterKey::Addressed,
+        }
     }
 
-    /// The way to a backend, or to the service itself.
+    /// The one endpoint that there is, where none is to be chosen.
+    fn pinned(&self, key: &ClusterKey) -> Result<Option<Endpoint>, Local> {
+        match key {
+            ClusterKey::Service { service, port, .. } => {
+                let pinned = self.permitted.pinned(service, *port);
+                pinned.map_err(tries::unpicked)
+            }
+            ClusterKey::Addressed => {
+                let Permitted {
+                    permit, snapshot, ..
+                } = &self.permitted;
+                let addressed = route::addressed(&snapshot.mesh, permit.subject());
+                addressed.map(Some).ok_or(Local::UNSERVED)
+            }
+        }
+    }
+
+    /// The way to a backend, or to what was addressed itself.
     fn way(&self, backend: Option<&Backend>) -> Result<Way, Local> {
         if let Some(why) = backend.and_then(|b| b.invalid.as_ref()) {
             tracing::debug!(%why, "a backend that cannot be used refused a request");
@@ -205,13 +231,20 @@ impl<'a> Forward<'a> {
         }
         let key = self.key(backend);
         let snapshot = &self.permitted.snapshot;
-        let service = snapshot.mesh.service(&key.service);
-        let service = service.ok_or(Local::NO_CLUSTER)?;
-        let declared = service.ports.iter().find(|p| p.port == key.port);
-        let declared = declared.ok_or(Local::NO_CLUSTER)?.protocol;
+        let declared = match &key {
+            ClusterKey::Service { service, port, .. } => {
+                let service = snapshot.mesh.service(service);
+                let service = service.ok_or(Local::NO_CLUSTER)?;
+                let declared = service.ports.iter().find(|p| p.port == *port);
+                declared.ok_or(Local::NO_CLUSTER)?.protocol
+            }
+            // Who addresses a workload itself speaks what that does.
+            ClusterKey::Addressed => AppProtocol::Unknown,
+        };
         let shared = &self.session.data.shared;
         let cluster = shared.clusters.get(&key);
-        let from = Viewpoint::of(&shared.node, &self.permitted.permit.subject().source);
+        let source = &self.permitted.permit.subject().source;
+        let from = Viewpoint::of_waypoint(&snapshot.mesh, &shared.node, source);
         let policy = cluster.policy(&snapshot.mesh, snapshot.generation, from);
         let same = self.session.h2;
         let h2 = match declared {
@@ -307,8 +340,17 @@ impl<'a> Forward<'a> {
         })
     }
 
-    /// Sends copies to whom the rule names, as far as all of the body is here.
-    fn mirror(&self, rule: &Rule, parts: &Parts, head: &Head, covered: usize, kept: &Kept) {
+    /// Sends copies to whom the rule names, as far as all of the body is here; what cannot be copied is said in the report.
+    fn mirror(
+        &self,
+        rule: &Rule,
+        parts: &Parts,
+        head: &Head,
+        covered: usize,
+        kept: &Kept,
+        guard: &mut RequestGuard,
+    ) {
+        let node = self.session.data.shared.observer.metrics().node();
         for Mirror { backend, share } in &rule.mirrors {
             if !share.covers(fastrand::u64(..)) {
                 continue;
@@ -322,16 +364,27 @@ impl<'a> Forward<'a> {
                 let message = self.message(parts, &shadow, covered, Some(backend), way.h2)?;
                 Ok((way, message))
             });
-            let (Ok((way, message)), Some(body)) = (prepared, kept.copy()) else {
-                tracing::debug!(rule = %rule.name, "a request could not be mirrored: its body was too large or had not come yet, or there is no such backend");
+            let (way, message) = match prepared {
+                Ok(prepared) => prepared,
+                Err(why) => {
+                    tracing::debug!(rule = %rule.name, why = why.details, "a request could not be mirrored");
+                    node.mirrored("no_backend");
+                    guard.detail("mirror_not_sent{no_backend}");
+                    continue;
+                }
+            };
+            let Some(body) = kept.copy() else {
+                // It was larger than what is kept, or had not come whole when the request was answered.
+                node.mirrored("body_not_kept");
+                guard.detail("mirror_not_sent{body_not_kept}");
                 continue;
             };
             let patience = rule.timeout.unwrap_or(MIRRORED);
+            let metrics = self.session.data.shared.observer.metrics().clone();
             tokio::task::spawn_local(async move {
                 let sent = way.mirrored(&message, body);
-                if tokio::time::timeout(patience, sent).await.is_err() {
-                    tracing::debug!("a mirrored request took too long");
-                }
+                let result = tokio::time::timeout(patience, sent).await;
+                metrics.node().mirrored(result.unwrap_or("timeout"));
             });
         }
     }
@@ -346,36 +399,47 @@ fn shadow(authority: &str) -> String {
 }
 
 impl Way {
-    /// Sends a copy, whose answer nobody hears.
-    async fn mirrored(self, message: &Message, body: Outgoing) {
+    /// Sends a copy, whose answer nobody hears; gives what became of it, for metrics.
+    async fn mirrored(self, message: &Message, body: Outgoing) -> &'static str {
         let Some(_request) = self.cluster.requests.take(self.policy.pool.max_requests) else {
-            return;
+            return "overflow";
         };
         let query = message.uri.query();
         let Ok(picked) = self.pick(message, query, Wish::default(), &mut None) else {
-            return;
+            return "no_endpoint";
         };
-        let Ok((key, mut opened)) = self.connection(&picked.endpoint, message, false).await else {
-            return;
+        let (key, mut opened) = match self.connection(&picked.endpoint, message, false).await {
+            Ok(connection) => connection,
+            Err(Failed::Overflow) => return "overflow",
+            Err(Failed::Denied) => return "denied",
+            Err(Failed::Connect | Failed::Refused | Failed::Broken { .. } | Failed::Late) => {
+                return "failed";
+            }
         };
-        if let Ok(response) = opened.send(message.request(body, 1)).await {
-            use http_body_util::BodyExt;
-            let mut body = response.into_body();
-            while let Some(Ok(_)) = body.frame().await {}
-            let connections = &self.session.data.connections;
-            connections.keep(key, opened, self.bounds(), self.cluster.clone());
-        }
+        let Ok(response) = opened.send(message.request(body, 1, None)).await else {
+            return "failed";
+        };
+        use http_body_util::BodyExt;
+        let mut body = response.into_body();
+        while let Some(Ok(_)) = body.frame().await {}
+        let connections = &self.session.data.connections;
+        connections.keep(key, opened, self.bounds(), self.cluster.clone());
+        "answered"
     }
 }
 
 impl Message {
-    fn request(&self, body: Outgoing, attempt: u32) -> Request<Outgoing> {
+    /// What one try sends; `patience` is how long it is waited for (`grpc-timeout`), where that is known.
+    fn request(&self, body: Outgoing, attempt: u32, patience: Option<&str>) -> Request<Outgoing> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
         let name = HeaderName::from_static("x-envoy-attempt-count");
         request.headers_mut().insert(name, attempt.into());
+        if let Some(Ok(patience)) = patience.map(HeaderValue::try_from) {
+            request.headers_mut().insert("grpc-timeout", patience);
+        }
         request
     }
 }

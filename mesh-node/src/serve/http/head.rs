@@ -2,10 +2,77 @@
 //!
 //! Invariant: there is exactly one authority and one path; what a server behind could read in another way is refused.
 
-use http::{HeaderMap, Uri, header, request::Parts};
-use mesh_model::route::http::path;
+use std::{net::SocketAddr, sync::Arc};
+
+use http::{HeaderMap, Uri, Version, header, request::Parts};
+use mesh_model::{
+    authz::{Egress, Target},
+    mesh::{Service, Workload},
+    name::{Namespace, ServiceName},
+    route::http::path,
+};
 
 use crate::exchange::Local;
+
+/// What a request is addressed to.
+pub(super) enum Addressed {
+    /// A port of a service.
+    Service(Arc<Service>, u16),
+    /// A workload itself, at this address of it.
+    Workload(Arc<Workload>, SocketAddr),
+}
+
+impl Addressed {
+    /// What a flow is addressed to; nothing where that is outside the mesh.
+    pub fn of(flow: &Egress) -> Option<Self> {
+        match &flow.target {
+            Target::Service(service, port) => Some(Self::Service(service.clone(), *port)),
+            Target::Workload(workload, _) => Some(Self::Workload(workload.clone(), flow.original)),
+            Target::External => None,
+        }
+    }
+
+    /// The service, where it is one.
+    pub fn service(&self) -> Option<&ServiceName> {
+        match self {
+            Self::Service(service, _) => Some(&service.name),
+            Self::Workload(..) => None,
+        }
+    }
+
+    /// The namespace that it belongs to.
+    pub fn namespace(&self) -> &Namespace {
+        match self {
+            Self::Service(service, _) => &service.name.namespace,
+            Self::Workload(workload, _) => &workload.namespace,
+        }
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Service(_, port) => *port,
+            Self::Workload(_, address) => address.port(),
+        }
+    }
+
+    /// Its host and port.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Service(service, port) => format!("{}:{port}", service.name.hostname),
+            Self::Workload(_, address) => address.to_string(),
+        }
+    }
+
+    /// The same as a client of HTTP writes it.
+    fn authority(&self) -> String {
+        let mut name = self.name();
+        if self.port() == 80 {
+            name.truncate(name.len() - ":80".len());
+        }
+        name
+    }
+}
 
 /// Where a request goes.
 pub(super) struct Head {
@@ -18,15 +85,19 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Reads it.
-    pub fn read(parts: &Parts) -> Result<Self, Local> {
-        let authority = authority(parts).ok_or(Local::MALFORMED)?;
+    /// Reads it. What was addressed stands for the authority that a request of HTTP/1.0 need not have.
+    pub fn read(parts: &Parts, addressed: &Addressed) -> Result<Self, Local> {
+        let silent = parts.version == Version::HTTP_10 && !parts.headers.contains_key(header::HOST);
+        let authority = match silent && parts.uri.authority().is_none() {
+            true => addressed.authority(),
+            false => authority(parts).ok_or(Local::MALFORMED)?.to_owned(),
+        };
         let path = path::normalise(parts.uri.path()).map_err(|error| {
             tracing::debug!(%error, path = %parts.uri.path().escape_debug(), "a request was refused");
             Local::MALFORMED
         })?;
         Ok(Self {
-            authority: authority.to_owned(),
+            authority,
             path: path.into_owned(),
             query: parts.uri.query().map(str::to_owned),
         })

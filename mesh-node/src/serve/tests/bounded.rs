@@ -111,6 +111,19 @@ async fn so_many_connections_and_no_more() {
         w.node.kernel.told().failed.is_empty(),
         "what frees itself is not remembered"
     );
+    let text = w.node.shared.observer.metrics().text().expect("text");
+    for (name, more, number) in [
+        ("connections_open", "", 1),
+        ("connections_total", "", 1),
+        ("overflows_total", ",bound=\"connections\"", 1),
+        ("endpoints", ",state=\"healthy\"", 1),
+    ] {
+        let cluster = "outbound|5432||db.shop.svc.cluster.local";
+        let line = format!("warren_cluster_{name}{{cluster=\"{cluster}\"{more}}} {number}");
+        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+    }
+    let dump = w.node.shared.describe();
+    assert_eq!(dump["clusters"][0]["connections"], 1, "{dump}");
     drop(first);
     let again = async {
         loop {

@@ -101,6 +101,7 @@ impl World {
         let rules = vec![
             rule("/deny", respond(403)),
             rule("/other", forward("other", None)),
+            rule("/far", forward("far", None)),
             rule("/", rest),
         ];
         self.node.state.apply([Change::Routes(Routes {
@@ -357,6 +358,19 @@ async fn it_comes_back_to_the_very_pod_as_nobodys() {
         Change::Service(service),
         Change::Workload(testing::serving(other.workload.clone(), "shop", "other")),
     ]);
+    // To one of another waypoint, or of none, it may not: there it would come with the waypoint's own name.
+    let far = w.node.pod("far", "127.7.122.5", MtlsMode::Permissive).await;
+    let (fourth, not_reached) = named(far.ip, 0, "far").await;
+    w.node.state.apply([
+        Change::Service(testing::service(
+            "shop",
+            "far",
+            "127.7.122.102",
+            PORT,
+            fourth.port(),
+        )),
+        Change::Workload(testing::serving(far.workload.clone(), "shop", "far")),
+    ]);
     // The destination's policy would choose among both, and would not use a tunnel.
     let policy = TrafficPolicy {
         tls: Some(mesh_model::resilience::UpstreamTls::Disable),
@@ -374,10 +388,12 @@ async fn it_comes_back_to_the_very_pod_as_nobodys() {
         let stream = bring(&w, None, marked(second)).await.expect("it is taken");
         let answer = get(&mut Io::new(stream), "/other").await;
         assert_eq!(answer, (200, "other".into()));
+        let stream = bring(&w, None, marked(second)).await.expect("it is taken");
+        assert_eq!(get(&mut Io::new(stream), "/far").await.0, 403);
     };
     tasks.run_until(all).await;
     assert_eq!((not_asked.load(SeqCst), asked.load(SeqCst)), (0, 12));
-    assert_eq!(elsewhere.load(SeqCst), 1);
+    assert_eq!((elsewhere.load(SeqCst), not_reached.load(SeqCst)), (1, 0));
     let line = w.node.line(&["request complete", "path=/x"]).await;
     for part in [
         "src.addr=192.0.2.7:4711",

@@ -37,6 +37,7 @@ use crate::{
     capture::{Datapath, FakeDatapath},
     config::Limits,
     dns::{Names, Resolvers, TtlBounds},
+    exchange::Clusters,
     identify::{Certificates, Handshakes, testing::Authority},
     observe::{AccessFormat, Finished, LogSink, Metrics, Observer, Spans},
     state::MeshState,
@@ -95,6 +96,8 @@ fn limits() -> Limits {
         flows: 256,
         tunnel_idle: Duration::from_secs(60),
         waypoint_age: Duration::from_secs(600),
+        http_idle: Limits::HTTP_IDLE,
+        http_head: Limits::HTTP_HEAD,
     }
 }
 
@@ -127,6 +130,8 @@ impl Node {
         tokio::spawn(resolving.run());
         let metrics = Metrics::new();
         let (spans, finished) = Spans::new(metrics.clone());
+        let clusters = Clusters::default();
+        metrics.add_clusters(Box::new(clusters.clone()));
         let shared = Arc::new(Shared {
             node: "n1".into(),
             state: state.clone(),
@@ -137,7 +142,7 @@ impl Node {
             limits,
             names,
             flows: AtomicUsize::new(0),
-            clusters: Default::default(),
+            clusters,
             spans,
         });
         let (listeners, receivers) = Listeners::new(2);

@@ -6,6 +6,7 @@
 //! less work; nginx's has no TLS at all and is there to compare with.
 
 mod rig;
+mod rules;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,10 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use self::rig::Rig;
+use self::{
+    rig::Rig,
+    rules::{Rules, SAID},
+};
 use super::{
     round::STEADY,
     usage::{Cpu, Memory},
@@ -62,34 +66,50 @@ pub struct Options {
     pub rounds: usize,
 }
 
-/// One row: what is asked, and by how many rules the proxies find the way.
+/// One row: what is asked, and by which rules the proxies find the way.
 struct Row {
     id: &'static str,
     title: &'static str,
     load: &'static [&'static str],
-    routes: usize,
+    rules: Rules,
     http2: bool,
 }
 
 const H1: &[&str] = &["--connections", "32"];
 const H2: &[&str] = &["--connections", "4", "--streams", "8"];
 const PACED: &[&str] = &["--connections", "16", "--rate", "1000"];
-const ROWS: [Row; 5] = [
-    row("h1-1", "HTTP/1.1, 32 connections, 1 route", H1, 1, false),
-    row("h1-100", "the same, 100 routes", H1, 100, false),
+const ONE: Rules = Rules::Prefixes(1);
+const HUNDRED: Rules = Rules::Prefixes(100);
+const ROWS: [Row; 7] = [
+    row("h1-1", "HTTP/1.1, 32 connections, 1 route", H1, ONE, false),
+    row("h1-100", "the same, 100 routes", H1, HUNDRED, false),
     row(
         "h2-1",
         "HTTP/2, 4 connections of 8 streams, 1 route",
         H2,
-        1,
+        ONE,
         true,
     ),
-    row("h2-100", "the same, 100 routes", H2, 100, true),
+    row("h2-100", "the same, 100 routes", H2, HUNDRED, true),
+    row(
+        "h1-headers",
+        "HTTP/1.1, a header matched and three changed",
+        H1,
+        Rules::Headers,
+        false,
+    ),
+    row(
+        "h2-headers",
+        "HTTP/2, a header matched and three changed",
+        H2,
+        Rules::Headers,
+        true,
+    ),
     row(
         "open-1",
         "HTTP/1.1 at 1,000/s, 16 connections, 1 route",
         PACED,
-        1,
+        ONE,
         false,
     ),
 ];
@@ -98,14 +118,14 @@ const fn row(
     id: &'static str,
     title: &'static str,
     load: &'static [&'static str],
-    routes: usize,
+    rules: Rules,
     http2: bool,
 ) -> Row {
     Row {
         id,
         title,
         load,
-        routes,
+        rules,
         http2,
     }
 }
@@ -142,7 +162,7 @@ async fn measure(options: &Options, findings: &mut Findings) -> Result<()> {
     say("starting the lab");
     let mut rig = Rig::up(&options.name, &mut findings.notes).await?;
     for row in &ROWS {
-        rig.routes(row.routes).await?;
+        rig.routes(row.rules).await?;
         let ways: Vec<Way> = Way::ALL.into_iter().filter(|w| rig.has(*w)).collect();
         // The direct way would need an application that speaks HTTP/2; the others speak it to their client only.
         let ways: Vec<Way> = match row.http2 {
@@ -223,7 +243,7 @@ fn mean<'a>(runs: impl Iterator<Item = &'a (Way, Figures)>) -> Figures {
 async fn once(options: &Options, rig: &Rig, row: &Row, way: Way) -> Result<Figures> {
     let (client, to) = rig.target(way, row.http2).await?;
     let mut words = vec!["http".to_owned(), to, "--checked".to_owned()];
-    words.extend(row.load.iter().map(|w| (*w).to_owned()));
+    words.extend(row.load.iter().chain(&SAID).map(|w| (*w).to_owned()));
     words.extend(["--seconds".into(), options.seconds.to_string()]);
     words.extend(["--warm-up".into(), options.warm_up.to_string()]);
     let pids = rig.routers(way).await?;

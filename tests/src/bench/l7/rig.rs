@@ -14,7 +14,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{SOON, Way};
+use super::{
+    SOON, Way,
+    rules::{NGINX, Rules, SAID},
+};
 use crate::{
     bench::{app, peers::Pair},
     lab::{Lab, images::Images, place::LabName, supervisor::Spec},
@@ -24,8 +27,6 @@ use crate::{
 const WORLD: &str = include_str!("world.yaml");
 const WRAP: u16 = 15001;
 const EDGE: u16 = 15008;
-/// Where nginx takes HTTP/1.1, and HTTP/2 with prior knowledge.
-const NGINX: [u16; 2] = [8081, 8082];
 
 /// The rig.
 pub(super) struct Rig {
@@ -103,9 +104,9 @@ impl Rig {
         }
     }
 
-    /// Gives all that route so many routes, and waits until each way carries a request.
-    pub(super) async fn routes(&mut self, count: usize) -> Result<()> {
-        self.lab.apply(&virtual_service(count)).await?;
+    /// Gives all that route these rules, and waits until each way carries a request.
+    pub(super) async fn routes(&mut self, rules: Rules) -> Result<()> {
+        self.lab.apply(&rules.virtual_service()).await?;
         for (way, mut child) in self.running.drain(..) {
             child
                 .kill()
@@ -113,12 +114,12 @@ impl Rig {
                 .with_context(|| format!("ending {}", way.title()))?;
         }
         if self.envoy.is_some() {
-            self.envoys(count).await?;
+            self.envoys(rules).await?;
         }
         if self.nginx {
             let config = self.files.path().join("nginx.conf");
             let to = SocketAddr::new(self.ip("plain/app").await?, app::PORT);
-            fs::write(&config, nginx(count, to, self.threads, self.files.path()))?;
+            fs::write(&config, rules.nginx(to, self.threads, self.files.path()))?;
             let words = ["/usr/sbin/nginx", "-c", &config.display().to_string()].map(str::to_owned);
             let child = self.spawn("plain/nginx", &words, Some("nginx.log")).await?;
             self.running.push((Way::Nginx, child));
@@ -129,7 +130,7 @@ impl Rig {
         Ok(())
     }
 
-    async fn envoys(&mut self, count: usize) -> Result<()> {
+    async fn envoys(&mut self, rules: Rules) -> Result<()> {
         let any = |port| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
         let own = |port| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
         let (edge, server) = (
@@ -152,7 +153,7 @@ impl Rig {
                 envoy::edge(
                     any(EDGE),
                     SocketAddr::new(server, EDGE),
-                    count,
+                    rules.envoy(),
                     &server_files,
                 ),
             ),
@@ -269,7 +270,8 @@ impl Rig {
             "--seconds",
             "0.1",
         ];
-        let words = words.map(str::to_owned);
+        let words = words.iter().chain(&SAID);
+        let words: Vec<String> = words.map(|w| (*w).to_owned()).collect();
         let deadline = Instant::now() + SOON;
         loop {
             match self.load(&client, &words).await {
@@ -295,36 +297,4 @@ impl Rig {
     pub(super) async fn down(self) -> Result<()> {
         self.lab.down().await.map(drop)
     }
-}
-
-/// Rules by prefix, of which only the last is ever asked for.
-fn virtual_service(count: usize) -> String {
-    let to = "route: [{destination: {host: app}}]";
-    let rule = |i| format!("  - {{match: [{{uri: {{prefix: /route-{i}/}}}}], {to}}}\n");
-    let rules: String = (1..count).map(rule).collect();
-    format!(
-        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: app, namespace: mesh}}\n\
-         spec:\n  hosts: [app]\n  http:\n{rules}  - {{{to}}}\n"
-    )
-}
-
-fn nginx(count: usize, to: SocketAddr, threads: usize, dir: &Path) -> String {
-    let pass = "proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection \"\";";
-    let location = |i| format!("    location /route-{i}/ {{ {pass} }}\n");
-    let locations: String = (1..count).map(location).collect();
-    let server = |listen: String| {
-        format!(
-            "  server {{\n    listen {listen};\n    keepalive_requests 100000000;\n{locations}    location / {{ {pass} }}\n  }}\n"
-        )
-    };
-    let (dir, [h1, h2]) = (dir.display(), NGINX);
-    format!(
-        "daemon off;\nworker_processes {threads};\npid {dir}/nginx.pid;\nerror_log {dir}/nginx-error.log warn;\n\
-         events {{ worker_connections 10000; }}\nhttp {{\n  access_log off;\n  client_body_temp_path {dir}/body;\n  \
-         proxy_temp_path {dir}/proxy;\n  fastcgi_temp_path {dir}/fastcgi;\n  uwsgi_temp_path {dir}/uwsgi;\n  scgi_temp_path {dir}/scgi;\n  \
-         upstream app {{ server {to}; keepalive {}; keepalive_requests 100000000; }}\n{}{}}}\n",
-        64 * threads,
-        server(h1.to_string()),
-        server(format!("{h2} http2")),
-    )
 }

@@ -13,7 +13,7 @@ use super::{
 const ROUNDS: u32 = 40_000;
 
 /// One HTTP/2 frame.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
     let mut out = length[1..].to_vec();
     out.extend([kind, flags]);
@@ -23,7 +23,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The client's preface and empty SETTINGS.
-fn preface() -> Vec<u8> {
+pub(super) fn preface() -> Vec<u8> {
     [
         &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
         &frame(4, 0, 0, &[]),
@@ -32,7 +32,7 @@ fn preface() -> Vec<u8> {
 }
 
 /// A header block in literals without indexing.
-fn block(headers: &[(&str, &str)]) -> Vec<u8> {
+pub(super) fn block(headers: &[(&str, &str)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (name, value) in headers {
         out.push(0);

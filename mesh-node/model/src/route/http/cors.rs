@@ -1,6 +1,7 @@
 //! Cross-origin requests, by the Fetch standard.
 //!
-//! Invariant: an origin that is not let in gets no header that would let a script read anything.
+//! Invariants: an origin that is not let in gets no header that would let a script read anything; every response but a
+//! preflight's says that it depends on the origin, so that no cache gives one origin what another was told.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use http::{
         ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
         ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
         ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD,
-        ORIGIN,
+        ORIGIN, VARY,
     },
 };
 
@@ -19,8 +20,8 @@ use super::Cors;
 /// What becomes of a request where cross-origin requests are ruled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Crossing {
-    /// It goes on, and its response stays as it is.
-    Plain,
+    /// It goes on, and these headers are set in its response, which lets nobody read it.
+    Plain(HeaderMap),
     /// It goes on, and these headers are set in its response.
     Marked(HeaderMap),
     /// It is a preflight: 200 with these headers and no body.
@@ -31,16 +32,16 @@ impl Cors {
     /// What becomes of a request.
     pub fn look(&self, method: &str, headers: &HeaderMap) -> Crossing {
         let Some(origin) = headers.get(ORIGIN) else {
-            return Crossing::Plain;
+            return Crossing::Plain(varies());
         };
         let asked = headers.get(ACCESS_CONTROL_REQUEST_METHOD);
         let preflight = asked.filter(|_| method == "OPTIONS");
         let text = origin.to_str().ok();
         let let_in = text.is_some_and(|o| self.origins.iter().any(|t| t.matches(o)));
         match (preflight, let_in) {
-            (None, false) => Crossing::Plain,
+            (None, false) => Crossing::Plain(varies()),
             (None, true) => Crossing::Marked(self.marks(origin)),
-            (Some(_), false) if self.forward_unmatched => Crossing::Plain,
+            (Some(_), false) if self.forward_unmatched => Crossing::Plain(varies()),
             (Some(_), false) => Crossing::Answered(HeaderMap::new()),
             (Some(method), true) => {
                 let wanted = headers.get(ACCESS_CONTROL_REQUEST_HEADERS);
@@ -51,6 +52,8 @@ impl Cors {
 
     fn marks(&self, origin: &HeaderValue) -> HeaderMap {
         let mut out = self.allowed(origin);
+        out.extend(varies());
+        // `*` means itself for a request with credentials, and what a response has is not known yet.
         put(&mut out, ACCESS_CONTROL_EXPOSE_HEADERS, &self.expose);
         out
     }
@@ -90,6 +93,11 @@ impl Cors {
         }
         out
     }
+}
+
+/// That a response depends on who asks.
+fn varies() -> HeaderMap {
+    HeaderMap::from_iter([(VARY, HeaderValue::from_static("origin"))])
 }
 
 /// A list in one header; none for an empty list, or one that no header can carry.

@@ -1,15 +1,16 @@
 //! The endpoints that may take requests to a port of a service, or to a named part of it.
 //!
 //! Invariants: an endpoint is in a subset only when its companion says so; a subset that nobody defines, or a
-//! destination that needs a feature this build does not know, has no endpoints and says why.
+//! destination that needs a feature this build does not know, has no endpoints and says why. Of places a destination
+//! decides before the service does, unless nobody asked it to.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use super::Selector;
 use crate::{
-    authz::Pinned,
+    authz::{self, Egress, Pinned, Target},
     balance::{self, Viewpoint},
-    mesh::{Mesh, Service, Workload, knows_features},
+    mesh::{Mesh, Service, Workload, knows_features, service::Mode},
     name::Identity,
     reason::Reason,
     resilience::{Destination, LocalityPreference},
@@ -25,6 +26,8 @@ pub struct Endpoint {
     pub address: Option<SocketAddr>,
     /// How to get there.
     pub candidate: Candidate,
+    /// Whether its node takes a waypoint's word for who the client is: from who is no waypoint of it, it takes none.
+    pub vouched: bool,
 }
 
 /// The endpoints of a service's port, or of a subset of them, each with its rank (higher is better) and its weight
@@ -45,19 +48,25 @@ pub fn endpoints(
         Some(name) => Some(selector(destination, name).ok_or(Reason::NoEndpoints)?),
         None => None,
     };
+    let open = service.balancing.mode == Mode::Unspecified;
     let preference = destination
         .and_then(|d| d.policy(subset, port))
-        .and_then(|p| p.balancing.locality.as_ref());
+        .and_then(|p| p.balancing.locality.as_ref())
+        .filter(|preference| open || !preference.is_unasked());
     let fit = |w: &Arc<Workload>| {
         let chosen = selector.is_none_or(|s| in_subset(mesh, w, s));
         let rank = balance::rank(&service.balancing, &from, w).filter(|_| chosen)?;
         let (rank, weight) = match preference {
-            Some(preference) => preferred(preference, &from, w)?,
+            Some(preference) => preferred(mesh, preference, &from, w)?,
             None => (rank, w.capacity),
         };
         Some((rank, weight, endpoint::target_port(w, service, declared)?))
     };
     let names: Vec<Identity> = endpoint::alternative_names(service).collect();
+    let all = from
+        .speaker
+        .is_some_and(|s| authz::vouches_for(mesh, from.network, &service.name, s));
+    let vouched = |w: &Workload| all || from.speaker.is_some_and(|s| authz::vouches(mesh, w, s));
     let v6 = service
         .vips
         .first()
@@ -78,6 +87,7 @@ pub fn endpoints(
             workload: Arc::clone(workload),
             address: at.address(),
             candidate: at.candidate(mesh, &names),
+            vouched: vouched(workload),
         };
         found.push((rank, weight, endpoint));
     }
@@ -96,6 +106,22 @@ pub fn pinned(mesh: &Mesh, to: &Pinned, service: &Service, port: u16) -> Result<
         workload,
         address: Some(address),
         candidate,
+        // It is an endpoint of what was addressed, which the waypoint serves.
+        vouched: true,
+    })
+}
+
+/// The workload that a flow is addressed to, where that is no service, at the address that was dialed.
+pub fn addressed(mesh: &Mesh, flow: &Egress) -> Option<Endpoint> {
+    let Target::Workload(workload, port) = &flow.target else {
+        return None;
+    };
+    let address = SocketAddr::new(flow.original.ip().to_canonical(), *port);
+    Some(Endpoint {
+        workload: Arc::clone(workload),
+        address: Some(address),
+        candidate: endpoint::candidate(mesh, workload, address, &[]),
+        vouched: true,
     })
 }
 
@@ -111,6 +137,7 @@ fn in_subset(mesh: &Mesh, workload: &Workload, selector: &Selector) -> bool {
 
 /// Rank and weight by what a destination prefers; `None` where it sends nothing.
 fn preferred(
+    mesh: &Mesh,
     preference: &LocalityPreference,
     from: &Viewpoint<'_>,
     to: &Workload,
@@ -128,7 +155,9 @@ fn preferred(
             }
         }
         LocalityPreference::Labels(keys) => {
-            Some((balance::labels_rank(keys, from, to), to.capacity))
+            let extra = mesh.extra(&to.uid);
+            let groups = extra.map_or(&[][..], |extra| &extra.groups);
+            Some((balance::labels_rank(keys, from, to, groups), to.capacity))
         }
     }
 }

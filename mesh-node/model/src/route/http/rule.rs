@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Match, Pattern};
 use crate::{
     name::ServiceName,
-    resilience::{AffinityKey, Fault, Retries, Share},
+    resilience::{Fault, Retries, Session, Share},
 };
 
 /// A rule.
@@ -32,9 +32,8 @@ pub struct Rule {
     pub mirrors: Box<[Mirror]>,
     /// Cross-origin requests.
     pub cors: Option<Cors>,
-    /// What keeps requests of a session at the endpoint that answered the first one (Gateway API's `sessionPersistence`):
-    /// a cookie or a header, which the answer gives and later requests bring.
-    pub session: Option<AffinityKey>,
+    /// What keeps requests of a session together.
+    pub session: Option<Session>,
 }
 
 /// What becomes of a request.

@@ -5,27 +5,29 @@
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 use mesh_model::{reason::Reason, route::http::Endpoint};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::super::through;
 use super::{Failed, Message, Session, Switch, Way};
 use crate::{
     exchange::{
-        Bounds, Kept, Key, Opened, Outgoing, Picked, Reply, SendError, open, strip, upgrade,
+        Bounds, Kept, Key, Opened, Outgoing, Picked, Reply, SendError, Waiting, open, strip,
+        upgrade,
     },
     serve::reach::Reaching,
     tunnel::Link,
 };
 
 impl Way {
-    /// One try. A connection that was idle may have ended meanwhile: then nothing was sent, and another one is used.
+    /// One try, which says its number and how long it is waited for, if that is known. A connection that was idle may have
+    /// ended meanwhile: then nothing was sent, and another one is used.
     pub(super) async fn send(
         &self,
         message: &Message,
         endpoint: &Endpoint,
         body: Outgoing,
         kept: &Kept,
-        attempt: u32,
+        said: (u32, Option<String>),
     ) -> Result<(Response<Incoming>, Opened, Key), Failed> {
         let mut body = Some(body);
         for fresh in [false, true] {
@@ -34,7 +36,10 @@ impl Way {
                 .take()
                 .or_else(|| kept.begin())
                 .ok_or(Failed::Broken { sent: true })?;
-            match opened.send(message.request(body, attempt)).await {
+            match opened
+                .send(message.request(body, said.0, said.1.as_deref()))
+                .await
+            {
                 Ok(response) => return Ok((response, opened, key)),
                 Err(SendError::Unsent) => {}
                 Err(SendError::Refused) => return Err(Failed::Refused),
@@ -64,6 +69,7 @@ impl Way {
                 self.session.carry.identity().cloned(),
                 self.session.carry.client.ip(),
             ),
+            vouched: endpoint.vouched,
         };
         let connections = &self.session.data.connections;
         let alone = fresh || message.switch.is_some();
@@ -99,7 +105,14 @@ impl Way {
         }
         let _opening = connections.opening(&key);
         let link = self.dial(endpoint, key.h2).await?;
-        let opened = open(link, key.h2, self.cluster.clone(), counted).await;
+        let opened = open(
+            link,
+            key.h2,
+            pool.http2_keepalive,
+            self.cluster.clone(),
+            counted,
+        )
+        .await;
         match opened {
             Ok(mut opened) => {
                 connections.share(&key, &mut opened, self.bounds(), &self.cluster);
@@ -130,14 +143,14 @@ impl Way {
             carry,
             permitted: &self.permitted,
             client: self.client.as_deref(),
-            service: &self.cluster.key.service,
+            service: self.cluster.key.service(),
             policy: &self.policy,
         };
         let alpn = if h2 { "h2" } else { "http/1.1" };
         reaching.link(endpoint, Some(alpn)).await.map_err(|error| {
             tracing::debug!(%error, workload = %endpoint.workload.uid, "an endpoint could not be reached");
             match error.reason() {
-                Reason::PeerDenied => Failed::Denied,
+                Reason::PeerDenied | Reason::NotWaypoint => Failed::Denied,
                 _ => Failed::Connect,
             }
         })
@@ -149,7 +162,7 @@ impl Way {
         message: &Message,
         (response, mut opened, key): (Response<Incoming>, Opened, Key),
         mut picked: Picked,
-        limit: Option<Instant>,
+        limit: Option<Waiting>,
         began: Instant,
     ) -> Response<Reply> {
         let (mut parts, body) = response.into_parts();
@@ -194,7 +207,6 @@ impl Way {
             let connections = &self.session.data.connections;
             connections.keep(key, opened, self.bounds(), self.cluster.clone());
         }
-        let limit = limit.map(sleep_until);
         Response::from_parts(parts, Reply::from_endpoint(body, picked.taken, limit))
     }
 }

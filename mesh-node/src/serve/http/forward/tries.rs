@@ -3,20 +3,22 @@
 //! Invariants: what was tried is avoided while there is something else; a body that is gone is not tried again; what
 //! comes of each try is known to the cluster before the next one.
 
+use std::time::SystemTime;
+
 use http::{HeaderValue, Response};
 use hyper::body::Incoming;
 use mesh_model::{
     balance::Viewpoint,
     name::WorkloadUid,
     reason::Reason,
-    resilience::{Affinity, Retries, retry::Outcome, session_of},
+    resilience::{Affinity, Retries, retry::Outcome},
     route::http::Endpoint,
 };
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
-use super::{Asking, FOREVER, Failed, Message, Way};
+use super::{Asking, Failed, Message, Way};
 use crate::{
-    exchange::{Counted, Kept, Key, Local, Opened, Picked, Reply, Wish},
+    exchange::{Counted, Kept, Key, Local, Opened, Over, Picked, Reply, Wish},
     observe::RequestGuard,
     serve::parties,
 };
@@ -48,6 +50,8 @@ impl Way {
             query,
             session,
             rule,
+            grpc,
+            patience,
         } = asked;
         let under_way = self.cluster.requests.take(self.policy.pool.max_requests);
         let mut under_way = Some(under_way.ok_or(Local::OVERFLOW)?);
@@ -59,66 +63,68 @@ impl Way {
                 Some(&standard)
             }
         };
-        let now = Instant::now();
-        let limit = rule.and_then(|r| r.timeout).map(|t| now + t);
+        let each = retries.and_then(|r| r.per_try_timeout);
         let (mut tried, mut made) = (Vec::<WorkloadUid>::new(), None);
         let mut retrying: Option<Counted> = None;
         for attempt in 1.. {
             let wish = Wish {
-                session,
+                session: session.map(|held| held.endpoint),
                 tried: match retries {
                     Some(retries) if retries.avoid_previous => &tried,
                     Some(_) | None => &[],
                 },
                 leave_hash: retries.is_some_and(|r| r.avoid_hashed),
                 elsewhere: retries.is_some_and(|r| r.remote_localities),
+                dialed: Some(self.session.carry.permitted.permit.subject().original),
             };
             let mut picked = self.pick(message, query, wish, &mut made)?;
             self.to(&picked.endpoint, guard);
             guard.record.attempts = attempt;
-            let per_try = retries
-                .and_then(|r| r.per_try_timeout)
-                .map(|t| Instant::now() + t);
-            let until = [per_try, limit].into_iter().flatten().min();
-            let until = until.unwrap_or_else(|| Instant::now() + FOREVER);
             let began = Instant::now();
             let body = kept.begin().ok_or(Local::TERMINATED)?;
-            let sent = self.send(message, &picked.endpoint, body, kept, attempt);
-            let outcome = timeout_at(until, sent).await.unwrap_or(Err(Failed::Late));
+            let told = grpc.then(|| patience.told(each)).flatten();
+            let sent = self.send(message, &picked.endpoint, body, kept, (attempt, told));
+            let (outcome, over) = tokio::select! {
+                biased;
+                outcome = sent => (outcome, None),
+                over = patience.over(began, each) => (Err(Failed::Late), Some(over)),
+            };
             self.learn(&picked.endpoint.workload.uid, &outcome);
-            if limit.is_some_and(|l| Instant::now() >= l) && outcome.is_err() {
-                return Err(Local::TIMEOUT);
-            }
             drop(retrying.take());
+            if let Some(over) = over.and_then(ended) {
+                return Err(over);
+            }
             match self.again(retries, attempt, &outcome, kept) {
                 Again::Unwanted => {}
                 Again::Yes(retries, counted) => {
                     tried.push(picked.endpoint.workload.uid.clone());
                     retrying = Some(counted);
                     let pause = retries.pause(attempt, fastrand::u64(..));
-                    let limit = limit.unwrap_or_else(|| Instant::now() + FOREVER);
-                    if timeout_at(limit, sleep(pause)).await.is_err() {
-                        return Err(Local::TIMEOUT);
+                    let over = tokio::select! {
+                        () = sleep(pause) => None,
+                        over = patience.over(began, None) => ended(over),
+                    };
+                    if let Some(over) = over {
+                        return Err(over);
                     }
                     continue;
                 }
                 Again::Used => guard.flag("URX"),
                 Again::Overflow => guard.flag("UO"),
-                Again::Gone => guard.record.details = "request_payload_exceeded_retry_buffer_limit",
+                Again::Gone => guard.detail("request_payload_exceeded_retry_buffer_limit"),
             }
             let response = outcome.map_err(|failed| failed.local())?;
             guard.record.upstream = Some(began.elapsed());
             picked.taken.request = under_way.take();
-            let endpoint = picked.endpoint.workload.uid.clone();
-            let mut response = self.answered(message, response, picked, limit, began);
+            let sticky = rule.and_then(|r| r.session.as_ref());
+            let endpoint = &picked.endpoint.workload.uid;
+            let given = sticky.and_then(|s| s.given(endpoint, session, SystemTime::now()));
+            let mut response = self.answered(message, response, picked, patience.rest(), began);
             if let Some((_, cookie)) = made {
                 let headers = response.headers_mut();
                 headers.append(http::header::SET_COOKIE, cookie);
             }
-            let sticky = rule.and_then(|r| r.session.as_ref());
-            if session != Some(session_of(&endpoint))
-                && let Some((name, value)) = sticky.and_then(|key| key.begin_session(&endpoint))
-            {
+            if let Some((name, value)) = given {
                 response.headers_mut().append(name, value);
             }
             return Ok(response);
@@ -141,7 +147,7 @@ impl Way {
         if attempt > retries.attempts {
             return Again::Used;
         }
-        if kept.begin().is_none() {
+        if !kept.is_there() {
             return Again::Gone;
         }
         match self.may_retry() {
@@ -173,7 +179,8 @@ impl Way {
         };
         let snapshot = &self.permitted.snapshot;
         let shared = &self.session.data.shared;
-        let from = Viewpoint::of(&shared.node, &self.permitted.permit.subject().source);
+        let source = &self.permitted.permit.subject().source;
+        let from = Viewpoint::of_waypoint(&snapshot.mesh, &shared.node, source);
         let view = (&snapshot.mesh, snapshot.generation, from);
         let now = Instant::now().into_std();
         let picked = match &self.pinned {
@@ -191,15 +198,9 @@ impl Way {
         parties::chosen(&endpoint.candidate, &mut guard.flow);
     }
 
-    /// One more retry, where the destination's bounds allow it. A budget holds instead of a fixed bound.
+    /// One more retry, where the destination's bounds allow it.
     fn may_retry(&self) -> Option<Counted> {
-        let by_budget = self.policy.retry_budget.map(|(share, least)| {
-            let active = u64::from(self.cluster.requests.get()) * u64::from(share.parts());
-            u32::try_from(active / 1_000_000)
-                .unwrap_or(u32::MAX)
-                .max(least)
-        });
-        let most = by_budget.or(self.policy.pool.max_retries);
+        let most = self.policy.most_retries(self.cluster.requests.get());
         self.cluster.retries.take(most)
     }
 
@@ -212,7 +213,8 @@ impl Way {
         let now = Instant::now().into_std();
         let out = match outcome {
             Ok((response, ..)) => self.cluster.answered(who, response.status().as_u16(), now),
-            Err(Failed::Connect | Failed::Refused | Failed::Broken { .. } | Failed::Late) => {
+            Err(Failed::Connect) => self.cluster.unreached(who, now),
+            Err(Failed::Refused | Failed::Broken { .. } | Failed::Late) => {
                 self.cluster.failed(who, now)
             }
             // Neither says anything of the endpoint.
@@ -221,6 +223,15 @@ impl Way {
         if out {
             tracing::info!(cluster = %self.cluster.key, workload = %who, "an endpoint failed too often and is left out for a while");
         }
+    }
+}
+
+/// What the client is told when its request's time is over; nothing when only a try's is.
+fn ended(over: Over) -> Option<Local> {
+    match over {
+        Over::Request => Some(Local::TIMEOUT),
+        Over::Client => Some(Local::DEADLINE),
+        Over::Try => None,
     }
 }
 

@@ -141,8 +141,69 @@ async fn a_cookie_with_a_time_to_live_is_given_once_and_holds() {
 
 fn in_session(key: AffinityKey, action: Action) -> Rule {
     let mut rule = rule("/", action);
-    rule.session = Some(key);
+    rule.session = Some(Session {
+        key,
+        absolute: None,
+        idle: None,
+    });
     rule
+}
+
+#[tokio::test]
+async fn a_session_ends_when_it_is_old_or_was_not_used() {
+    let w = world("205", AppProtocol::Http11).await;
+    let all = Action::Forward(Box::new([backend(None, 1)]));
+    let mut timed = in_session(cookie(Some(Duration::from_secs(7200))), all);
+    let session = timed.session.as_mut().expect("it has one");
+    session.absolute = Some(Duration::from_secs(7200));
+    session.idle = Some(Duration::from_secs(60));
+    w.routes(vec![timed]);
+    let endpoint = format!("sticky={:016x}", session_of(&testing::uid("shop", "db-1")));
+    let since = SystemTime::UNIX_EPOCH.elapsed().expect("it is later");
+    let ago = |seconds: u64| format!("{:012x}", (since.as_millis() as u64) - seconds * 1000);
+    let given = |headers: &HeaderMap| {
+        let value = headers.get("set-cookie")?.to_str().expect("text");
+        let (pair, rest) = value.split_once("; Max-Age=").expect("attributes");
+        let (left, _) = rest.split_once(';').expect("attributes");
+        Some((pair.to_owned(), left.parse::<u64>().expect("seconds")))
+    };
+    // Used just now it stays as it is; a while ago, that it was used is said, but not that it is younger.
+    for _ in 0..8 {
+        let used = format!("{endpoint}{}{}", ago(3600), ago(0));
+        let (_, headers, body) = w.ask(with("cookie", &used, "/")).await;
+        assert_eq!(body, "v1");
+        if since.as_millis() + 900 > SystemTime::UNIX_EPOCH.elapsed().expect("later").as_millis() {
+            assert_eq!(given(&headers), None);
+        }
+        let used = format!("{endpoint}{}{}", ago(3600), ago(30));
+        let (_, headers, body) = w.ask(with("cookie", &used, "/")).await;
+        assert_eq!(body, "v1");
+        let (again, left) = given(&headers).expect("it was used");
+        assert!(
+            again.starts_with(&format!("{endpoint}{}", ago(3600))),
+            "{again}"
+        );
+        assert!(again > used, "{again}");
+        assert!((3500..=3601).contains(&left), "{left}");
+    }
+    for over in [
+        format!("{endpoint}{}{}", ago(3600), ago(61)),
+        format!("{endpoint}{}{}", ago(7201), ago(1)),
+        format!("{endpoint}{}{}", ago(1), ago(2)),
+        endpoint.clone(),
+    ] {
+        // That none of 24 is answered by the other one of two happens once in 16 million.
+        let mut others = 0;
+        for _ in 0..24 {
+            let (_, headers, body) = w.ask(with("cookie", &over, "/")).await;
+            let (begun, left) = given(&headers).expect("a new session");
+            assert!(begun[endpoint.len()..] > *ago(1), "{begun}");
+            assert_eq!(left, 7200);
+            others += u32::from(body == "v2");
+        }
+        assert!(others > 0, "{over}");
+    }
+    w.node.stop().await;
 }
 
 #[tokio::test]

@@ -54,6 +54,34 @@ async fn a_copy_is_the_whole_request_marked_as_a_shadow() {
     assert_eq!(answer.status(), 200);
     until(|| w.v2.seen("/echo").iter().any(|s| s[3] == "in pieces")).await;
     assert_eq!((w.v1.asked.load(SeqCst), w.v2.asked.load(SeqCst)), (4, 4));
+    // With something behind its end.
+    let (give, body) = pieces();
+    let mut client = w.client_of().await;
+    let request = Request::post("/echo").header("host", "db");
+    let request = request.header("trailer", "x-end").body(body);
+    let sent = client.send_request(request.expect("a request"));
+    let script = async {
+        let mut end = HeaderMap::new();
+        end.insert("x-end", "here".parse().expect("good"));
+        for frame in [
+            Frame::data(Bytes::from_static(b"before")),
+            Frame::trailers(end),
+        ] {
+            give.send(frame).await.expect("taken");
+        }
+        drop(give);
+    };
+    let (answer, ()) = tokio::join!(sent, script);
+    assert_eq!(
+        answer.expect("an answer").headers()["x-trailer-x-end"],
+        "here"
+    );
+    until(|| {
+        let mut seen = w.v2.seen("/echo").into_iter();
+        seen.any(|s| s[3] == "before x-end=here")
+    })
+    .await;
+    until(|| w.metric("warren_mirrors_total{result=\"answered\"}") == 5).await;
     w.node.stop().await;
 }
 
@@ -104,6 +132,12 @@ async fn a_copy_neither_delays_nor_fails_the_request() {
     let (status, _, echoed) = w.ask(request).await;
     assert!(status == 200 && echoed == much);
     assert!(w.v2.seen("/echo").is_empty());
+    for (path, why) in [("/echo", "body_not_kept"), ("/lost", "no_backend")] {
+        let detail = format!("response_code_details=mirror_not_sent{{{why}}}");
+        w.node.line(&[&format!("path={path} "), &detail]).await;
+        let counted = format!("warren_mirrors_total{{result=\"{why}\"}}");
+        assert!(w.metric(&counted) > 0, "{why}");
+    }
     // A request that fails is copied all the same.
     assert_eq!(w.get("/status/500").await.0, 500);
     until(|| w.v2.seen("/status/500").len() == 1).await;

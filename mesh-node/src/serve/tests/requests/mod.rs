@@ -14,7 +14,10 @@ use std::{
 use ::http::{HeaderMap, Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -22,8 +25,9 @@ use hyper_util::{
 use mesh_model::{
     mesh::{AppProtocol, Change, MtlsMode},
     resilience::{
-        Abort, Affinity, AffinityKey, Destination, Fault, HashTable, LoadBalancing, Outlier, Pool,
-        Retries, RetryOn, Share, Simple, TrafficPolicy, Warmup, Weighing,
+        Abort, Affinity, AffinityKey, Destination, Fault, HashTable, Http2Keepalive, LoadBalancing,
+        Outlier, Pool, Retries, RetryOn, Session, Share, Simple, TrafficPolicy, Warmup, Weighing,
+        session_of,
     },
     route::http::{
         Action, Backend, Cors, Filters, HeaderEdits, Match, Mirror, PathMatch, PathRewrite,
@@ -42,11 +46,17 @@ use crate::exchange::ClusterKey;
 
 const PORT: u16 = 8080;
 
+mod addressed;
 mod affinity;
 mod answers;
+mod beyond;
+mod deadlines;
+mod dialects;
 mod faults;
 mod leaving;
 mod mirrors;
+mod origins;
+mod patience;
 mod pools;
 mod protocols;
 mod secured;
@@ -189,9 +199,20 @@ async fn reply(
     }
     let body = request.into_body().collect().await;
     let body = body.map_err(io::Error::other)?;
+    match what {
+        "read-reset" => return Err(io::ErrorKind::ConnectionReset.into()),
+        "read-slow" => tokio::time::sleep(Duration::from_secs(5)).await,
+        _ => {}
+    }
     let trailers = body.trailers().cloned();
+    for (name, value) in trailers.iter().flatten() {
+        response = response.header(format!("x-trailer-{name}"), value);
+    }
     let bytes = body.to_bytes();
-    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    for (name, value) in trailers.iter().flatten() {
+        text += &format!(" {name}={}", value.to_str().expect("text"));
+    }
     noted
         .lock()
         .expect("not poisoned")
@@ -280,6 +301,14 @@ impl World {
     }
 
     async fn client(&self) -> hyper::client::conn::http1::SendRequest<Full<Bytes>> {
+        self.client_of().await
+    }
+
+    /// A client's connection for requests with bodies of another kind.
+    async fn client_of<B>(&self) -> hyper::client::conn::http1::SendRequest<B>
+    where
+        B: hyper::body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    {
         let tcp = self.node.dial(&self.web, self.vip).await;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await;
         let (sender, connection) = handshake.expect("HTTP");
@@ -304,6 +333,14 @@ impl World {
 
     /// A client's connection of HTTP/2.
     async fn client2(&self) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+        self.client2_of().await
+    }
+
+    /// The same for requests with bodies of another kind.
+    async fn client2_of<B>(&self) -> hyper::client::conn::http2::SendRequest<B>
+    where
+        B: hyper::body::Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+    {
         let tcp = self.node.dial(&self.web, self.vip).await;
         let io = TokioIo::new(tcp);
         let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
@@ -314,7 +351,7 @@ impl World {
 
     /// The service, or a subset of it, as the waypoint uses it.
     fn cluster(&self, subset: Option<&str>) -> Arc<crate::exchange::Cluster> {
-        self.node.shared.clusters.get(&ClusterKey {
+        self.node.shared.clusters.get(&ClusterKey::Service {
             service: testing::service_name("shop", "db"),
             port: PORT,
             subset: subset.map(Into::into),
@@ -331,6 +368,14 @@ impl World {
         .await;
     }
 
+    /// What a metric says whose name and labels begin so, or 0.
+    fn metric(&self, begins: &str) -> u64 {
+        let text = self.node.shared.observer.metrics().text().expect("text");
+        let lines = text.lines().filter(|l| l.starts_with(begins));
+        let last = lines.map(|l| l.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()));
+        last.map(|n| n.expect("a number")).sum()
+    }
+
     /// Counts requests by the flags that metrics report of them.
     fn counted(&self, flags: &str) -> u64 {
         let text = self.node.shared.observer.metrics().text().expect("text");
@@ -342,6 +387,19 @@ impl World {
         let last = lines.map(|l| l.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok()));
         last.map(|n| n.expect("a number")).sum()
     }
+}
+
+/// A body that comes in pieces, as a test gives them; it ends when the test lets go of its sender.
+type Pieces = http_body_util::combinators::BoxBody<Bytes, Infallible>;
+
+fn pieces() -> (mpsc::Sender<Frame<Bytes>>, Pieces) {
+    let (give, take) = mpsc::channel(1);
+    let next = |mut take: mpsc::Receiver<Frame<Bytes>>| async move {
+        let frame = take.recv().await?;
+        Some((Ok(frame), take))
+    };
+    let body = http_body_util::StreamBody::new(futures_util::stream::unfold(take, next));
+    (give, BodyExt::boxed(body))
 }
 
 /// One request on a connection of HTTP/2.

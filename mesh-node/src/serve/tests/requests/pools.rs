@@ -14,7 +14,7 @@ async fn bounds_refuse_at_once_and_failing_endpoints_are_left_out() {
         ..TrafficPolicy::default()
     });
     w.routes(vec![rule("/hold", to("v1"))]);
-    let cluster = w.node.shared.clusters.get(&ClusterKey {
+    let cluster = w.node.shared.clusters.get(&ClusterKey::Service {
         service: testing::service_name("shop", "db"),
         port: PORT,
         subset: Some("v1".into()),
@@ -56,6 +56,20 @@ async fn bounds_refuse_at_once_and_failing_endpoints_are_left_out() {
     assert!(by_service.iter().all(|b| b == "v1" || b == "v2"));
     assert_eq!(w.get("/broken").await.2, "no healthy upstream");
     w.node.line(&["path=/broken ", "response_flags=UH"]).await;
+    // All of it is seen in metrics.
+    let of = |subset: &str, name: &str, more: &str| {
+        let cluster = format!("outbound|8080|{subset}|db.shop.svc.cluster.local");
+        w.metric(&format!(
+            "warren_cluster_{name}{{cluster=\"{cluster}\"{more}}}"
+        ))
+    };
+    assert_eq!(of("v1", "overflows_total", ",bound=\"pending\""), 2);
+    assert_eq!(of("v1", "requests_total", ""), 4);
+    assert_eq!(of("v1", "ejections_total", ""), 0);
+    assert_eq!(of("v2", "ejections_total", ""), 1);
+    assert_eq!(of("v2", "endpoints", ",state=\"ejected\""), 1);
+    assert_eq!(of("v2", "endpoints", ",state=\"healthy\""), 0);
+    assert_eq!(w.metric("warren_endpoint_ejected{"), 1);
     w.node.stop().await;
 }
 
@@ -323,12 +337,7 @@ async fn an_endpoint_that_cannot_be_reached_is_left_out_for_its_time() {
     let mesh = &snapshot.mesh;
     let own = mesh.workload(&w.web.workload.uid).expect("known").clone();
     let node = "n1".into();
-    let view = mesh_model::balance::Viewpoint {
-        node: &node,
-        locality: &own.locality,
-        cluster: &own.cluster,
-        network: &own.network,
-    };
+    let view = mesh_model::balance::Viewpoint::of(&snapshot.mesh, &node, &own);
     let now = std::time::Instant::now();
     let picked = |after: u64| {
         let mut who = BTreeMap::<String, u32>::new();
@@ -378,12 +387,7 @@ async fn a_new_endpoint_comes_to_its_share_slowly() {
     let picked = |after: u64, times: u32| {
         let snapshot = w.node.state.load();
         let own = snapshot.mesh.workload(&w.web.workload.uid).expect("known");
-        let view = mesh_model::balance::Viewpoint {
-            node: &node,
-            locality: &own.locality,
-            cluster: &own.cluster,
-            network: &own.network,
-        };
+        let view = mesh_model::balance::Viewpoint::of(&snapshot.mesh, &node, own);
         let at = now + Duration::from_secs(after);
         let picks = (0..times).filter(|_| {
             let view = (&snapshot.mesh, snapshot.generation, view);

@@ -321,5 +321,91 @@ async fn a_body_that_was_not_kept_is_sent_once_and_that_is_said() {
     w.node
         .line(&["attempts=1", "request_payload_exceeded_retry_buffer_limit"])
         .await;
+    // However the one try ended.
+    for (path, flag, details) in [
+        (
+            "/read-reset",
+            "UC",
+            "upstream_reset_before_response_started{connection_termination}",
+        ),
+        ("/read-slow", "UT", "response_timeout"),
+    ] {
+        let mut tried = rule("/", to("v1"));
+        tried.retries = Some(Retries {
+            per_try_timeout: Some(Duration::from_millis(500)),
+            ..retrying("5xx", 3)
+        });
+        w.routes(vec![tried]);
+        let request = Request::post(path).header("host", "db");
+        let request = request.body(Full::from(vec![1u8; 300 << 10]));
+        let (status, ..) = w.ask(request.expect("a request")).await;
+        assert!(status.is_server_error(), "{path}: {status}");
+        w.node
+            .line(&[
+                &format!("path={path} "),
+                "attempts=1",
+                &format!("response_flags={flag} "),
+                &format!("request_payload_exceeded_retry_buffer_limit,{details}"),
+            ])
+            .await;
+    }
+    w.node.stop().await;
+}
+
+/// A try that is given up reads no more of the body than the one after it.
+#[tokio::test]
+async fn a_body_that_still_comes_goes_to_the_try_after_the_one_that_was_given_up() {
+    let w = world("138", AppProtocol::Http2).await;
+    w.destination(TrafficPolicy::default());
+    // In the place of `v1`, a server that reads bodies and never answers.
+    w.v1.stop().await;
+    let listener = TcpListener::bind(w.v1.address).await.expect("free again");
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut served = h2::server::handshake(tcp).await.expect("HTTP/2");
+                let mut held = Vec::new();
+                while let Some(Ok((request, respond))) = served.accept().await {
+                    held.push(respond);
+                    tokio::spawn(async move {
+                        let mut body = request.into_body();
+                        while let Some(Ok(data)) = body.data().await {
+                            let _ = body.flow_control().release_capacity(data.len());
+                        }
+                    });
+                }
+            });
+        }
+    });
+    let all = Action::Forward(Box::new([backend(None, 1)]));
+    let mut tried = rule("/", all);
+    tried.retries = Some(Retries {
+        per_try_timeout: Some(Duration::from_millis(100)),
+        ..retrying("gateway-error", 1)
+    });
+    w.routes(vec![tried]);
+    for n in 0..10 {
+        let (give, body) = pieces();
+        let mut client = w.client_of().await;
+        let request = Request::post("/echo").header("host", "db");
+        let sent = client.send_request(request.body(body).expect("a request"));
+        let last = n.to_string();
+        let script = async {
+            for piece in ["in ", "pieces ", last.as_str()] {
+                let data = Frame::data(Bytes::copy_from_slice(piece.as_bytes()));
+                give.send(data).await.expect("taken");
+                tokio::time::sleep(Duration::from_millis(60)).await;
+            }
+            drop(give);
+        };
+        let (answer, ()) = tokio::join!(sent, script);
+        let answer = answer.expect("an answer");
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["x-app"]),
+            (200, &"v2".parse().expect("good"))
+        );
+        let body = answer.into_body().collect().await.expect("a body");
+        assert_eq!(body.to_bytes(), format!("in pieces {n}"));
+    }
     w.node.stop().await;
 }
