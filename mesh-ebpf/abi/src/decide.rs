@@ -276,6 +276,10 @@ pub fn lookup(
 
 /// Linux's numbers of the TCP states that matter at the end of a connection.
 pub mod tcp_state {
+    /// Open in both directions.
+    pub const ESTABLISHED: u32 = 1;
+    /// The client's FIN was sent or waits for room.
+    pub const FIN_WAIT1: u32 = 4;
     /// The client's FIN is acknowledged.
     pub const FIN_WAIT2: u32 = 5;
     /// Closed.
@@ -288,11 +292,12 @@ pub mod tcp_state {
     pub const CLOSING: u32 = 11;
 }
 
-/// Whether a captured connection that ends in state `last` may still wait to be accepted. A client that sends
-/// and closes at once is gone before the proxy looks: what it sent must still find its way.
+/// Whether a captured connection that ends in state `last` may still wait to be accepted. A client that sends and closes,
+/// or resets, at once is gone before the proxy looks: what it sent must still find its way.
 #[inline(always)]
 pub fn may_wait(last: u32) -> bool {
-    last == tcp_state::FIN_WAIT2 || last == tcp_state::CLOSING
+    use tcp_state::{CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2};
+    last == ESTABLISHED || last == FIN_WAIT1 || last == FIN_WAIT2 || last == CLOSING
 }
 
 /// The payload bytes of a flow that ends in state `last`. TCP's own counters take SYN and FIN for a byte each;

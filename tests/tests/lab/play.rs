@@ -80,7 +80,7 @@ fn play(part: &str, args: &[&str]) -> Result<()> {
 }
 
 /// How a connection ends, by who does what.
-pub const SCENES: [&str; 9] = [
+pub const SCENES: [&str; 10] = [
     "client-half-close",
     "server-half-close",
     "client-reset",
@@ -89,6 +89,7 @@ pub const SCENES: [&str; 9] = [
     "server-fin-pending",
     "client-unread",
     "client-linger-pending",
+    "client-reset-at-once",
     "client-killed",
 ];
 
@@ -205,7 +206,7 @@ fn serve_scene(mut tcp: TcpStream) -> Result<Seen> {
             Ok(drain(&mut tcp, scene, false))
         }
         // How much arrives before the reset is a race on any network.
-        "client-linger-pending" => {
+        "client-linger-pending" | "client-reset-at-once" => {
             let seen = drain(&mut tcp, scene, false);
             ensure!(seen.bytes <= 256 * KIB, "{} bytes of 256 KiB", seen.bytes);
             Ok(Seen {
@@ -276,6 +277,11 @@ fn ends_client(to: SocketAddr, scene: &str) -> Result<Seen> {
         }
         "client-linger-pending" => {
             tcp.write_all(&block(256 * KIB))?;
+            abort(tcp)?;
+            Ok(gone("own reset"))
+        }
+        "client-reset-at-once" => {
+            tcp.write_all(&block(10 * KIB))?;
             abort(tcp)?;
             Ok(gone("own reset"))
         }

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::lab::Lab;
+use nix::sys::signal::Signal;
 
 use super::{
     hbone::{Root, Trap, Tunnel, leaf},
@@ -246,17 +247,27 @@ impl Server {
 
     /// Plays a scene with a client in `who`; gives what the client and the server saw.
     async fn plays(&self, lab: &Lab, who: &str, scene: &str) -> Result<(String, Seen)> {
+        let client = self.played_by(lab, who, scene).await?;
+        Ok((client, self.saw(scene).await?))
+    }
+
+    /// The client's part, and what it saw.
+    async fn played_by(&self, lab: &Lab, who: &str, scene: &str) -> Result<String> {
         self.seen.lock().expect("not poisoned").clear();
         let ran = lab
             .exec(who, &play::command("ends-client", &[&self.at, scene])?)
             .await?;
-        let client = match scene {
+        Ok(match scene {
             "client-killed" => format!("ended with {}", ran.code),
             _ => {
                 ensure!(ran.code == 0, "{scene} in {who}: {ran:?}");
                 ran.out.trim().to_owned()
             }
-        };
+        })
+    }
+
+    /// What the server saw.
+    async fn saw(&self, scene: &str) -> Result<Seen> {
         let mut server = None;
         until(scene, async || {
             server = self.seen.lock().expect("not poisoned").first().cloned();
@@ -265,8 +276,7 @@ impl Server {
         })
         .await?;
         let server = server.context("it was there")?;
-        let server = server.map_err(|e| anyhow::anyhow!("the server of {scene}: {e}"))?;
-        Ok((client, server))
+        server.map_err(|e| anyhow::anyhow!("the server of {scene}: {e}"))
     }
 }
 
@@ -320,6 +330,19 @@ pub async fn t20_connections_end_as_they_would_without_the_mesh() -> Result<()> 
             }
         }
     }
+    // The same where the client is gone before a proxy has looked at all.
+    for who in ["shop/client", "shop/near", "outside/client"] {
+        for scene in ["client-reset-at-once", "client-killed"] {
+            signal(&lab, Signal::SIGSTOP).await?;
+            let client = inside.played_by(&lab, who, scene).await;
+            signal(&lab, Signal::SIGCONT).await?;
+            let seen = (client?, inside.saw(scene).await?);
+            ensure!(
+                seen == reference[scene],
+                "{scene} from {who} while the proxies hang: {seen:?}"
+            );
+        }
+    }
     quiet(&lab).await?;
     let after = [files(&lab, "n1").await?, files(&lab, "n2").await?];
     for (node, (before, after)) in ["n1", "n2"].iter().zip(before.iter().zip(after)) {
@@ -343,6 +366,13 @@ pub async fn t20_connections_end_as_they_would_without_the_mesh() -> Result<()> 
 
 async fn files(lab: &Lab, node: &str) -> Result<usize> {
     open_files(pid(lab, node).await?)
+}
+
+async fn signal(lab: &Lab, signal: Signal) -> Result<()> {
+    for node in ["n1", "n2"] {
+        lab.node(node).kill_agent(signal, false).await?;
+    }
+    Ok(())
 }
 
 /// Waits until no flow is live.

@@ -1,5 +1,6 @@
 //! The cases.
 
+use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -74,11 +75,12 @@ pub fn capture_mptcp(w: &mut World) {
     w.a.app.must(&format!("close {}", c.id));
 }
 
-pub fn send_and_close(w: &mut World) {
+/// What a client sent that is gone before the proxy looks, and the end that the proxy reads.
+fn sent_by_one_that_is_gone(w: &mut World, how: &str) -> (String, std::io::Result<usize>) {
     let to = SocketAddr::new(w.b.v4, 8080);
     let c = w.a.app.must(&format!("connect {to}")).id;
     w.a.app.must(&format!("send {c} farewell"));
-    w.a.app.must(&format!("close {c}"));
+    w.a.app.must(&format!("{how} {c}"));
     // Only now does the proxy look: the client's socket is gone.
     let all: Vec<_> = w.a.outbound.iter().collect();
     let (mut stream, peer) = accept(&all).expect("it waits");
@@ -87,9 +89,21 @@ pub fn send_and_close(w: &mut World) {
         .take_original(peer, stream.local_addr().unwrap())
         .unwrap();
     assert_eq!(original.expect("still known").destination, to);
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
+    let mut text = [0; 8];
+    stream.read_exact(&mut text).unwrap();
+    let end = stream.read(&mut [0]);
+    (String::from_utf8_lossy(&text).into_owned(), end)
+}
+
+pub fn send_and_close(w: &mut World) {
+    let (text, end) = sent_by_one_that_is_gone(w, "close");
+    assert_eq!((&*text, end.unwrap()), ("farewell", 0));
+}
+
+pub fn send_and_reset(w: &mut World) {
+    let (text, end) = sent_by_one_that_is_gone(w, "reset");
     assert_eq!(text, "farewell");
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 pub fn sweep(w: &mut World) {

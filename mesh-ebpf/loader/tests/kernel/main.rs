@@ -45,6 +45,10 @@ const CASES: &[Case] = &[
         "keeps what a client sent before it closed",
         cases::send_and_close,
     ),
+    (
+        "keeps what a client sent before it reset",
+        cases::send_and_reset,
+    ),
     ("sweeps what nobody asked for", cases::sweep),
     ("leaves loopback and the pod itself alone", cases::local),
     (

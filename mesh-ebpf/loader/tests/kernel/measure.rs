@@ -52,12 +52,15 @@ fn churn(w: &mut World, to: SocketAddr) -> String {
             .iter()
             .map(|l| l.try_clone().unwrap())
             .collect();
-    let app = &mut w.a.app;
+    let (app, dp) = (&mut w.a.app, w.dp.as_ref().unwrap());
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 for l in &outbound {
-                    while l.accept().is_ok() {}
+                    while let Ok((stream, peer)) = l.accept() {
+                        dp.take_original(peer, stream.local_addr().unwrap())
+                            .unwrap();
+                    }
                 }
                 std::thread::yield_now();
             }

@@ -160,12 +160,7 @@ fn command(words: &[&str], socks: &mut HashMap<u32, Sock>) -> Answer {
             let (to, n) = (addr(1), words[2].parse::<u32>().expect("a number"));
             let begin = std::time::Instant::now();
             for _ in 0..n {
-                let s = TcpStream::connect(to)?;
-                let reset = libc::linger {
-                    l_onoff: 1,
-                    l_linger: 0,
-                };
-                nix::sys::socket::setsockopt(&s, nix::sys::socket::sockopt::Linger, &reset)?;
+                reset(&TcpStream::connect(to)?)?;
             }
             Ok((
                 None,
@@ -184,8 +179,28 @@ fn command(words: &[&str], socks: &mut HashMap<u32, Sock>) -> Answer {
             socks.remove(&id());
             Ok((None, String::new()))
         }
+        "reset" => {
+            let Some(Sock::Stream(s)) = socks.remove(&id()) else {
+                panic!("not a stream")
+            };
+            reset(&s)?;
+            Ok((None, String::new()))
+        }
         other => panic!("unknown command {other}"),
     }
+}
+
+/// Makes the close of a connection a reset.
+fn reset(s: &TcpStream) -> io::Result<()> {
+    let at_once = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    Ok(nix::sys::socket::setsockopt(
+        s,
+        nix::sys::socket::sockopt::Linger,
+        &at_once,
+    )?)
 }
 
 fn stream(s: TcpStream) -> Answer {
