@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 use mesh_k8s::ObjectRef;
 use mesh_model::{
-    explain::{self, Explanation},
+    explain::{self, Client, Explanation},
     mesh::{Enrolment, Mesh, Service, Workload},
     name::NetworkId,
 };
@@ -125,7 +125,11 @@ fn ask(
             continue;
         }
         let asked = handed.map_or(dialed, |handed| handed.asked);
-        requests.extend(request::decide(&mesh, (&source, enrolled), asked, request)?);
+        let client = Client {
+            workload: &source,
+            enrolled,
+        };
+        requests.extend(request::decide(&mesh, client, asked, request)?);
     }
     let statuses: BTreeMap<ObjectRef, Status> = refresh
         .statuses

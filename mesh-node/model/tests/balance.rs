@@ -3,7 +3,7 @@
 //! Invariant: bounds are such that a right picker fails once in a million runs at most, and seeds are fixed.
 
 use mesh_model::{
-    balance::{self, Maglev, Ring, RoundRobin, least_request, random},
+    balance::{self, Level, Maglev, Ring, RoundRobin, least_request, random, spill},
     resilience::Share,
     testing::Rng,
 };
@@ -47,6 +47,55 @@ fn draws_by_weight_have_their_shares() {
     }
     assert_eq!(random(&[], 1), None);
     assert_eq!(random(&[0, 0], u64::MAX), None);
+}
+
+/// Shares as Envoy's documentation of priority levels works them out, for one, two and three of them.
+#[test]
+fn a_place_spills_over_as_its_endpoints_are_left_out() {
+    let mut rng = Rng::with_seed(3);
+    let check = |rng: &mut Rng, usable: &[u64], shares: &[u32]| {
+        let level = |(at, usable): (usize, &u64)| Level {
+            rank: rank_of(at),
+            all: 100,
+            usable: *usable,
+        };
+        let levels: Vec<Level> = usable.iter().enumerate().map(level).collect();
+        let (n, mut got) = (100_000, vec![0; shares.len()]);
+        for _ in 0..n {
+            let rank = spill(&levels, rng.u64(..)).expect("somebody is usable");
+            got[(0..shares.len())
+                .find(|at| rank_of(*at) == rank)
+                .expect("a rank")] += 1;
+        }
+        let sum: u32 = shares.iter().sum();
+        for (share, got) in shares.iter().zip(got) {
+            let p = f64::from(*share) / f64::from(sum);
+            check_share(got, n, p, &format!("{usable:?}"));
+        }
+    };
+    check(&mut rng, &[100], &[1]);
+    check(&mut rng, &[1], &[1]);
+    check(&mut rng, &[72, 72], &[100, 0]);
+    check(&mut rng, &[71, 71], &[99, 1]);
+    check(&mut rng, &[50, 50], &[70, 30]);
+    check(&mut rng, &[50, 0], &[1, 0]);
+    check(&mut rng, &[0, 100], &[0, 100]);
+    check(&mut rng, &[25, 100], &[35, 65]);
+    check(&mut rng, &[25, 25], &[35, 35]);
+    check(&mut rng, &[20, 20, 10], &[28, 28, 14]);
+    check(&mut rng, &[0, 50, 50], &[0, 70, 30]);
+    assert_eq!(spill(&[], 1), None);
+    let level = |rank, all, usable| Level { rank, all, usable };
+    assert_eq!(spill(&[level(1, 3, 0)], 1), None);
+    assert_eq!(
+        spill(&[level(1, 1_000, 1), level(0, 5, 0)], u64::MAX),
+        Some(1)
+    );
+}
+
+/// Ranks need not follow each other.
+fn rank_of(at: usize) -> usize {
+    9 - 3 * at
 }
 
 #[test]

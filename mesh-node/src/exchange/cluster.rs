@@ -32,6 +32,7 @@ use super::{Count, Counted, Streaming};
 
 mod all;
 mod figures;
+mod places;
 
 pub use all::Clusters;
 
@@ -249,7 +250,8 @@ impl Cluster {
                 .as_ref()
                 .is_some_and(|(_, e)| e.is_ejected(&m.endpoint.workload.uid, now))
         };
-        let hashed = matches!(listed.policy.balancing.weighing, Weighing::Consistent(_));
+        let policy = &listed.policy.balancing.weighing;
+        let hashed = matches!(policy, Weighing::Consistent(_));
         let stays = hashed && !wish.leave_hash;
         let fresh = |m: &Member| stays || !wish.tried.contains(&m.endpoint.workload.uid);
         let usable = |m: &&Member| !out(m) && m.weight > 0;
@@ -258,6 +260,19 @@ impl Cluster {
             ranks.map(|m| m.rank).max()
         };
         let anywhere = best(&|_| true).ok_or(Reason::NoEndpoints)?;
+        let session = wish.session.and_then(|session| {
+            let is = |m: &Member| session_of(&m.endpoint.workload.uid) == session;
+            members
+                .iter()
+                .position(|m| is(m) && m.weight > 0 && !out(m) && fresh(m))
+        });
+        let draw = || fastrand::u64(..);
+        // Asking for one may make a cookie, which a request with a session has no use for.
+        let hash = match policy {
+            Weighing::Consistent(wanted) if session.is_none() => affinity(wanted),
+            Weighing::Consistent(_) | Weighing::Simple(_) => None,
+        };
+        let anywhere = places::spilled(members, out, anywhere, || hash.unwrap_or_else(draw));
         let other = best(&|m| fresh(m) && (wish.elsewhere || m.rank == anywhere));
         let fits = |m: &Member| match other {
             Some(best) => m.rank == best && !out(m) && fresh(m),
@@ -265,25 +280,15 @@ impl Cluster {
         };
         let weight = |m: &Member| if fits(m) { m.weight } else { 0 };
         let weights: Vec<u32> = members.iter().map(weight).collect();
-        let draw = || fastrand::u64(..);
         let active = |at: usize| members[at].active.get() as usize;
-        let weights = match (
-            &listed.policy.balancing.weighing,
-            listed.policy.balancing.warmup,
-        ) {
+        let weights = match (policy, listed.policy.balancing.warmup) {
             (Weighing::Simple(Simple::LeastRequest | Simple::RoundRobin), Some(warmup)) => {
                 let age = |at: usize| now.saturating_duration_since(members[at].since);
                 warmed(&weights, |at| warmup.share(age(at)))
             }
             _ => weights,
         };
-        let session = wish.session.and_then(|session| {
-            let is = |m: &Member| session_of(&m.endpoint.workload.uid) == session;
-            members
-                .iter()
-                .position(|m| is(m) && m.weight > 0 && !out(m) && fresh(m))
-        });
-        let at = session.or_else(|| match &listed.policy.balancing.weighing {
+        let at = session.or_else(|| match policy {
             Weighing::Simple(Simple::LeastRequest) => {
                 balance::least_request(&weights, active, [draw(), draw()])
             }
@@ -296,7 +301,7 @@ impl Cluster {
                 });
                 at.or_else(|| balance::random(&weights, draw()))
             }
-            Weighing::Consistent(wanted) => match (affinity(wanted), &listed.table) {
+            Weighing::Consistent(_) => match (hash, &listed.table) {
                 (Some(hash), Some(Table::Ring(ring))) => ring.pick(hash, |at| weights[at] > 0),
                 (Some(hash), Some(Table::Maglev(table))) => table.pick(hash, |at| weights[at] > 0),
                 (None, _) | (_, None) => balance::random(&weights, draw()),

@@ -241,13 +241,15 @@ async fn fail_once(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Who fails once is left out for longer than the test runs.
+const OUTLIERS: &str = "outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 100}";
+
 /// The own region comes first, then the one that it fails over to, then the other: as endpoints are left out, and as they
 /// go.
 pub async fn places_come_in_the_order_of_their_rule() -> Result<()> {
     // Whoever asks a server just as it goes is not to wait for it.
     const NEXT: &str = "connectionPool: {tcp: {connectTimeout: 300ms}}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: ap}]}}";
-    let outliers = "outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 100}";
-    let lab = places(&format!("{outliers}, {NEXT}")).await?;
+    let lab = places(&format!("{OUTLIERS}, {NEXT}")).await?;
     taken(&lab, "the own region", &["eu"]).await?;
     fail_once(&lab).await?;
     taken(&lab, "the region that was named", &["ap"]).await?;
@@ -258,7 +260,7 @@ pub async fn places_come_in_the_order_of_their_rule() -> Result<()> {
     lab.apply(&rule("web", anywhere)).await?;
     taken(&lab, "all of them", &["eu", "us", "ap"]).await?;
     // Outliers alone bring the own place first, and after it whoever is left.
-    lab.apply(&rule("web", outliers)).await?;
+    lab.apply(&rule("web", OUTLIERS)).await?;
     taken(&lab, "the own region, unasked", &["eu"]).await?;
     fail_once(&lab).await?;
     taken(&lab, "both others", &["us", "ap"]).await?;
@@ -268,6 +270,26 @@ pub async fn places_come_in_the_order_of_their_rule() -> Result<()> {
     taken(&lab, "the region that was named, for ours is gone", &["ap"]).await?;
     lab.delete(&pod("ap", "n3", "", NAMED)).await?;
     taken(&lab, "the last one, for the others are gone", &["us"]).await
+}
+
+/// A place of which half is left out keeps 70 of 100 requests, and the next ones get the rest.
+pub async fn a_place_spills_over_while_half_of_it_is_left_out() -> Result<()> {
+    let lab = places(OUTLIERS).await?;
+    lab.apply(&pod("eu-2", "n1", "", NAMED)).await?;
+    taken(&lab, "the own region", &["eu", "eu-2"]).await?;
+    fail_once(&lab).await?;
+    let asked = ask(&lab, "http://web/?[1-600]").await?;
+    let near = [asked.of("eu"), asked.of("eu-2")];
+    let far = asked.of("us") + asked.of("ap");
+    let expected = bounds(600, 0.7);
+    println!("eu took {near:?} of 600, bounds {expected:?}");
+    let kept = near.iter().sum::<u32>();
+    ensure!(
+        near.contains(&0) && kept + far == 600 && expected.contains(&kept),
+        "expected {expected:?} of 600: {:?}",
+        asked.by
+    );
+    Ok(())
 }
 
 /// Of two zones that are named each gets its share, and the third nothing.

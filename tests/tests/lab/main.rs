@@ -134,6 +134,7 @@ fn main() -> ExitCode {
         waypoint::policies_by_address_mean_the_clients_behind_a_waypoint,
         destinations::an_endpoint_that_answers_no_connect_is_given_up_in_its_rules_time,
         destinations::places_come_in_the_order_of_their_rule,
+        destinations::a_place_spills_over_while_half_of_it_is_left_out,
         destinations::places_get_the_shares_of_their_rule,
         destinations::who_is_busy_gets_less_unless_all_take_turns,
         destinations::headers_of_a_destination_are_those_of_its_requests_only,

@@ -8,7 +8,8 @@ use std::{fmt::Write, net::SocketAddr, sync::Arc};
 use anyhow::{Context, bail};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use mesh_model::{
-    mesh::{AppProtocol, Mesh, Service, Workload},
+    explain::{Client, Onward, onward},
+    mesh::{AppProtocol, Mesh, Service},
     resilience::TrafficPolicy,
     route::http::{Action, Asked, Explanation, Found, explain, path},
 };
@@ -40,6 +41,8 @@ pub(super) struct Decided {
     pub(super) answered: bool,
     /// What bounds it, and what could fail it where it goes.
     bounds: Vec<String>,
+    /// What the endpoints say of it, for each backend.
+    onward: Vec<Onward>,
 }
 
 /// What the flags of a line mean.
@@ -100,13 +103,14 @@ const MEANINGS: [(&str, &str); 13] = [
 /// Asks the rules of what was dialed.
 pub(super) fn decide(
     mesh: &Mesh,
-    (source, enrolled): (&Workload, bool),
+    client: Client<'_>,
     dialed: SocketAddr,
     request: &Request,
 ) -> anyhow::Result<Option<Decided>> {
     let Some(text) = &request.request else {
         return Ok(None);
     };
+    let (source, enrolled) = (client.workload, client.enrolled);
     let found = mesh.service_at(&source.network, dialed.ip());
     let service = found.with_context(|| {
         format!("{dialed} is no service: requests are routed for services only, others go to the pod itself")
@@ -135,21 +139,31 @@ pub(super) fn decide(
         headers: &headers,
     };
     let rules = explain(mesh, &service.name, &asked);
-    let mut bounds = Vec::new();
+    let mut found = Finding {
+        mesh,
+        client,
+        service,
+        bounds: Vec::new(),
+        onward: Vec::new(),
+    };
     if service.waypoint.is_none() {
-        bounds.push("the service has no waypoint: no rule is looked at, and the connection goes to an endpoint".to_owned());
+        found.bounds.push("the service has no waypoint: no rule is looked at, and the connection goes to an endpoint".to_owned());
     }
     let declared = service.ports.iter().find(|p| p.port == dialed.port());
     if let Some(AppProtocol::Tcp | AppProtocol::Tls) = declared.map(|p| p.protocol) {
-        bounds.push("the port declares no HTTP: nothing is looked at as a request".to_owned());
+        found
+            .bounds
+            .push("the port declares no HTTP: nothing is looked at as a request".to_owned());
     }
-    let answered = answers(mesh, service, &asked, &rules, &mut bounds);
+    let answered = found.answers(&asked, &rules);
+    let Finding { bounds, onward, .. } = found;
     let query = query.map_or_else(String::new, |query| format!("?{query}"));
     Ok(Some(Decided {
         request: format!("{method} {path}{query} for {authority}"),
         rules,
         answered,
         bounds,
+        onward,
     }))
 }
 
@@ -176,68 +190,94 @@ fn headers(given: &[String], service: &Service, port: u16) -> anyhow::Result<(He
     Ok((headers, authority))
 }
 
-/// Whether somebody answers it well, and what bounds it on its way.
-fn answers(
-    mesh: &Mesh,
-    service: &Arc<Service>,
-    asked: &Asked<'_>,
-    rules: &Explanation,
-    bounds: &mut Vec<String>,
-) -> bool {
-    let mut say = |service: &Service, port: u16, subset: Option<&str>| {
-        let endpoints = mesh.endpoints(&service.name).len();
+/// What is found out about where a request goes.
+struct Finding<'a> {
+    mesh: &'a Mesh,
+    client: Client<'a>,
+    /// What was asked for.
+    service: &'a Arc<Service>,
+    bounds: Vec<String>,
+    onward: Vec<Onward>,
+}
+
+impl Finding<'_> {
+    /// Whether some endpoint of a backend may answer, and what bounds it there.
+    fn reaches(&mut self, to: &Service, port: u16, subset: Option<&str>) -> bool {
+        let Self {
+            mesh,
+            client,
+            service,
+            ..
+        } = *self;
+        let endpoints = mesh.endpoints(&to.name).len();
         if endpoints == 0 {
-            bounds.push(format!("{} has no endpoints: 503, UH", service.name));
+            self.bounds
+                .push(format!("{} has no endpoints: 503, UH", to.name));
         }
-        let destination = mesh.destination(&service.name);
+        let destination = mesh.destination(&to.name);
         if let Some(policy) = destination.and_then(|d| d.policy(subset, port)) {
-            limits(&service.name.to_string(), policy, bounds);
+            limits(&to.name.to_string(), policy, &mut self.bounds);
         }
-        endpoints > 0
-    };
-    let found = mesh.routes(&service.name).map(|routes| routes.find(asked));
-    let rule = match found {
-        None | Some(Found::Unrouted) => return say(service, asked.port, None),
-        Some(Found::NoRule | Found::Refused(_)) => return false,
-        Some(Found::Rule { rule, .. }) => rule,
-    };
-    let answered = match &rule.action {
-        Action::Redirect(_) | Action::Respond(_) => true,
-        Action::Invalid(_) => false,
-        Action::Forward(backends) => {
-            let known = backends.iter().filter(|b| b.weight > 0);
-            let mut all = known.map(|b| match mesh.service(&b.service) {
-                Some(to) => say(to, b.port.unwrap_or(asked.port), b.subset.as_deref()),
-                None => false,
-            });
-            let any = all.next().unwrap_or(false);
-            all.fold(any, |any, one| any || one)
-                && rules
-                    .backends
-                    .iter()
-                    .any(|b| b.fails.is_none() && b.weight.0 > 0)
+        // Without a waypoint the connection's own explanation says what endpoints say.
+        if endpoints == 0 || service.waypoint.is_none() {
+            return endpoints > 0;
         }
-    };
-    if let Some(timeout) = rule.timeout {
-        bounds.push(format!(
-            "the whole request may take {timeout:?}, then 504, UT"
-        ));
+        let onward = onward(mesh, client, service, to, port, subset);
+        let open = onward.is_open();
+        self.onward.push(onward);
+        open
     }
-    if let Some(retries) = rule.retries.as_ref().filter(|r| r.attempts > 0) {
-        let each = retries.per_try_timeout;
-        let each = each.map_or_else(String::new, |t| format!(", {t:?} each"));
-        bounds.push(format!("{} more tries{each}", retries.attempts));
-    }
-    if let Some(fault) = &rule.fault {
-        for (what, share) in [
-            ("delayed", fault.delay.as_ref().map(|(share, _)| share)),
-            ("aborted", fault.abort.as_ref().map(|(share, _)| share)),
-        ] {
-            let percent = share.map(|share| f64::from(share.parts()) / 10_000.0);
-            bounds.extend(percent.map(|p| format!("{p} % of such requests are {what} on purpose")));
+
+    /// Whether somebody answers it well, and what bounds it on its way.
+    fn answers(&mut self, asked: &Asked<'_>, rules: &Explanation) -> bool {
+        let (mesh, service) = (self.mesh, self.service);
+        let found = mesh.routes(&service.name).map(|routes| routes.find(asked));
+        let rule = match found {
+            None | Some(Found::Unrouted) => return self.reaches(service, asked.port, None),
+            Some(Found::NoRule | Found::Refused(_)) => return false,
+            Some(Found::Rule { rule, .. }) => rule,
+        };
+        let answered = match &rule.action {
+            Action::Redirect(_) | Action::Respond(_) => true,
+            Action::Invalid(_) => false,
+            Action::Forward(backends) => {
+                let known = backends.iter().filter(|b| b.weight > 0);
+                let mut all = known.map(|b| match mesh.service(&b.service) {
+                    Some(to) => self.reaches(to, b.port.unwrap_or(asked.port), b.subset.as_deref()),
+                    None => false,
+                });
+                let any = all.next().unwrap_or(false);
+                all.fold(any, |any, one| any || one)
+                    && rules
+                        .backends
+                        .iter()
+                        .any(|b| b.fails.is_none() && b.weight.0 > 0)
+            }
+        };
+        if let Some(timeout) = rule.timeout {
+            self.bounds.push(format!(
+                "the whole request may take {timeout:?}, then 504, UT"
+            ));
         }
+        if let Some(retries) = rule.retries.as_ref().filter(|r| r.attempts > 0) {
+            let each = retries.per_try_timeout;
+            let each = each.map_or_else(String::new, |t| format!(", {t:?} each"));
+            self.bounds
+                .push(format!("{} more tries{each}", retries.attempts));
+        }
+        if let Some(fault) = &rule.fault {
+            for (what, share) in [
+                ("delayed", fault.delay.as_ref().map(|(share, _)| share)),
+                ("aborted", fault.abort.as_ref().map(|(share, _)| share)),
+            ] {
+                let percent = share.map(|share| f64::from(share.parts()) / 10_000.0);
+                self.bounds.extend(
+                    percent.map(|p| format!("{p} % of such requests are {what} on purpose")),
+                );
+            }
+        }
+        answered
     }
-    answered
 }
 
 /// What a destination's policy bounds.
@@ -268,6 +308,9 @@ impl Decided {
         text.push_str(&self.rules.to_string());
         for bound in &self.bounds {
             let _ = writeln!(text, "   {bound}");
+        }
+        for onward in &self.onward {
+            let _ = write!(text, "{onward}");
         }
     }
 }

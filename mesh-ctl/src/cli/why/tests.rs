@@ -195,19 +195,20 @@ metadata:
 spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}, {name: admin, port: 81}]}
 "#;
 
+/// The cluster whose service has that waypoint.
+fn guarded(more: &[&str]) -> Manifests {
+    let manifests = Manifests::new(&[&[GUARDED], more].concat());
+    let without = CLUSTER.replace(
+        "metadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1",
+        "metadata: {name: former, namespace: shop}\nspec: {clusterIP: 10.96.0.3",
+    );
+    let path = manifests.0.path().join("cluster.yaml");
+    std::fs::write(path, without).expect("written");
+    manifests
+}
+
 #[test]
 fn what_is_handed_to_a_waypoint_is_said_with_it() {
-    let guarded = |more: &[&str]| {
-        let all = [&[GUARDED], more].concat();
-        let manifests = Manifests::new(&all);
-        let without = CLUSTER.replace(
-            "metadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1",
-            "metadata: {name: former, namespace: shop}\nspec: {clusterIP: 10.96.0.3",
-        );
-        let path = manifests.0.path().join("cluster.yaml");
-        std::fs::write(path, without).expect("written");
-        manifests
-    };
     let manifests = guarded(&[ROUTES]);
     for dialed in ["shop/web:80", "pod/shop/web-1:8080"] {
         let text = manifests.table("outside/stranger", dialed);
@@ -405,6 +406,97 @@ fn a_request_is_explained_by_the_rule_that_takes_it() {
         let error = format!("{:#}", error.expect_err("no request"));
         assert!(error.contains(expect), "{error}");
     }
+}
+
+/// A service of another team, without a waypoint, to which a rule of `web` leads.
+const ELSEWHERE: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: bank, labels: {warren.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: vault-1, namespace: bank, labels: {app: vault}}
+spec: {nodeName: n2, serviceAccountName: vault, containers: [{name: c}]}
+status: {phase: Running, podIPs: [{ip: 10.0.2.5}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: vault, namespace: bank}
+spec: {clusterIP: 10.96.0.5, selector: {app: vault}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web]
+  http:
+  - match: [{uri: {prefix: /vault}}]
+    route: [{destination: {host: vault.bank.svc.cluster.local}}]
+  - route: [{destination: {host: web}}]
+"#;
+
+/// What endpoints say of a request that a waypoint brings, by whom they see.
+#[test]
+fn the_endpoints_of_a_request_have_their_say() {
+    let check = |more: &[&str], from: &str, request: &str, passes: bool, parts: &[&str]| {
+        let manifests = guarded(more);
+        let asked = request::Request {
+            request: Some(request.to_owned()),
+            ..request::Request::default()
+        };
+        let answer = ask(manifests.0.path(), from, "shop/web:80", &asked).expect("an answer");
+        let text = answer.table();
+        assert_eq!(answer.passes, passes, "{text}");
+        for part in parts {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+    };
+    let own = "endpoints of shop/web.shop.svc.cluster.local:80, as waypoint Kubernetes//Pod/shop/wp-1 asks them\n   \
+        Kubernetes//Pod/shop/web-1 at 10.0.2.1:8080 sees the client\n   => ";
+    let allowed = format!("{own}allowed\n");
+    let denied = format!("{own}refused by shop/no-client: ");
+    check(&[ELSEWHERE], "shop/client", "GET /", true, &[&allowed]);
+    check(
+        &[ELSEWHERE, DENY],
+        "shop/client",
+        "GET /",
+        false,
+        &[&denied],
+    );
+    let seen = "Kubernetes//Pod/bank/vault-1 at 10.0.2.5:8080 sees the waypoint\n   => allowed\n";
+    check(&[ELSEWHERE], "shop/client", "GET /vault", true, &[seen]);
+    let only_clients = r#"
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: clients, namespace: bank}
+spec: {action: ALLOW, rules: [{from: [{source: {serviceAccounts: [shop/client]}}]}]}
+"#;
+    let refused = ["sees the waypoint\n   => refused: ", "(policy_not_allowed)"];
+    let more = [ELSEWHERE, only_clients];
+    check(&more, "shop/client", "GET /vault", false, &refused);
+    // A client outside the mesh proves nothing: its own service may take that, another does not hear of it.
+    let seen = "web-1 at 10.0.2.1:8080 sees nobody\n   => allowed\n";
+    check(&[ELSEWHERE], "outside/stranger", "GET /", true, &[seen]);
+    let refused = [
+        "vault-1 at 10.0.2.5:8080 sees nobody\n   => refused: ",
+        "(not_waypoint)",
+    ];
+    check(
+        &[ELSEWHERE],
+        "outside/stranger",
+        "GET /vault",
+        false,
+        &refused,
+    );
+    let in_clear = r#"
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec: {host: web, trafficPolicy: {tls: {mode: DISABLE}}}
+"#;
+    let refused = ["sees nobody\n   => refused: ", "(mtls_required)"];
+    check(&[in_clear, STRICT], "shop/client", "GET /", false, &refused);
 }
 
 #[test]

@@ -6,11 +6,13 @@
 mod hash;
 mod locality;
 mod pick;
+mod spill;
 
 pub use hash::{Maglev, Ring, hash_bytes as hash};
 pub use locality::KNOWN_LABELS;
 pub(crate) use locality::{failover_rank, labels_rank, place, shares};
 pub use pick::{RoundRobin, least_request, random};
+pub use spill::{Level, spill};
 
 use std::{net::IpAddr, sync::Arc};
 

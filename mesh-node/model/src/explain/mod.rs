@@ -2,8 +2,10 @@
 //!
 //! Invariant: an explanation asks the very functions that decide; it decides nothing by itself.
 
+mod onward;
 mod outsider;
 
+pub use onward::{Asked, Client, Onward, onward};
 pub use outsider::outsider;
 
 use std::{fmt, net::SocketAddr, sync::Arc};

@@ -62,6 +62,23 @@ pub(crate) fn of_service(mesh: &Mesh, network: &NetworkId, service: &Service) ->
     own.chain(endpoint::alternative_names(service)).collect()
 }
 
+/// A replica of a waypoint, the first by uid of those that serve.
+pub(crate) fn replica<'a>(
+    mesh: &'a Mesh,
+    network: &NetworkId,
+    address: &GatewayAddress,
+) -> Result<&'a Arc<Workload>, Reason> {
+    match resolve(mesh, address)? {
+        Gateway::Workload(workload, _) => Ok(workload),
+        Gateway::Service(gateway) => mesh
+            .endpoints(&gateway.name)
+            .iter()
+            .filter(|w| w.network == *network && w.healthy)
+            .min_by(|a, b| a.uid.cmp(&b.uid))
+            .ok_or(Reason::NoEndpoints),
+    }
+}
+
 /// Whether a workload is one of the waypoint's own, which must not be sent to itself.
 pub(crate) fn is_own(mesh: &Mesh, source: &Workload, address: &GatewayAddress) -> bool {
     match resolve(mesh, address) {
