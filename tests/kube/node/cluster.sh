@@ -19,6 +19,17 @@ node_cidr() { echo "10.244.${1#n}.0/24"; }
 # The version-2 hierarchy of the machine: the only one, or the one beside version 1.
 v2=/sys/fs/cgroup
 [ -d /sys/fs/cgroup/unified ] && v2=/sys/fs/cgroup/unified
+# Whether it is the only one.
+unified=true
+! grep -qv '^0::' /proc/self/cgroup || unified=false
+
+# Lets the cgroups below a directory have every controller that it has.
+give_controllers() {
+  local controller
+  for controller in $(cat "$1/cgroup.controllers"); do
+    echo "+$controller" >"$1/cgroup.subtree_control" || say "$1 cannot give $controller on"
+  done
+}
 
 say() { echo "kube: $*" >&2; }
 

@@ -7,7 +7,7 @@ mount -t proc proc /proc
 
 umount -R /sys 2>/dev/null || umount -l /sys
 mount -t sysfs sysfs /sys
-if grep -qv '^0::' /proc/self/cgroup; then
+if ! $unified; then
   mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
   while IFS=: read -r _ controllers _; do
     case $controllers in
@@ -20,6 +20,7 @@ if grep -qv '^0::' /proc/self/cgroup; then
   done </proc/self/cgroup
 else
   mount -t cgroup2 cgroup2 /sys/fs/cgroup
+  give_controllers /sys/fs/cgroup
 fi
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null || true

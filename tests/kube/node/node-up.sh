@@ -20,9 +20,17 @@ if ! ip netns list | grep -qw "$ns"; then
   ip -n $cp_ns route add "$(node_cidr "$n")" via "$ip"
 fi
 
-# A cgroup of the node's own in every hierarchy, below ours.
+# A cgroup of the node's own in every hierarchy, below ours; where version 2 is all there is, below the root, because no
+# controller can be given on by a cgroup that has processes, as ours does.
 enter_cgroups() {
   local controllers path root group
+  if $unified; then
+    group=$v2/$ns
+    mkdir -p "$group/init"
+    give_controllers "$v2"
+    echo $BASHPID >"$group/cgroup.procs"
+    return
+  fi
   while IFS=: read -r _ controllers path; do
     case $controllers in
       "") root=$v2 ;;
@@ -40,9 +48,12 @@ enter_cgroups() {
   # Read whole before it changes under us.
   done < <(cat /proc/self/cgroup)
 }
+# The node's cgroup is the root of what it sees, and empty, so that the node in turn can give controllers on.
+begin='exec unshare -m -u -p --fork --kill-child --propagation private bash "$@"'
+! $unified || begin="echo \$\$ >$v2/$ns/init/cgroup.procs; $begin"
 (
   enter_cgroups
-  exec setsid nsenter --net="/run/netns/$ns" unshare -m -u -C -p --fork --kill-child --propagation private \
-    bash "$here/node-init.sh" "$n" >"$KUBE_STATE/log/$n-init.log" 2>&1 </dev/null
+  exec setsid nsenter --net="/run/netns/$ns" unshare -C bash -c "$begin" begin "$here/node-init.sh" "$n" \
+    >"$KUBE_STATE/log/$n-init.log" 2>&1 </dev/null
 ) &
 note "node-$n" $!
