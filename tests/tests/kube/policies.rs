@@ -116,6 +116,17 @@ impl Pair<'_> {
         println!("{what}: {CLIENTS:?} without the mesh {plain:?}, in it {mesh:?} after {after} s");
         Ok(mesh)
     }
+
+    /// Waits until these are answered in the mesh, as they are when no older tunnel takes new flows: each thread of a node
+    /// proxy has tunnels of its own, so that one may be without while another still has one.
+    async fn settles(&self, what: &str, expect: [bool; 4]) -> Result<()> {
+        let settled = async || is(self.mesh, expect).await;
+        let within = format!("{what}, without older tunnels");
+        self.mesh
+            .cluster
+            .until(&within, TUNNELS_TAKE + 5, settled)
+            .await
+    }
 }
 
 /// Which clients get an answer.
@@ -211,13 +222,11 @@ async fn incoming(pair: &Pair<'_>) -> Result<()> {
     pair.apply(DENY).await?;
     pair.holds("nobody is let in", NONE).await?;
     pair.apply(&admits(APP)).await?;
-    let reached = pair
-        .holds("the application's port is opened", LISTED)
+    pair.holds("the application's port is opened", LISTED)
         .await?;
-    ensure!(
-        reached[0] && !reached[1],
-        "on one node it works and across nodes it does not, but was {reached:?}"
-    );
+    // On one node it works, and across nodes it does not.
+    pair.settles("the application's port alone", [true, false, false, false])
+        .await?;
     named(pair.mesh).await?;
     pair.apply(&admits(APP_AND_TUNNEL)).await?;
     let listed = async || is(pair.mesh, LISTED).await;
@@ -243,8 +252,9 @@ async fn outgoing(pair: &Pair<'_>) -> Result<()> {
     let reached = pair.holds("nothing but names is let out", others).await?;
     ensure!(reached == others, "whom no policy is about is let out");
     pair.apply(&lets_out(APP)).await?;
-    let reached = pair.holds("the application's port is let out", ALL).await?;
-    ensure!(reached == [true, false, true, true], "{reached:?}");
+    pair.holds("the application's port is let out", ALL).await?;
+    pair.settles("the application's port alone", [true, false, true, true])
+        .await?;
     pair.apply(&lets_out(APP_AND_TUNNEL)).await?;
     cluster.until("all to be let out", 20, open).await
 }
