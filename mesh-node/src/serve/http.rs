@@ -9,6 +9,7 @@ mod fair;
 mod forward;
 mod head;
 mod patient;
+mod side;
 
 use std::{
     cell::{Cell, RefCell},
@@ -49,6 +50,7 @@ use self::{
     forward::Forward,
     head::{Addressed, Head},
     patient::Patient,
+    side::Side,
 };
 use super::{
     Data, parties,
@@ -110,7 +112,8 @@ pub(super) async fn serve(data: Rc<Data>, carry: Carry, io: Io, h2: bool, place:
             .max_header_list_size(HEADERS)
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(Fair::new(io)), service));
+        let mut connection =
+            pin!(builder.serve_connection(TokioIo::new(Side::new(io, Fair::default())), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = data.outlived() => {

@@ -5,7 +5,7 @@
 
 use std::{
     future::Future,
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -16,8 +16,9 @@ use std::{
 };
 
 use hyper::rt::{Sleep, Timer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
+use super::side::{Reads, Side};
 use crate::tunnel::Io;
 
 /// The clock that a connection's waiting for heads goes by.
@@ -37,11 +38,9 @@ impl Patient {
     }
 
     /// A client's side whose bytes this clock notices.
-    pub fn watch(&self, io: Io) -> Watched {
-        Watched {
-            io,
-            begun: self.begun.clone(),
-        }
+    pub fn watch(&self, io: Io) -> Side<Noticed> {
+        let begun = self.begun.clone();
+        Side::new(io, Noticed { begun })
     }
 }
 
@@ -85,60 +84,23 @@ impl Future for Wait {
 
 impl Sleep for Wait {}
 
-/// A client's side.
-pub(super) struct Watched {
-    io: Io,
+/// Has a clock notice what comes.
+pub(super) struct Noticed {
     begun: Arc<AtomicBool>,
 }
 
-impl Watched {
-    /// The side itself.
-    pub fn into_inner(self) -> Io {
-        self.io
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+impl Reads for Noticed {
+    fn poll(
+        &mut self,
+        io: Pin<&mut Io>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        ready!(io.poll_read(cx, buf))?;
         if buf.filled().len() > before {
             self.begun.store(true, Relaxed);
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
