@@ -71,13 +71,13 @@ impl Reaching<'_> {
             (Some(UpstreamTls::Disable), Some(address)) if !back => {
                 candidate.via = Via::Plain(address);
             }
-            (Some(UpstreamTls::Mesh), _) if !is_tunnelled(&candidate.via) => {
+            (Some(UpstreamTls::Mesh), _) if !candidate.via.is_tunnelled() => {
                 return Err(DialError::NotMutual);
             }
             _ => {}
         }
         let identity = carry.identity();
-        if !endpoint.vouched && identity.is_none() && is_tunnelled(&candidate.via) {
+        if !endpoint.vouched && identity.is_none() && candidate.via.is_tunnelled() {
             return Err(DialError::Unproven);
         }
         let plan = Plan {
@@ -101,14 +101,5 @@ impl Reaching<'_> {
             Upstream::Tunnel(stream) => Link::Tunnel(Io::new(stream)),
             Upstream::Plain(tcp) => Link::Plain(tcp, Default::default()),
         })
-    }
-}
-
-/// Whether a way is one of mutual TLS.
-fn is_tunnelled(via: &Via) -> bool {
-    match via {
-        Via::Hbone { .. } => true,
-        Via::Named(named) => named.identities.is_some(),
-        Via::Plain(_) => false,
     }
 }

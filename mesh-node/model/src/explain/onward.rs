@@ -14,7 +14,7 @@ use crate::{
     mesh::{Enrolment, Mesh, Service, Workload},
     reason::Reason,
     resilience::UpstreamTls,
-    route::{self, Via, http::Endpoint},
+    route::{self, http::Endpoint},
 };
 
 /// Endpoints that are shown as text; all are told to programs.
@@ -134,38 +134,29 @@ fn asked(
     let enrolled = mesh
         .extra(&workload.uid)
         .is_some_and(|extra| extra.enrolment == Enrolment::Enrolled);
-    let tunnelled = !plain && matches!(endpoint.candidate.via, Via::Hbone { .. });
-    let sees = match (tunnelled, endpoint.vouched, client.enrolled) {
-        (true, true, true) => "the client",
-        (true, false, true) => "the waypoint",
-        (false, ..) | (true, _, false) => "nobody",
+    let tunnelled = !plain && endpoint.candidate.via.is_tunnelled();
+    let proven = |who: &Workload| Transport::Mtls(who.identity.clone());
+    let (sees, from, transport) = match (tunnelled, endpoint.vouched, client.enrolled) {
+        (false, ..) => ("nobody", waypoint, Transport::Plain),
+        (true, true, true) => ("the client", client.workload, proven(client.workload)),
+        (true, false, true) => ("the waypoint", waypoint, proven(waypoint)),
+        (true, _, false) => ("nobody", client.workload, Transport::Plain),
     };
     let decision = endpoint.address.filter(|_| enrolled).map(|at| {
+        let mut connection = conn(from, transport, workload, at);
         if !tunnelled {
-            let arrived = conn(waypoint, Transport::Plain, workload, at);
-            return Verdict::of(&authz::arrive(mesh, arrived));
+            return Verdict::of(&authz::arrive(mesh, connection));
         }
-        let proven = |who: &Workload| Transport::Mtls(who.identity.clone());
-        let connection = match (endpoint.vouched, client.enrolled) {
-            (true, enrolled) => {
-                let transport = match enrolled {
-                    true => proven(client.workload),
-                    false => Transport::Plain,
-                };
-                let mut connection = conn(client.workload, transport, workload, at);
-                connection.via = Some(Box::new(waypoint.identity.clone()));
-                connection
-            }
-            (false, true) => conn(waypoint, proven(waypoint), workload, at),
+        if !endpoint.vouched && !client.enrolled {
             // Who proved nothing does not go by the waypoint's name.
-            (false, false) => {
-                return Verdict::of(&Decision::<()> {
-                    outcome: Err(Denial::new(Reason::NotWaypoint)),
-                    audited: Vec::new(),
-                    dry_run: Vec::new(),
-                });
-            }
-        };
+            return Verdict::of(&Decision::<()> {
+                outcome: Err(Denial::new(Reason::NotWaypoint)),
+                audited: Vec::new(),
+                dry_run: Vec::new(),
+            });
+        }
+        let via = endpoint.vouched.then(|| waypoint.identity.clone());
+        connection.via = via.map(Box::new);
         Verdict::of(&authz::ingress(mesh, connection))
     });
     Asked {

@@ -62,6 +62,17 @@ pub enum Via {
     Named(Named),
 }
 
+impl Via {
+    /// Whether the way is one of mutual TLS.
+    pub fn is_tunnelled(&self) -> bool {
+        match self {
+            Self::Hbone { .. } => true,
+            Self::Named(named) => named.identities.is_some(),
+            Self::Plain(_) => false,
+        }
+    }
+}
+
 /// A candidate that is known by its host name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
