@@ -97,8 +97,11 @@ async fn a_denied_flow_is_reset_and_named_and_nothing_reaches_the_application() 
     ))]);
     let listener = TcpListener::bind((db.ip, 0)).await.expect("a free port");
     let app = listener.local_addr().expect("bound");
+    // Nothing is decided until the bytes are there: a refusal may be faster than whoever writes.
+    let late = node.hold_back(&db, MtlsMode::Strict);
     let mut tcp = node.dial(&web, app).await;
     tcp.write_all(b"early bytes").await.expect("buffered");
+    node.state.apply([late]);
     assert!(is_reset(tcp).await);
     node.line(&[
         "connection refused",
@@ -318,9 +321,7 @@ async fn configuration_that_is_late_is_waited_for() {
     let web = node.pod("web", "127.7.7.1", MtlsMode::Strict).await;
     let db = node.pod("db", "127.7.7.2", MtlsMode::Strict).await;
     let app = echo(db.ip).await;
-    node.state
-        .apply([Change::RemoveWorkload(db.workload.uid.clone())]);
-    node.state.apply([Change::Workload(db.workload.clone())]);
+    let late = node.hold_back(&db, MtlsMode::Strict);
     let mut tcp = node.dial(&web, app).await;
     tcp.write_all(b"hello").await.expect("buffered");
     assert!(
@@ -329,10 +330,7 @@ async fn configuration_that_is_late_is_waited_for() {
             .is_err(),
         "decided without configuration"
     );
-    node.state.apply([Change::WorkloadExtra(
-        db.workload.uid.clone(),
-        testing::extra(MtlsMode::Strict),
-    )]);
+    node.state.apply([late]);
     let mut answer = [0; 5];
     tokio::time::timeout(Duration::from_secs(5), tcp.read_exact(&mut answer))
         .await

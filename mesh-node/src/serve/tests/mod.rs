@@ -232,6 +232,15 @@ impl Node {
         (home, news)
     }
 
+    /// Takes back half of what is known of a pod, so that connections to it wait, and gives the change that brings
+    /// it again.
+    fn hold_back(&self, pod: &Home, mtls: MtlsMode) -> Change {
+        let uid = &pod.workload.uid;
+        self.state.apply([Change::RemoveWorkload(uid.clone())]);
+        self.state.apply([Change::Workload(pod.workload.clone())]);
+        Change::WorkloadExtra(uid.clone(), testing::extra(mtls))
+    }
+
     /// Connects from a pod as if the kernel had captured a dial to `target`.
     async fn dial(&self, from: &Home, target: SocketAddr) -> TcpStream {
         self.try_dial(from, target)
