@@ -27,6 +27,8 @@ const PORT: u16 = 10250;
 const EVERY: Duration = Duration::from_secs(1);
 /// How many others are named.
 const NAMED: usize = 8;
+/// How many programs may be between kubelet and a helper, and one.
+const HELPERS_DEPTH: usize = 8;
 /// TCP_LISTEN, as `/proc/net/tcp` writes it.
 const LISTENING: &str = "0A";
 
@@ -35,7 +37,7 @@ const LISTENING: &str = "0A";
 struct Found {
     pid: u32,
     cgroup: PathBuf,
-    /// Programs that are not kubelet and in its cgroup or below it.
+    /// Programs that are neither kubelet nor begun by it, and in its cgroup or below it.
     others: Vec<String>,
 }
 
@@ -234,8 +236,8 @@ impl Kubelet {
         }
         let mut others: Vec<String> = inside
             .iter()
-            .filter(|p| **p != pid && pid != 0)
-            .map(|p| name(&self.proc, *p))
+            .filter(|p| pid != 0 && !is_part_of(&self.proc, **p, pid))
+            .filter_map(|p| name(&self.proc, *p))
             .collect();
         others.sort();
         others.dedup();
@@ -309,9 +311,29 @@ fn members(cgroup: &Path) -> io::Result<Vec<u32>> {
     Ok(all)
 }
 
-fn name(proc: &Path, pid: u32) -> String {
-    fs::read_to_string(proc.join(format!("{pid}/comm")))
-        .map_or_else(|_| format!("process {pid}"), |n| n.trim().to_owned())
+/// Whether a process is `kubelet`, or one of the helpers that it begins now and then (`mount`, `iptables`).
+fn is_part_of(proc: &Path, pid: u32, kubelet: u32) -> bool {
+    let parent = |pid: &u32| {
+        let text = fs::read_to_string(proc.join(format!("{pid}/stat"))).ok()?;
+        // Behind the program's name, which may have anything in it: the state, then the parent.
+        let (_, rest) = text.rsplit_once(')')?;
+        rest.split_whitespace().nth(1)?.parse().ok()
+    };
+    std::iter::successors(Some(pid), parent)
+        .take(HELPERS_DEPTH)
+        .any(|p| p == kubelet)
+}
+
+/// What a process runs; nothing when it has ended meanwhile.
+fn name(proc: &Path, pid: u32) -> Option<String> {
+    match fs::read_to_string(proc.join(format!("{pid}/comm"))) {
+        Ok(name) => Some(name.trim().to_owned()),
+        // Which of the two depends on whether it ended before the file was opened or after.
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {
+            None
+        }
+        Err(_) => Some(format!("process {pid}")),
+    }
 }
 
 #[cfg(test)]

@@ -46,6 +46,11 @@ impl Machine {
         fs::write(procs, format!("{before}{pid}\n")).unwrap();
     }
 
+    fn parent(&self, pid: u32, name: &str, parent: u32) {
+        let stat = self.dir.path().join(format!("proc/{pid}/stat"));
+        fs::write(stat, format!("{pid} ({name}) S {parent} {pid} {pid} 0 -1")).unwrap();
+    }
+
     fn kubelet(&self, configured: Option<&str>) -> Kubelet {
         let cg = self.dir.path().join("cg");
         let groups = Cgroups {
@@ -96,6 +101,30 @@ fn whoever_shares_its_cgroup_is_named() {
         .look(&FakeDatapath::default())
         .unwrap();
     assert_eq!(found.others, ["containerd", "shim"]);
+}
+
+#[test]
+fn its_own_helpers_are_no_others() {
+    let machine = Machine::new();
+    machine.process(8, "kubelet", "system", "/system", "4711");
+    machine.parent(8, "kubelet", 1);
+    for (pid, name, parent) in [
+        (20, "mount", 8),
+        (21, "mount) R 1 (nfs", 20),
+        (22, "runtime", 1),
+        (23, "shim", 22),
+    ] {
+        machine.process(pid, name, "system", "/system", "1");
+        machine.parent(pid, name, parent);
+    }
+    // It ended between two looks.
+    machine.process(24, "iptables", "system", "/system", "1");
+    fs::remove_dir_all(machine.dir.path().join("proc/24")).unwrap();
+    let found = machine
+        .kubelet(None)
+        .look(&FakeDatapath::default())
+        .unwrap();
+    assert_eq!(found.others, ["runtime", "shim"]);
 }
 
 #[test]
