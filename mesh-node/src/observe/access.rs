@@ -104,6 +104,10 @@ pub(super) fn request(
     let details = request.shown_details();
     let details = Some(&*details).filter(|d| !d.is_empty());
     out.text("response_code_details", details);
+    out.text(
+        "upstream_transport_failure_reason",
+        request.failure.as_deref(),
+    );
     out.shown("grpc_status", request.grpc_status);
     out.number("bytes_received", request.received);
     out.number("bytes_sent", request.sent);

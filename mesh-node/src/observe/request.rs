@@ -37,6 +37,8 @@ pub struct RequestRecord {
     pub flags: Vec<&'static str>,
     /// The same in words: why the answer is our own, and what could not be done for the request.
     pub details: Vec<&'static str>,
+    /// Why the endpoint of the last try could not be reached, where that is why the answer is our own.
+    pub failure: Option<String>,
     /// The rule that decided.
     pub route: Option<String>,
     /// Where it went.

@@ -96,10 +96,10 @@ struct Asking<'a> {
 enum Failed {
     /// A bound is reached.
     Overflow,
-    /// No connection could be made.
-    Connect,
-    /// The endpoint's node refused, by policy.
-    Denied,
+    /// No connection could be made, and why.
+    Connect(String),
+    /// The endpoint's node refused, by policy, and what it said.
+    Denied(String),
     /// The endpoint refused the stream before it looked at it.
     Refused,
     /// The connection ended without an answer; whether any of the request may have been sent on it.
@@ -411,8 +411,8 @@ impl Way {
         let (key, mut opened) = match self.connection(&picked.endpoint, message, false).await {
             Ok(connection) => connection,
             Err(Failed::Overflow) => return "overflow",
-            Err(Failed::Denied) => return "denied",
-            Err(Failed::Connect | Failed::Refused | Failed::Broken { .. } | Failed::Late) => {
+            Err(Failed::Denied(_)) => return "denied",
+            Err(Failed::Connect(_) | Failed::Refused | Failed::Broken { .. } | Failed::Late) => {
                 return "failed";
             }
         };
@@ -449,11 +449,19 @@ impl Failed {
     fn local(&self) -> Local {
         match self {
             Self::Overflow => Local::OVERFLOW,
-            Self::Connect => Local::UNREACHED,
-            Self::Denied => Local::DENIED,
+            Self::Connect(_) => Local::UNREACHED,
+            Self::Denied(_) => Local::DENIED,
             Self::Refused => Local::REFUSED,
             Self::Broken { .. } => Local::TERMINATED,
             Self::Late => Local::TIMEOUT,
+        }
+    }
+
+    /// What stood in the way to the endpoint, for the log.
+    fn why(self) -> Option<String> {
+        match self {
+            Self::Connect(why) | Self::Denied(why) => Some(why),
+            Self::Overflow | Self::Refused | Self::Broken { .. } | Self::Late => None,
         }
     }
 }

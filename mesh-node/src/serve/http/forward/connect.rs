@@ -149,9 +149,10 @@ impl Way {
         let alpn = if h2 { "h2" } else { "http/1.1" };
         reaching.link(endpoint, Some(alpn)).await.map_err(|error| {
             tracing::debug!(%error, workload = %endpoint.workload.uid, "an endpoint could not be reached");
+            let why = error.to_string();
             match error.reason() {
-                Reason::PeerDenied | Reason::NotWaypoint => Failed::Denied,
-                _ => Failed::Connect,
+                Reason::PeerDenied | Reason::NotWaypoint => Failed::Denied(why),
+                _ => Failed::Connect(why),
             }
         })
     }

@@ -113,7 +113,11 @@ impl Way {
                 Again::Overflow => guard.flag("UO"),
                 Again::Gone => guard.detail("request_payload_exceeded_retry_buffer_limit"),
             }
-            let response = outcome.map_err(|failed| failed.local())?;
+            let response = outcome.map_err(|failed| {
+                let told = failed.local();
+                guard.record.failure = failed.why();
+                told
+            })?;
             guard.record.upstream = Some(began.elapsed());
             picked.taken.request = under_way.take();
             let sticky = rule.and_then(|r| r.session.as_ref());
@@ -213,12 +217,12 @@ impl Way {
         let now = Instant::now().into_std();
         let out = match outcome {
             Ok((response, ..)) => self.cluster.answered(who, response.status().as_u16(), now),
-            Err(Failed::Connect) => self.cluster.unreached(who, now),
+            Err(Failed::Connect(_)) => self.cluster.unreached(who, now),
             Err(Failed::Refused | Failed::Broken { .. } | Failed::Late) => {
                 self.cluster.failed(who, now)
             }
             // Neither says anything of the endpoint.
-            Err(Failed::Overflow | Failed::Denied) => false,
+            Err(Failed::Overflow | Failed::Denied(_)) => false,
         };
         if out {
             tracing::info!(cluster = %self.cluster.key, workload = %who, "an endpoint failed too often and is left out for a while");
@@ -254,12 +258,12 @@ fn wants(retries: &Retries, outcome: &Result<(Response<Incoming>, Opened, Key), 
                 .get("grpc-status")
                 .and_then(|v| v.to_str().ok()?.parse().ok()),
         },
-        Err(Failed::Connect) => Outcome::ConnectFailure,
+        Err(Failed::Connect(_)) => Outcome::ConnectFailure,
         Err(Failed::Refused) => Outcome::RefusedStream,
         Err(Failed::Broken { sent }) => Outcome::Reset {
             request_sent: *sent,
         },
         Err(Failed::Late) => Outcome::TimedOut,
-        Err(Failed::Overflow | Failed::Denied) => return false,
+        Err(Failed::Overflow | Failed::Denied(_)) => return false,
     })
 }
