@@ -12,11 +12,15 @@ use rustls::{
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{
-        CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime,
+        CertificateDer, CertificateRevocationListDer, InvalidDnsNameError, PrivateKeyDer,
+        ServerName, UnixTime,
         pem::{self, PemObject},
     },
 };
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
+    RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
 use crate::tunnel::Link;
 
@@ -113,9 +117,11 @@ fn config(
         (false, None, Some(file)) => Some(store(file, &read(file)?)?),
         (false, None, None) => Some(system()?),
     };
+    let revoked = files.revoked.as_deref().map(revocations).transpose()?;
     let verifier = Verifier {
         provider: provider.clone(),
         trust,
+        revoked: revoked.unwrap_or_default(),
         names: names.clone(),
     };
     let builder = ClientConfig::builder_with_provider(provider)
@@ -173,6 +179,21 @@ fn certificates(from: &str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
+/// What authorities have revoked, from a file of at least one list.
+fn revocations(file: &str) -> Result<Vec<CertRevocationList<'static>>, OriginError> {
+    let text = read(file)?;
+    let lists = CertificateRevocationListDer::pem_slice_iter(&text).map(|der| {
+        let der = der.map_err(|e| bad(file, e))?;
+        let list = OwnedCertRevocationList::from_der(&der).map_err(|e| bad(file, e))?;
+        Ok(CertRevocationList::Owned(list))
+    });
+    let lists = lists.collect::<Result<Vec<_>, OriginError>>()?;
+    match lists.is_empty() {
+        true => Err(bad(file, "has no list of revoked certificates")),
+        false => Ok(lists),
+    }
+}
+
 fn store(from: &str, text: &[u8]) -> Result<RootCertStore, OriginError> {
     let mut store = RootCertStore::empty();
     for root in certificates(from, text)? {
@@ -199,6 +220,8 @@ struct Verifier {
     provider: Arc<CryptoProvider>,
     /// `None`: whoever has the key of the certificate that it shows.
     trust: Option<RootCertStore>,
+    /// What has been revoked; nothing is looked up where there are no lists.
+    revoked: Vec<CertRevocationList<'static>>,
     /// Names that will do beside the one that is asked for; when there are any, that one does not count.
     names: Box<[Arc<str>]>,
 }
@@ -218,7 +241,16 @@ impl Verifier {
         let leaf = EndEntityCert::try_from(leaf).map_err(wrong)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         let usage = KeyUsage::server_auth();
-        leaf.verify_for_usage(algorithms, &trust.roots, rest, now, usage, None, None)
+        // As Envoy has it: a list of every authority in the chain is there and in date, or nobody is believed.
+        let lists: Vec<_> = self.revoked.iter().collect();
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
+        leaf.verify_for_usage(algorithms, &trust.roots, rest, now, usage, revocation, None)
             .map_err(wrong)?;
         let is = |name: &str| match name.contains("://") {
             true => leaf.valid_uri_names().any(|uri| uri == name),
@@ -241,6 +273,11 @@ fn certificate_error(error: webpki::Error) -> CertificateError {
         webpki::Error::CertExpired { .. } => CertificateError::Expired,
         webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
         webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        webpki::Error::CertRevoked => CertificateError::Revoked,
+        webpki::Error::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        webpki::Error::CrlExpired { time, next_update } => {
+            CertificateError::ExpiredRevocationListContext { time, next_update }
+        }
         other => CertificateError::Other(rustls::OtherError(Arc::new(other))),
     }
 }

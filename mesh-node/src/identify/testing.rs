@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_model::name::Identity;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
-    CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, CertifiedIssuer, CustomExtension, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 
@@ -25,6 +26,7 @@ pub(crate) struct Leaf {
     pub from: SystemTime,
     pub until: SystemTime,
     pub raw_san: Option<Vec<u8>>,
+    pub serial: Option<u64>,
 }
 
 impl Leaf {
@@ -44,17 +46,21 @@ impl Leaf {
             from: now - hour,
             until: now + hour,
             raw_san: None,
+            serial: None,
         }
     }
 
     pub fn params(&self) -> CertificateParams {
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
-        let at = |t: SystemTime| epoch + t.duration_since(UNIX_EPOCH).expect("after 1970");
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.subject_alt_names = self.sans.clone();
         params.extended_key_usages = self.usages.clone();
-        (params.not_before, params.not_after) = (at(self.from), at(self.until));
+        params.serial_number = self.serial.map(SerialNumber::from);
+        (params.not_before, params.not_after) = (
+            epoch + since_1970(self.from),
+            epoch + since_1970(self.until),
+        );
         if let Some(raw) = &self.raw_san {
             params
                 .custom_extensions
@@ -67,6 +73,10 @@ impl Leaf {
     }
 }
 
+fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).expect("after 1970")
+}
+
 fn key() -> KeyPair {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("keys can be made")
 }
@@ -76,7 +86,7 @@ fn ca_params(name: &str) -> CertificateParams {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
@@ -135,6 +145,28 @@ impl Authority {
                 .clone(),
         );
         chain
+    }
+
+    /// A list that revokes the certificate with this number and says until when it is good, PEM.
+    pub fn revokes(&self, serial: u64, until: SystemTime) -> String {
+        let until = rcgen::date_time_ymd(1970, 1, 1) + since_1970(until);
+        let from = until - Duration::from_secs(3600);
+        let revoked = RevokedCertParams {
+            serial_number: serial.into(),
+            revocation_time: from,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: from,
+            next_update: until,
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).expect("it can be signed");
+        list.pem().expect("it can be written")
     }
 
     /// What the CA's service would answer to a request: the leaf for these URIs, and the root.

@@ -488,6 +488,7 @@ fn tls(tls: &UpstreamTls) -> Value {
             "rootsFile": files.roots.as_deref(),
             "chainFile": files.chain.as_deref(),
             "keyFile": files.key.as_deref(),
+            "revokedFile": files.revoked.as_deref(),
             "insecure": insecure,
         }))),
     }

@@ -515,9 +515,25 @@ fn outlier(reader: &mut Reader, path: &str, wire: &OutlierDetection) -> Outlier 
 
 fn tls(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Option<UpstreamTls> {
     let mutual = match wire.mode.as_str() {
-        "" | "DISABLE" => return Some(UpstreamTls::Disable),
-        "ISTIO_MUTUAL" => return Some(UpstreamTls::Mesh),
-        "SIMPLE" => false,
+        "" | "DISABLE" => {
+            idle_tls_fields(reader, path, wire, "mode is DISABLE", |_| true);
+            return Some(UpstreamTls::Disable);
+        }
+        "ISTIO_MUTUAL" => {
+            if !wire.subject_alt_names.is_empty() {
+                let text = "with ISTIO_MUTUAL each server proves to be what its pod is, and no names are looked at: a server that is not among these would be taken; leave them out, nothing else than what its pod is can be proven";
+                reader.fail(&format!("{path}.subjectAltNames"), text.to_owned());
+            }
+            let why = "with ISTIO_MUTUAL the mesh's own certificates are used";
+            idle_tls_fields(reader, path, wire, why, |name| name != "subjectAltNames");
+            return Some(UpstreamTls::Mesh);
+        }
+        "SIMPLE" => {
+            let own = ["clientCertificate", "privateKey"];
+            let why = "only MUTUAL shows a certificate";
+            idle_tls_fields(reader, path, wire, why, |name| own.contains(&name));
+            false
+        }
         "MUTUAL" => true,
         other => {
             let text = format!("{other:?} is none of DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL");
@@ -525,11 +541,16 @@ fn tls(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Option<Upst
             return None;
         }
     };
+    if wire.insecure_skip_verify == Some(true) {
+        let about = ["caCertificates", "subjectAltNames"];
+        let why = "with insecureSkipVerify no certificate is looked at";
+        idle_tls_fields(reader, path, wire, why, |name| about.contains(&name));
+    }
     // Less than what was asked for would let in whom it should not.
     let mut refuse =
         |name: &str, text: &str| reader.fail(&format!("{path}.{name}"), text.to_owned());
-    if !wire.ca_crl.is_empty() {
-        let text = "revocations are not looked at by this version: a revoked certificate would be taken; leave it out, or trust roots of which none has to be revoked";
+    if !wire.ca_crl.is_empty() && wire.insecure_skip_verify == Some(true) {
+        let text = "with insecureSkipVerify no certificate is looked at, and a revoked one would be taken; leave out one of the two";
         refuse("caCrl", text);
     }
     if !wire.credential_name.is_empty() {
@@ -545,6 +566,7 @@ fn tls(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Option<Upst
         roots: text(roots).filter(|_| roots != SYSTEM_ROOTS),
         chain: text(&wire.client_certificate).filter(|_| mutual),
         key: text(&wire.private_key).filter(|_| mutual),
+        revoked: text(&wire.ca_crl),
     };
     Some(UpstreamTls::Origin {
         sni: text(&wire.sni),
@@ -558,6 +580,34 @@ fn tls(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Option<Upst
         files,
         insecure: wire.insecure_skip_verify.unwrap_or(false),
     })
+}
+
+/// Says of the fields that are set, and of which this is asked, that nothing comes of them.
+fn idle_tls_fields(
+    reader: &mut Reader,
+    path: &str,
+    wire: &ClientTlsSettings,
+    why: &str,
+    about: impl Fn(&str) -> bool,
+) {
+    let fields = [
+        ("clientCertificate", !wire.client_certificate.is_empty()),
+        ("privateKey", !wire.private_key.is_empty()),
+        ("caCertificates", !wire.ca_certificates.is_empty()),
+        ("credentialName", !wire.credential_name.is_empty()),
+        ("subjectAltNames", !wire.subject_alt_names.is_empty()),
+        ("sni", !wire.sni.is_empty()),
+        (
+            "insecureSkipVerify",
+            wire.insecure_skip_verify == Some(true),
+        ),
+        ("caCrl", !wire.ca_crl.is_empty()),
+    ];
+    for (name, is_set) in fields {
+        if is_set && about(name) {
+            reader.warn(format!("{path}.{name}"), format!("is not looked at: {why}"));
+        }
+    }
 }
 
 fn proxy_protocol(

@@ -228,6 +228,7 @@ fn tls_wire(t: &UpstreamTls) -> wire::UpstreamTls {
             roots_file: opt_text(&files.roots),
             chain_file: opt_text(&files.chain),
             key_file: opt_text(&files.key),
+            revoked_file: opt_text(&files.revoked),
         }),
     };
     wire::UpstreamTls { mode: Some(mode) }
@@ -439,6 +440,7 @@ fn tls(t: wire::UpstreamTls) -> Result<UpstreamTls, Bad> {
                 roots: o.roots_file.map(Arc::from),
                 chain: o.chain_file.map(Arc::from),
                 key: o.key_file.map(Arc::from),
+                revoked: o.revoked_file.map(Arc::from),
             },
             insecure: o.insecure,
         },

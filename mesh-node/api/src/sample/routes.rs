@@ -296,6 +296,7 @@ fn policy(r: &mut Rng) -> std::sync::Arc<TrafficPolicy> {
                 roots: opt(r, |r| word(r).into()),
                 chain: opt(r, |r| word(r).into()),
                 key: opt(r, |r| word(r).into()),
+                revoked: opt(r, |r| word(r).into()),
             },
             insecure: r.bool(),
         },

@@ -356,6 +356,8 @@ pub struct TlsFiles {
     pub chain: Option<Arc<str>>,
     /// Its key.
     pub key: Option<Arc<str>>,
+    /// Lists of what has been revoked, of every authority of the server's chain; nothing is looked up when absent.
+    pub revoked: Option<Arc<str>>,
 }
 
 /// The version of a PROXY protocol header.

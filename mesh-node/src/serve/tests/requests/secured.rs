@@ -8,10 +8,14 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use super::*;
 use crate::identify::testing::Leaf;
 
+/// The number of the server's certificate.
+const SERIAL: u64 = 7;
+
 /// In the place of `v1`, a server that speaks TLS, and asks clients for certificates of the same authority when it is told to.
 async fn tls_server(w: &World, ca: &Authority, sans: &[&str], mutual: bool) {
     w.v1.stop().await;
     let mut leaf = Leaf::of(&[]);
+    leaf.serial = Some(SERIAL);
     leaf.sans = sans
         .iter()
         .map(|san| match san.contains("://") {
@@ -213,6 +217,77 @@ async fn a_server_is_believed_by_its_roots_and_names_only() {
 }
 
 #[tokio::test]
+async fn a_server_whose_certificate_was_revoked_is_not_believed() {
+    let w = world("92", AppProtocol::Http11).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (ca, other) = (Authority::new("outside"), Authority::new("other"));
+    tls_server(&w, &ca, &["db.shop.svc.cluster.local"], false).await;
+    w.routes(vec![rule("/", to("v1"))]);
+    let roots = write(dir.path(), "roots.pem", &pem(&ca.root()));
+    let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    let (revoked, another) = (
+        ca.revokes(SERIAL, now + hour / 2),
+        ca.revokes(SERIAL + 1, now + hour / 2),
+    );
+    let others = other.revokes(SERIAL + 1, now + hour / 2);
+    let mut written = 0;
+    for (lists, expect) in [
+        (Some(another.clone()), Ok(())),
+        (Some(format!("{others}{another}")), Ok(())),
+        (Some(revoked.clone()), Err("Revoked")),
+        (Some(format!("{others}{revoked}")), Err("Revoked")),
+        (Some(others), Err("UnknownRevocationStatus")),
+        (
+            Some(ca.revokes(SERIAL + 1, now - hour)),
+            Err("certificate revocation list expired"),
+        ),
+        (Some("nothing".into()), Err("has no list")),
+        (Some(another.replacen("MI", "AA", 1)), Err("lists-")),
+        (None, Err("No such file")),
+    ] {
+        // A name of its own, so that no connection of before is used.
+        written += 1;
+        let name = format!("lists-{written}.pem");
+        let file = match &lists {
+            Some(text) => write(dir.path(), &name, text),
+            None => Some(format!("/nowhere/{name}").into()),
+        };
+        let files = TlsFiles {
+            roots: roots.clone(),
+            revoked: file,
+            ..TlsFiles::default()
+        };
+        let tls = UpstreamTls::Origin {
+            sni: None,
+            names: Box::default(),
+            roots: None,
+            credential: None,
+            files,
+            insecure: false,
+        };
+        w.destination(TrafficPolicy {
+            tls: Some(tls),
+            ..TrafficPolicy::default()
+        });
+        let (path, shown) = (format!("/{written}"), format!("{lists:?}"));
+        let (status, _, body) = w.get(&path).await;
+        match expect {
+            Ok(()) => assert_eq!(
+                (status.as_u16(), &body[..]),
+                (200, &b"over TLS"[..]),
+                "{shown}"
+            ),
+            Err(why) => {
+                assert_eq!(status, 503, "{shown}");
+                let of_this = format!("path={path} ");
+                w.node.line(&[&of_this, "response_flags=UF ", why]).await;
+            }
+        }
+    }
+    w.node.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_proves_who_it_is_by_its_files() {
     let w = world("88", AppProtocol::Http11).await;
     let dir = tempfile::tempdir().expect("a directory");
@@ -236,6 +311,7 @@ async fn a_client_proves_who_it_is_by_its_files() {
             roots: roots.clone(),
             chain,
             key,
+            revoked: None,
         };
         let tls = UpstreamTls::Origin {
             sni: None,
