@@ -27,8 +27,8 @@ const PORT: u16 = 10250;
 const EVERY: Duration = Duration::from_secs(1);
 /// How many others are named.
 const NAMED: usize = 8;
-/// How many programs may be between kubelet and a helper, and one.
-const HELPERS_DEPTH: usize = 8;
+/// How many processes are looked at for kubelet, from a process upwards to whoever began it.
+const LINEAGE: usize = 8;
 /// TCP_LISTEN, as `/proc/net/tcp` writes it.
 const LISTENING: &str = "0A";
 
@@ -320,7 +320,7 @@ fn is_part_of(proc: &Path, pid: u32, kubelet: u32) -> bool {
         rest.split_whitespace().nth(1)?.parse().ok()
     };
     std::iter::successors(Some(pid), parent)
-        .take(HELPERS_DEPTH)
+        .take(LINEAGE)
         .any(|p| p == kubelet)
 }
 

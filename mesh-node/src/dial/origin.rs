@@ -1,8 +1,9 @@
 //! TLS to a server that is no part of the mesh, over a connection that is there (a destination's `tls: SIMPLE | MUTUAL`).
 //!
-//! Invariants: a server is believed only when its chain leads to the roots that were named and it proves one of the
-//! names that were asked for, unless the policy says not to check; what cannot be read is a failure, never a lesser
-//! check; nothing is cached, so that a file that was renewed counts from the next connection on.
+//! Invariants: a server is believed only when its chain leads to the roots that were named, nothing of it was revoked by
+//! lists that were named, and it proves one of the names that were asked for, unless the policy says not to check; what
+//! cannot be read is a failure, never a lesser check; nothing is cached, so that a file that was renewed counts from the
+//! next connection on.
 
 use std::{io::Read, path::Path, sync::Arc};
 

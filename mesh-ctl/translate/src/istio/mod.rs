@@ -17,5 +17,6 @@ pub(crate) mod service_entry;
 mod stream_rule;
 pub(crate) mod telemetry;
 mod traffic_policy;
+mod upstream_tls;
 pub(crate) mod virtual_service;
 pub(crate) mod workload_entry;

@@ -14,19 +14,16 @@ use mesh_model::{
     balance::KNOWN_LABELS,
     resilience::{
         Affinity, AffinityKey, HashTable, Http2Keepalive, LoadBalancing, LocalityPreference,
-        Outlier, Pool, ProxyProtocol, Share, Simple, TlsFiles, TrafficPolicy, UpstreamTls, Warmup,
-        Weighing,
+        Outlier, Pool, ProxyProtocol, Share, Simple, TrafficPolicy, Warmup, Weighing,
     },
 };
 
-use super::http_match;
+use super::{http_match, upstream_tls};
 use crate::{
     gateway::needs,
     traffic::{reader::Reader, values},
 };
 
-/// What stands for the system's roots among files of roots.
-const SYSTEM_ROOTS: &str = "system";
 /// Istio's default sizes of hash tables.
 const RING: u64 = 1024;
 const MAGLEV: u64 = 65_537;
@@ -119,7 +116,7 @@ impl<'w> Parts<'w> {
             balancing,
             pool: read(reader, &self.pool, pool).unwrap_or_default(),
             outlier: read(reader, &self.outlier, outlier),
-            tls: read(reader, &self.tls, tls).flatten(),
+            tls: read(reader, &self.tls, upstream_tls::tls).flatten(),
             proxy_protocol: read(reader, &self.proxy_protocol, proxy_protocol).flatten(),
             retry_budget: read(reader, &self.budget, budget),
         }
@@ -510,103 +507,6 @@ fn outlier(reader: &mut Reader, path: &str, wire: &OutlierDetection) -> Outlier 
         base_ejection: base.unwrap_or(default.base_ejection),
         max_ejected,
         min_healthy,
-    }
-}
-
-fn tls(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Option<UpstreamTls> {
-    let mutual = match wire.mode.as_str() {
-        "" | "DISABLE" => {
-            idle_tls_fields(reader, path, wire, "mode is DISABLE", |_| true);
-            return Some(UpstreamTls::Disable);
-        }
-        "ISTIO_MUTUAL" => {
-            if !wire.subject_alt_names.is_empty() {
-                let text = "with ISTIO_MUTUAL each server proves to be what its pod is, and no names are looked at: a server that is not among these would be taken; leave them out, nothing else than what its pod is can be proven";
-                reader.fail(&format!("{path}.subjectAltNames"), text.to_owned());
-            }
-            let why = "with ISTIO_MUTUAL the mesh's own certificates are used";
-            idle_tls_fields(reader, path, wire, why, |name| name != "subjectAltNames");
-            return Some(UpstreamTls::Mesh);
-        }
-        "SIMPLE" => {
-            let own = ["clientCertificate", "privateKey"];
-            let why = "only MUTUAL shows a certificate";
-            idle_tls_fields(reader, path, wire, why, |name| own.contains(&name));
-            false
-        }
-        "MUTUAL" => true,
-        other => {
-            let text = format!("{other:?} is none of DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL");
-            reader.fail(&format!("{path}.mode"), text);
-            return None;
-        }
-    };
-    if wire.insecure_skip_verify == Some(true) {
-        let about = ["caCertificates", "subjectAltNames"];
-        let why = "with insecureSkipVerify no certificate is looked at";
-        idle_tls_fields(reader, path, wire, why, |name| about.contains(&name));
-    }
-    // Less than what was asked for would let in whom it should not.
-    let mut refuse =
-        |name: &str, text: &str| reader.fail(&format!("{path}.{name}"), text.to_owned());
-    if !wire.ca_crl.is_empty() && wire.insecure_skip_verify == Some(true) {
-        let text = "with insecureSkipVerify no certificate is looked at, and a revoked one would be taken; leave out one of the two";
-        refuse("caCrl", text);
-    }
-    if !wire.credential_name.is_empty() {
-        let text = "Istio reads secrets at gateways, and elsewhere only with workloadSelector; here no waypoint is given any: name files in the waypoint by caCertificates, clientCertificate and privateKey, from a volume that parametersRef of its Gateway adds";
-        refuse("credentialName", text);
-    } else if mutual && (wire.client_certificate.is_empty() || wire.private_key.is_empty()) {
-        let text = "MUTUAL needs a certificate and its key";
-        refuse("clientCertificate", text);
-    }
-    let text = |text: &str| (!text.is_empty()).then(|| text.into());
-    let roots = wire.ca_certificates.as_str();
-    let files = TlsFiles {
-        roots: text(roots).filter(|_| roots != SYSTEM_ROOTS),
-        chain: text(&wire.client_certificate).filter(|_| mutual),
-        key: text(&wire.private_key).filter(|_| mutual),
-        revoked: text(&wire.ca_crl),
-    };
-    Some(UpstreamTls::Origin {
-        sni: text(&wire.sni),
-        names: wire
-            .subject_alt_names
-            .iter()
-            .map(|name| name.as_str().into())
-            .collect(),
-        roots: None,
-        credential: text(&wire.credential_name),
-        files,
-        insecure: wire.insecure_skip_verify.unwrap_or(false),
-    })
-}
-
-/// Says of the fields that are set, and of which this is asked, that nothing comes of them.
-fn idle_tls_fields(
-    reader: &mut Reader,
-    path: &str,
-    wire: &ClientTlsSettings,
-    why: &str,
-    about: impl Fn(&str) -> bool,
-) {
-    let fields = [
-        ("clientCertificate", !wire.client_certificate.is_empty()),
-        ("privateKey", !wire.private_key.is_empty()),
-        ("caCertificates", !wire.ca_certificates.is_empty()),
-        ("credentialName", !wire.credential_name.is_empty()),
-        ("subjectAltNames", !wire.subject_alt_names.is_empty()),
-        ("sni", !wire.sni.is_empty()),
-        (
-            "insecureSkipVerify",
-            wire.insecure_skip_verify == Some(true),
-        ),
-        ("caCrl", !wire.ca_crl.is_empty()),
-    ];
-    for (name, is_set) in fields {
-        if is_set && about(name) {
-            reader.warn(format!("{path}.{name}"), format!("is not looked at: {why}"));
-        }
     }
 }
 

@@ -82,16 +82,33 @@ fn pem(der: &[u8]) -> String {
 
 /// What a policy says of the server, beside where its roots are.
 fn simple(roots: Option<Arc<str>>, sni: Option<&str>, names: &[&str]) -> UpstreamTls {
+    let files = TlsFiles {
+        roots,
+        ..TlsFiles::default()
+    };
+    origin(files, sni, names)
+}
+
+fn origin(files: TlsFiles, sni: Option<&str>, names: &[&str]) -> UpstreamTls {
     UpstreamTls::Origin {
         sni: sni.map(Into::into),
         names: names.iter().map(|n| (*n).into()).collect(),
         roots: None,
         credential: None,
-        files: TlsFiles {
-            roots,
-            ..TlsFiles::default()
-        },
+        files,
         insecure: false,
+    }
+}
+
+/// A policy that says no more than where the files are.
+fn by_files(files: TlsFiles) -> TrafficPolicy {
+    demanding(origin(files, None, &[]))
+}
+
+fn demanding(tls: UpstreamTls) -> TrafficPolicy {
+    TrafficPolicy {
+        tls: Some(tls),
+        ..TrafficPolicy::default()
     }
 }
 
@@ -182,10 +199,7 @@ async fn a_server_is_believed_by_its_roots_and_names_only() {
         (simple(roots.clone(), Some("no name"), &[]), None),
     ] {
         let shown = format!("{tls:?}");
-        w.destination(TrafficPolicy {
-            tls: Some(tls),
-            ..TrafficPolicy::default()
-        });
+        w.destination(demanding(tls));
         let (status, headers, body) = w.get("/x").await;
         match sni {
             Some(sni) => {
@@ -205,12 +219,11 @@ async fn a_server_is_believed_by_its_roots_and_names_only() {
     assert_ne!(w.get("/x").await.0, 200);
     // HTTP/2 is agreed upon by name.
     w.destination(TrafficPolicy {
-        tls: Some(simple(roots, None, &[])),
         pool: Pool {
             upgrade: true,
             ..Pool::default()
         },
-        ..TrafficPolicy::default()
+        ..demanding(simple(roots, None, &[]))
     });
     assert_eq!(w.get("/x").await.1["x-version"], "HTTP/2.0");
     w.node.stop().await;
@@ -252,23 +265,11 @@ async fn a_server_whose_certificate_was_revoked_is_not_believed() {
             Some(text) => write(dir.path(), &name, text),
             None => Some(format!("/nowhere/{name}").into()),
         };
-        let files = TlsFiles {
+        w.destination(by_files(TlsFiles {
             roots: roots.clone(),
             revoked: file,
             ..TlsFiles::default()
-        };
-        let tls = UpstreamTls::Origin {
-            sni: None,
-            names: Box::default(),
-            roots: None,
-            credential: None,
-            files,
-            insecure: false,
-        };
-        w.destination(TrafficPolicy {
-            tls: Some(tls),
-            ..TrafficPolicy::default()
-        });
+        }));
         let (path, shown) = (format!("/{written}"), format!("{lists:?}"));
         let (status, _, body) = w.get(&path).await;
         match expect {
@@ -307,24 +308,12 @@ async fn a_client_proves_who_it_is_by_its_files() {
         (own, None, 503),
     ] {
         let shown = format!("{chain:?} {key:?}");
-        let files = TlsFiles {
+        w.destination(by_files(TlsFiles {
             roots: roots.clone(),
             chain,
             key,
             revoked: None,
-        };
-        let tls = UpstreamTls::Origin {
-            sni: None,
-            names: Box::default(),
-            roots: None,
-            credential: None,
-            files,
-            insecure: false,
-        };
-        w.destination(TrafficPolicy {
-            tls: Some(tls),
-            ..TrafficPolicy::default()
-        });
+        }));
         assert_eq!(w.get("/x").await.0, expect, "{shown}");
     }
     w.node.stop().await;
@@ -334,16 +323,12 @@ async fn a_client_proves_who_it_is_by_its_files() {
 async fn the_meshs_own_tls_is_not_left_out_and_none_is_none() {
     let w = world("89", AppProtocol::Http11).await;
     w.routes(vec![rule("/", to("v1"))]);
-    let with = |tls| TrafficPolicy {
-        tls: Some(tls),
-        ..TrafficPolicy::default()
-    };
     let once = TrafficPolicy {
         pool: Pool {
             requests_per_connection: 1,
             ..Pool::default()
         },
-        ..with(UpstreamTls::Mesh)
+        ..demanding(UpstreamTls::Mesh)
     };
     w.destination(once.clone());
     assert_eq!(w.get("/x").await.2, "v1");
@@ -354,7 +339,7 @@ async fn the_meshs_own_tls_is_not_left_out_and_none_is_none() {
     w.node.state.apply([Change::WorkloadExtra(uid, extra)]);
     assert_eq!(w.get("/x").await.0, 503);
     w.node.line(&["path=/x ", "response_flags=UF "]).await;
-    w.destination(with(UpstreamTls::Disable));
+    w.destination(demanding(UpstreamTls::Disable));
     assert_eq!(w.get("/x").await.2, "v1");
     w.node.stop().await;
 }
