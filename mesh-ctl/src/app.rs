@@ -285,14 +285,15 @@ async fn secured(
     clients: Clients,
     tasks: &mut Tasks,
 ) -> anyhow::Result<(SocketAddr, ReceiverStream<io::Result<Conn>>)> {
-    let credentials = Credentials::issue(authority, names, clients, SystemTime::now())
+    let now = SystemTime::now();
+    let credentials = Credentials::issue(authority, names, clients, now)
         .context("making the controller's certificate")?;
     let config = Arc::new(ArcSwap::new(credentials.config));
     let renewing = listen::keep_fresh(
         authority.clone(),
         names.clone(),
         clients,
-        credentials.not_after,
+        now,
         config.clone(),
     );
     tasks.spawn(named("renewing a certificate", renewing));

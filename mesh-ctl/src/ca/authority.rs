@@ -31,7 +31,7 @@ use super::{
 /// How long a generated root lives.
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How far back a certificate begins, for clocks that are behind.
-const BACKDATE: Duration = Duration::from_secs(60);
+pub const BACKDATE: Duration = Duration::from_secs(60);
 /// The largest certificate request that is looked at, in bytes.
 const MAX_CSR: usize = 16 * 1024;
 

@@ -15,7 +15,7 @@ mod secret;
 mod service;
 mod tokens;
 
-pub use authority::{Authority, CaError, Given, Held, Phase, Signed, Step, Usage};
+pub use authority::{Authority, BACKDATE, CaError, Given, Held, Phase, Signed, Step, Usage};
 pub use grant::{Grant, Member, Waypoint, is_node_name, member_of};
 pub use keep::{Kept, lock, write_private};
 pub use review::Reviews;

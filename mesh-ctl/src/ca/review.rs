@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::{
@@ -47,8 +47,8 @@ pub struct Reviews {
     user: String,
     namespace: String,
     slots: Semaphore,
-    /// By the token's digest: who it proves, and until when that is taken for granted.
-    accepted: Mutex<HashMap<[u8; 32], (Member, SystemTime)>>,
+    /// By the token's digest: who it proves, and until when that is taken for granted, whatever the clock is set to.
+    accepted: Mutex<HashMap<[u8; 32], (Member, Instant)>>,
 }
 
 /// The pod that a token is bound to.
@@ -78,7 +78,7 @@ impl Reviews {
     pub(super) async fn member(
         &self,
         token: &str,
-        now: SystemTime,
+        now: Instant,
     ) -> Result<Member, MemberTokenError> {
         if token.is_empty() || token.len() > LARGEST {
             return Err(refused(format!("{} bytes are no token", token.len())));
@@ -98,7 +98,7 @@ impl Reviews {
         Ok(member)
     }
 
-    fn remembered(&self, digest: &[u8; 32], now: SystemTime) -> Option<Member> {
+    fn remembered(&self, digest: &[u8; 32], now: Instant) -> Option<Member> {
         let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
         let (member, until) = accepted.get(digest)?;
         (*until > now).then(|| member.clone())

@@ -35,7 +35,7 @@ async fn check(change: impl Fn(&mut Value), expect: Result<&str, &str>) {
         (201, answer.clone())
     });
     let reviews = Reviews::new(client, ("warren-system", "warren-node"));
-    let got = reviews.member("a-token", SystemTime::now()).await;
+    let got = reviews.member("a-token", Instant::now()).await;
     match (got, expect) {
         (Ok(member), Ok(expect)) => assert_eq!(member.to_string(), expect),
         (Err(MemberTokenError::Refused(why)), Err(expect)) => {
@@ -102,7 +102,7 @@ async fn an_accepted_token_is_reviewed_again_after_a_while_and_a_refused_one_eac
         let of = |r: &&String| r.contains(REVIEWS);
         server.requests().iter().filter(of).count()
     };
-    let now = SystemTime::now();
+    let now = Instant::now();
     server.answers(ASKED, |_| (201, review(|_| {})));
     for later in [0, 9] {
         let now = now + Duration::from_secs(later);
