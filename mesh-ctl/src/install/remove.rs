@@ -104,10 +104,7 @@ pub async fn everything(
     purge: bool,
     mut say: impl FnMut(&str),
 ) -> anyhow::Result<()> {
-    let registration = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": webhook::NAME},
-    });
+    let registration = webhook::registration();
     let delete = async |object: &Value| {
         let said = match cluster.delete(object).await? {
             true => "deleted",

@@ -1,7 +1,8 @@
 //! Waiting until what was applied runs.
 //!
 //! Invariants: progress is told when it changes and never otherwise; when time is over, every pod that is not ready is
-//! named with what it waits for.
+//! named with what it waits for. The webhook is waited for as well, and what it lacks is the check's to say: an
+//! installation does not fail for something that everything works without.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,12 @@ use tokio::time::sleep;
 
 use super::cluster::{Cluster, title};
 use super::{controller, node};
+use crate::webhook;
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long a leader may take to be elected and to register the webhook.
+const REGISTERED: Duration = Duration::from_secs(30);
 
 /// How far a workload is: how many of how many, and whether these are the ones that were asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +103,24 @@ pub async fn wait(
             sleep(LOOK).await;
         }
     }
+    let left = limit.saturating_sub(begun.elapsed()).min(REGISTERED);
+    registered(cluster, left, say).await;
     Ok(())
+}
+
+/// Waits until the webhook is registered, for at most `limit`. Whoever may not look waits for nothing.
+async fn registered(cluster: &Cluster, limit: Duration, mut say: impl FnMut(&str)) {
+    let begun = Instant::now();
+    let object = webhook::registration();
+    while let Ok(found) = cluster.get(&object).await {
+        if found.is_some() {
+            say(&format!("{}: registered", title(&object)));
+        }
+        if found.is_some() || begun.elapsed() > limit {
+            return;
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// The pods of a component that are not ready, and what they wait for.

@@ -29,6 +29,16 @@ use crate::{FIELD_MANAGER, ca::Authority, view::View};
 
 /// The configuration's name.
 pub const NAME: &str = "warren-validator";
+
+/// What is enough to find the configuration by.
+pub fn registration() -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": NAME},
+    })
+}
+
 /// The Service in front of the controllers, and the port of it that leads here.
 const SERVICE: (&str, u16) = ("warren-controller", 443);
 /// How often what is there is compared with what should be.

@@ -8,7 +8,7 @@ mod config;
 mod review;
 mod serve;
 
-pub use config::{NAME, keep};
+pub use config::{NAME, keep, registration};
 pub use review::{GroupKind, Request, Verdict, review};
 pub use serve::{Reviewer, serve};
 

@@ -12,7 +12,11 @@ use kube::{Api, api::ListParams};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::{Finding, Outcome, before::SKEWS, seconds};
+use super::{
+    Finding, Outcome,
+    before::{self, SKEWS},
+    seconds,
+};
 use crate::install::{cluster::Cluster, node};
 
 const CHECK: &str = "node";
@@ -34,25 +38,28 @@ pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     };
     let mut places: Vec<(String, String, String)> = listed.iter().filter_map(place).collect();
     places.sort();
+    // Nodes have to agree with each other and the API server; what this machine's clock says is its own matter.
+    let skew = before::skew(cluster).await.unwrap_or_default();
     let settled = Instant::now() + SETTLE;
     let mut found = Vec::new();
     for (node, pod, port) in places {
-        let mut finding = one(cluster, &node, &pod, &port).await;
+        let mut finding = one(cluster, &node, (&pod, &port), skew).await;
         while finding.outcome == Outcome::Failed && Instant::now() < settled {
             sleep(PAUSE).await;
-            finding = one(cluster, &node, &pod, &port).await;
+            finding = one(cluster, &node, (&pod, &port), skew).await;
         }
         found.push(finding);
     }
     found
 }
 
-async fn one(cluster: &Cluster, node: &str, pod: &str, port: &str) -> Finding {
+/// A node; `skew` is how many seconds this machine is ahead of the API server.
+async fn one(cluster: &Cluster, node: &str, (pod, port): (&str, &str), skew: i64) -> Finding {
     let before = SystemTime::now();
     match status(cluster, pod, port).await {
         Ok(status) => {
             let took = before.elapsed().unwrap_or_default();
-            judge(node, &status, seconds(before + took / 2))
+            judge(node, &status, seconds(before + took / 2) - skew)
         }
         Err(error) => Finding::warning(
             CHECK,
@@ -92,15 +99,15 @@ async fn status(cluster: &Cluster, pod: &str, port: &str) -> anyhow::Result<Valu
     serde_json::from_str(&text).context("its answer is no JSON: is it of this version?")
 }
 
-/// What is wrong with a node's clock, compared with `ours`, and with its certificates.
+/// What is wrong with a node's clock, compared with the API server's, `ours`, and with its certificates.
 fn judge_time(certificates: &Value, ours: i64) -> Vec<(String, &'static str)> {
     let mut bad = Vec::new();
     let theirs = certificates["now"].as_i64();
     match theirs.map(|theirs| theirs.saturating_sub(ours)) {
         Some(ahead) if ahead.abs() > SKEWS[1] => bad.push((
             match ahead > 0 {
-                true => format!("its clock is {ahead} seconds ahead of this machine's"),
-                false => format!("its clock is {} seconds behind this machine's", -ahead),
+                true => format!("its clock is {ahead} seconds ahead of the API server's"),
+                false => format!("its clock is {} seconds behind the API server's", -ahead),
             },
             "set the clocks by NTP; certificates and tokens are refused by clocks that differ",
         )),
@@ -116,7 +123,7 @@ fn judge_time(certificates: &Value, ours: i64) -> Vec<(String, &'static str)> {
     bad
 }
 
-/// What a node proxy's status comes to, at the time `ours` in seconds since 1970.
+/// What a node proxy's status comes to, at the time `ours` by the API server's clock, in seconds since 1970.
 fn judge(node: &str, status: &Value, ours: i64) -> Finding {
     let count = |value: &Value| value.as_i64().unwrap_or_default();
     let (pods, interfaces, cni) = (&status["pods"], &status["interfaces"], &status["cni"]);
