@@ -427,6 +427,7 @@ fn open_kernel(config: &Config, groups: &Cgroups) -> Result<Arc<LoadedDatapath>>
         groups.own.clone(),
     );
     loader.tc = config.tc;
+    loader.edition = config.edition;
     let kernel = LoadedDatapath::open(&loader)
         .with_context(|| format!("attaching the kernel programs to {}", groups.pods.display()))?;
     Ok(Arc::new(kernel))

@@ -66,6 +66,9 @@ pub struct Config {
     pub object: Cow<'static, [u8]>,
     /// Where a verifier's log is written.
     pub logs: PathBuf,
+    /// Which edition of the layout this is: one has no map and no program in common with another, as with a layout that
+    /// differs.
+    pub edition: u8,
 }
 
 impl Config {
@@ -85,6 +88,7 @@ impl Config {
             tc: Tc::Auto,
             object: Cow::Borrowed(object::embedded()),
             logs: std::env::temp_dir(),
+            edition: 0,
         }
     }
 
@@ -193,7 +197,7 @@ impl Datapath {
             return Err(LoadError::NoObject);
         }
         check_bpffs(&config.bpffs)?;
-        let folder = layout_folder(&config.folder()?);
+        let folder = layout_folder(&config.folder()?, config.edition);
         let (maps, links) = (folder.join("maps"), folder.join("links"));
         for path in [&maps, &links] {
             let made = fs::DirBuilder::new()

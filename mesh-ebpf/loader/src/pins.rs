@@ -90,13 +90,12 @@ impl Datapath {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             layouts => layouts.map_err(LoadError::io("list layouts"))?,
         };
-        let current = layout_folder(&folder);
         let mut any = false;
         for layout in layouts {
             let path = layout.map_err(LoadError::io("list layouts"))?.path();
             match step {
                 // Where an earlier layout keeps its flags is not known; it was retired, or its pods are in no other.
-                Leave::Open if path != current => continue,
+                Leave::Open if !is_known(&path) => continue,
                 Leave::Open => set_bits(&path, OPEN),
                 Leave::Release => set_bits(&path, RETIRED),
             }
@@ -161,9 +160,19 @@ fn set_bits(folder: &Path, bits: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the present layout is pinned.
-pub(crate) fn layout_folder(instance: &Path) -> PathBuf {
-    instance.join(format!("{:08x}", abi::layout_hash()))
+/// Where the present layout is pinned, in an edition of it. No name begins with another.
+pub(crate) fn layout_folder(instance: &Path, edition: u8) -> PathBuf {
+    let hash = abi::layout_hash();
+    instance.join(match edition {
+        0 => format!("{hash:08x}"),
+        n => format!("{n}-{hash:08x}"),
+    })
+}
+
+/// Whether a layout is the present one, in whichever edition.
+fn is_known(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with(&format!("{:08x}", abi::layout_hash()))
 }
 
 pub(crate) fn instance_folder(bpffs: &Path, instance: &str) -> Result<PathBuf, LoadError> {

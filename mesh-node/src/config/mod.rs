@@ -52,6 +52,8 @@ pub struct Config {
     pub threads: usize,
     /// How programs get on interfaces.
     pub tc: Tc,
+    /// Which edition of the kernel maps' layout is used.
+    pub edition: u8,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// Which log lines are written.

@@ -299,6 +299,7 @@ impl Values<'_> {
                     )
                 })?
                 .unwrap_or_default(),
+            edition: self.get("edition", parsed)?.unwrap_or(0),
             threads: self
                 .get("threads", |t| within(t, 1, 256))?
                 .unwrap_or_else(|| self.source.cpus().clamp(1, 16)),

@@ -172,6 +172,12 @@ pub const SETTINGS: &[Setting] = &[
         "How programs are attached to the pods' interfaces",
     ),
     row(
+        "edition",
+        "N",
+        "0",
+        "Begins with maps and programs of its own where it differs from the node proxy's before, as a new layout of them does",
+    ),
+    row(
         "threads",
         "N",
         "number of CPUs, at most 16",
