@@ -4,7 +4,7 @@
 
 use std::{io, rc::Rc};
 
-use mesh_model::reason::Reason;
+use mesh_model::{reason::Reason, route::http::NoWay};
 
 use super::OriginError;
 use crate::{
@@ -49,9 +49,9 @@ pub enum DialError {
     /// TLS to a server outside the mesh failed.
     #[error("TLS to the server: {0}")]
     Origin(#[from] OriginError),
-    /// The mesh's own TLS is demanded of a destination that takes none.
-    #[error("mutual TLS is demanded of an endpoint that takes none")]
-    NotMutual,
+    /// What the destination's rule says of TLS leaves no way.
+    #[error(transparent)]
+    NoWay(#[from] NoWay),
     /// A client that proved nothing would come to the endpoint with the waypoint's name.
     #[error("a client outside the mesh reaches this endpoint by a waypoint of its own only")]
     Unproven,
@@ -78,7 +78,7 @@ impl DialError {
             Self::Tunnel(e) => e.reason(),
             Self::Open(e) => e.reason(),
             Self::Name(_) => Reason::NameUnresolved,
-            Self::Origin(_) | Self::NotMutual => Reason::TlsFailure,
+            Self::Origin(_) | Self::NoWay(_) => Reason::TlsFailure,
             Self::Unproven => Reason::NotWaypoint,
             Self::Shared(e) => e.reason(),
         }
@@ -98,7 +98,7 @@ impl DialError {
             Self::NoCandidate
             | Self::Socket(_)
             | Self::NoCertificate
-            | Self::NotMutual
+            | Self::NoWay(_)
             | Self::Unproven
             | Self::Overloaded => false,
         }
@@ -118,7 +118,7 @@ impl DialError {
             | Self::Overloaded
             | Self::Name(_)
             | Self::Origin(_)
-            | Self::NotMutual
+            | Self::NoWay(_)
             | Self::Unproven => false,
         }
     }
@@ -136,7 +136,7 @@ impl DialError {
             | Self::Tunnel(_)
             | Self::Name(_)
             | Self::Origin(_)
-            | Self::NotMutual
+            | Self::NoWay(_)
             | Self::Unproven
             | Self::Overloaded => false,
         }

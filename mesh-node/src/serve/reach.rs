@@ -10,7 +10,7 @@ use mesh_model::{
     mesh::Workload,
     name::ServiceName,
     resilience::{TrafficPolicy, UpstreamTls},
-    route::{Plan, Via, http::Endpoint},
+    route::{Plan, http::Endpoint},
 };
 use tokio::{io::AsyncWriteExt, time::timeout};
 
@@ -54,7 +54,7 @@ impl Reaching<'_> {
                     let host = self.service.map_or("", |s| s.hostname.as_str());
                     Ok(dial::originate(link, tls, host, alpn).await?)
                 }
-                Some(UpstreamTls::Disable | UpstreamTls::Mesh) | None => Ok(link),
+                Some(UpstreamTls::Disable | UpstreamTls::Mesh(_)) | None => Ok(link),
             }
         };
         let connected = timeout(self.policy.pool.connect_timeout, connected).await;
@@ -63,19 +63,11 @@ impl Reaching<'_> {
 
     async fn dial(&self, endpoint: &Endpoint) -> Result<Link, DialError> {
         let Self { data, carry, .. } = self;
-        let mut candidate = endpoint.candidate.clone();
         // What came to a pod in the clear goes back by a tunnel, or its node would hand it over again.
         let pinned = self.permitted.permit.subject().pinned.as_ref();
         let back = pinned.is_some_and(|p| p.workload.uid == endpoint.workload.uid);
-        match (&self.policy.tls, endpoint.address) {
-            (Some(UpstreamTls::Disable), Some(address)) if !back => {
-                candidate.via = Via::Plain(address);
-            }
-            (Some(UpstreamTls::Mesh), _) if !candidate.via.is_tunnelled() => {
-                return Err(DialError::NotMutual);
-            }
-            _ => {}
-        }
+        let tls = self.policy.tls.as_ref();
+        let candidate = endpoint.way(tls.filter(|tls| !back || **tls != UpstreamTls::Disable))?;
         let identity = carry.identity();
         if !endpoint.vouched && identity.is_none() && candidate.via.is_tunnelled() {
             return Err(DialError::Unproven);

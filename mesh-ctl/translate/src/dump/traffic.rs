@@ -472,7 +472,10 @@ fn outlier(outlier: &Outlier) -> String {
 fn tls(tls: &UpstreamTls) -> Value {
     match tls {
         UpstreamTls::Disable => json!("disable"),
-        UpstreamTls::Mesh => json!("mesh"),
+        UpstreamTls::Mesh(whom) if whom.is_empty() => json!("mesh"),
+        UpstreamTls::Mesh(whom) => {
+            json!({"mesh": whom.iter().map(ToString::to_string).collect::<Vec<_>>()})
+        }
         UpstreamTls::Origin {
             sni,
             names,

@@ -69,8 +69,13 @@ fn part(
         say(reader, format!("{path}.connectionPool.http"));
     }
     // The mesh's own TLS is there anyway.
+    let named = tls
+        .as_ref()
+        .is_some_and(|tls| !tls.subject_alt_names.is_empty());
     match tls.as_ref().map(|tls| tls.mode.as_str()) {
-        None | Some("ISTIO_MUTUAL") => {}
+        None => {}
+        Some("ISTIO_MUTUAL") if !named => {}
+        Some("ISTIO_MUTUAL") => say(reader, format!("{path}.tls.subjectAltNames")),
         Some("" | "DISABLE") => {
             let text = "endpoints in the mesh are reached by its tunnels all the same";
             reader.info(format!("{path}.tls"), text);

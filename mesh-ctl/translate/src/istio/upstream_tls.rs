@@ -4,7 +4,10 @@
 //! not look at is said by field.
 
 use mesh_k8s::networking::destination_rule::ClientTlsSettings;
-use mesh_model::resilience::{TlsFiles, UpstreamTls};
+use mesh_model::{
+    name::Identity,
+    resilience::{TlsFiles, UpstreamTls},
+};
 
 use crate::traffic::reader::Reader;
 
@@ -23,13 +26,7 @@ pub(super) fn tls(
         |name: &str, text: &str| reader.fail(&format!("{path}.{name}"), text.to_owned());
     let mutual = match wire.mode.as_str() {
         "" | "DISABLE" => return Some(UpstreamTls::Disable),
-        "ISTIO_MUTUAL" => {
-            if !wire.subject_alt_names.is_empty() {
-                let text = "with ISTIO_MUTUAL each server proves to be what its pod is, and no names are looked at: a server that is not among these would be taken; leave them out, nothing else than what its pod is can be proven";
-                refuse("subjectAltNames", text);
-            }
-            return Some(UpstreamTls::Mesh);
-        }
+        "ISTIO_MUTUAL" => return Some(UpstreamTls::Mesh(identities(reader, path, wire))),
         "SIMPLE" => false,
         "MUTUAL" => true,
         other => {
@@ -71,6 +68,26 @@ pub(super) fn tls(
     })
 }
 
+/// Whom the servers may be; anybody when it is empty.
+fn identities(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) -> Box<[Identity]> {
+    let path = format!("{path}.subjectAltNames");
+    let mut all = Vec::new();
+    for (i, name) in wire.subject_alt_names.iter().enumerate() {
+        match name.parse() {
+            Ok(identity) => all.push(identity),
+            Err(error) => reader.warn(
+                format!("{path}[{i}]"),
+                format!("no server of the mesh proves this name: {error}"),
+            ),
+        }
+    }
+    if all.is_empty() && !wire.subject_alt_names.is_empty() {
+        let text = "with ISTIO_MUTUAL a server proves an identity of the form spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT, and none of these is one";
+        reader.fail(&path, text.to_owned());
+    }
+    all.into()
+}
+
 fn is_unchecked(wire: &ClientTlsSettings) -> bool {
     wire.insecure_skip_verify == Some(true)
 }
@@ -90,7 +107,6 @@ fn warn_of_idle(reader: &mut Reader, path: &str, wire: &ClientTlsSettings) {
     for (name, _) in fields.into_iter().filter(|(_, is_set)| *is_set) {
         let why = match (wire.mode.as_str(), name) {
             ("" | "DISABLE", _) => "mode is DISABLE",
-            // Refused.
             ("ISTIO_MUTUAL", "subjectAltNames") => continue,
             ("ISTIO_MUTUAL", _) => "with ISTIO_MUTUAL the mesh's own certificates are used",
             ("SIMPLE", "clientCertificate" | "privateKey") => "only MUTUAL shows a certificate",

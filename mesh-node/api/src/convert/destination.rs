@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use mesh_model::{
-    name::ServiceName,
+    name::{Identity, ServiceName},
     resilience::{
         Affinity, AffinityKey, CookieAttribute, Destination, HashTable, Http2Keepalive, Keepalive,
         LoadBalancing, LocalityPreference, Outlier, PlaceShares, Pool, ProxyProtocol, Simple,
@@ -211,7 +211,9 @@ fn tls_wire(t: &UpstreamTls) -> wire::UpstreamTls {
     use wire::upstream_tls::Mode;
     let mode = match t {
         UpstreamTls::Disable => Mode::Disable(()),
-        UpstreamTls::Mesh => Mode::Mesh(()),
+        UpstreamTls::Mesh(identities) => Mode::Mesh(wire::MeshTls {
+            identities: identities.iter().map(Identity::to_string).collect(),
+        }),
         UpstreamTls::Origin {
             sni,
             names,
@@ -430,7 +432,13 @@ fn tls(t: wire::UpstreamTls) -> Result<UpstreamTls, Bad> {
     use wire::upstream_tls::Mode;
     Ok(match need("mode", t.mode)? {
         Mode::Disable(()) => UpstreamTls::Disable,
-        Mode::Mesh(()) => UpstreamTls::Mesh,
+        Mode::Mesh(m) => {
+            let identity = |text: String| {
+                let parsed = text.parse::<Identity>();
+                parsed.map_err(|e| Bad::new("", Problem::Malformed(e.to_string())))
+            };
+            UpstreamTls::Mesh(all("identities", m.identities, identity)?)
+        }
         Mode::Origin(o) => UpstreamTls::Origin {
             sni: o.sni.map(Arc::from),
             names: texts(o.names),

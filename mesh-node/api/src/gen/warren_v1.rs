@@ -892,10 +892,16 @@ pub mod upstream_tls {
         #[prost(message, tag = "1")]
         Disable(()),
         #[prost(message, tag = "2")]
-        Mesh(()),
+        Mesh(super::MeshTls),
         #[prost(message, tag = "3")]
         Origin(super::OriginTls),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeshTls {
+    /// Whom the server may be; whoever its workload is when empty.
+    #[prost(string, repeated, tag = "1")]
+    pub identities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OriginTls {

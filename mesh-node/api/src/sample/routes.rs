@@ -5,6 +5,7 @@ use std::{sync::OnceLock, time::Duration};
 use fastrand::Rng;
 use http::{HeaderName, HeaderValue};
 use mesh_model::{
+    name::Identity,
     resilience::*,
     route::{
         http::{
@@ -276,6 +277,14 @@ fn weighing(r: &mut Rng) -> Weighing {
     })
 }
 
+fn identity(r: &mut Rng) -> Identity {
+    Identity {
+        trust_domain: word(r).into(),
+        namespace: word(r).into(),
+        service_account: word(r).into(),
+    }
+}
+
 fn policy(r: &mut Rng) -> std::sync::Arc<TrafficPolicy> {
     let locality = opt(r, |r| match r.u8(0..3) {
         0 => LocalityPreference::Distribute(list(r, 2, |r| {
@@ -286,7 +295,7 @@ fn policy(r: &mut Rng) -> std::sync::Arc<TrafficPolicy> {
     });
     let tls = opt(r, |r| match r.u8(0..3) {
         0 => UpstreamTls::Disable,
-        1 => UpstreamTls::Mesh,
+        1 => UpstreamTls::Mesh(list(r, 2, identity)),
         _ => UpstreamTls::Origin {
             sni: opt(r, |r| word(r).into()),
             names: list(r, 2, |r| word(r).into()),

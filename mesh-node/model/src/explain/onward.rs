@@ -113,28 +113,28 @@ impl Onward {
         let tls = policy
             .and_then(|d| d.policy(subset, self.port))
             .and_then(|p| p.tls.as_ref());
-        let plain = matches!(tls, Some(UpstreamTls::Disable));
         let ask = |(_, _, endpoint): &(usize, u32, Endpoint)| {
-            asked(mesh, client, waypoint, endpoint, plain)
+            asked(mesh, client, waypoint, endpoint, tls)
         };
         self.endpoints = found.iter().map(ask).collect();
         Ok(())
     }
 }
 
-/// What the endpoint's node says of a connection that the waypoint makes; `plain` where the rule wants no mutual TLS.
+/// What the endpoint's node says of a connection that the waypoint makes; `tls` is what the destination's rule wants.
 fn asked(
     mesh: &Mesh,
     client: Client<'_>,
     waypoint: &Arc<Workload>,
     endpoint: &Endpoint,
-    plain: bool,
+    tls: Option<&UpstreamTls>,
 ) -> Asked {
     let workload = &endpoint.workload;
     let enrolled = mesh
         .extra(&workload.uid)
         .is_some_and(|extra| extra.enrolment == Enrolment::Enrolled);
-    let tunnelled = !plain && endpoint.candidate.via.is_tunnelled();
+    let way = endpoint.way(tls);
+    let tunnelled = way.as_ref().is_ok_and(|way| way.via.is_tunnelled());
     let proven = |who: &Workload| Transport::Mtls(who.identity.clone());
     let (sees, from, transport) = match (tunnelled, endpoint.vouched, client.enrolled) {
         (false, ..) => ("nobody", waypoint, Transport::Plain),
@@ -143,17 +143,16 @@ fn asked(
         (true, _, false) => ("nobody", client.workload, Transport::Plain),
     };
     let decision = endpoint.address.filter(|_| enrolled).map(|at| {
+        if way.is_err() {
+            return refused(Reason::TlsFailure);
+        }
         let mut connection = conn(from, transport, workload, at);
         if !tunnelled {
             return Verdict::of(&authz::arrive(mesh, connection));
         }
         if !endpoint.vouched && !client.enrolled {
             // Who proved nothing does not go by the waypoint's name.
-            return Verdict::of(&Decision::<()> {
-                outcome: Err(Denial::new(Reason::NotWaypoint)),
-                audited: Vec::new(),
-                dry_run: Vec::new(),
-            });
+            return refused(Reason::NotWaypoint);
         }
         let via = endpoint.vouched.then(|| waypoint.identity.clone());
         connection.via = via.map(Box::new);
@@ -165,6 +164,15 @@ fn asked(
         sees,
         decision,
     }
+}
+
+/// What the waypoint decides by itself.
+fn refused(reason: Reason) -> Verdict {
+    Verdict::of(&Decision::<()> {
+        outcome: Err(Denial::new(reason)),
+        audited: Vec::new(),
+        dry_run: Vec::new(),
+    })
 }
 
 impl fmt::Display for Onward {

@@ -5,7 +5,10 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Share, SubsetName};
-use crate::{name::ServiceName, route::http::Selector};
+use crate::{
+    name::{Identity, ServiceName},
+    route::http::Selector,
+};
 
 /// How the endpoints of one service are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -328,8 +331,8 @@ impl Default for Outlier {
 pub enum UpstreamTls {
     /// None at all, not even the mesh's.
     Disable,
-    /// The mesh's own (`ISTIO_MUTUAL`).
-    Mesh,
+    /// The mesh's own (`ISTIO_MUTUAL`): whom the server may be; whoever its workload is when empty.
+    Mesh(Box<[Identity]>),
     /// TLS to a server that is no part of the mesh.
     Origin {
         /// The name that is asked for, and checked where no alternative names are given.

@@ -71,6 +71,15 @@ impl Via {
             Self::Plain(_) => false,
         }
     }
+
+    /// Whom the peer may prove to be; nobody is asked to prove anything when absent.
+    fn identities_mut(&mut self) -> Option<&mut Box<[Identity]>> {
+        match self {
+            Self::Hbone { identities, .. } => Some(identities),
+            Self::Named(named) => named.identities.as_mut(),
+            Self::Plain(_) => None,
+        }
+    }
 }
 
 /// A candidate that is known by its host name.

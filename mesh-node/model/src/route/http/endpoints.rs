@@ -13,8 +13,8 @@ use crate::{
     mesh::{Mesh, Service, Workload, knows_features, service::Mode},
     name::Identity,
     reason::Reason,
-    resilience::{Destination, LocalityPreference},
-    route::{Candidate, endpoint},
+    resilience::{Destination, LocalityPreference, UpstreamTls},
+    route::{Candidate, Via, endpoint},
 };
 
 /// An endpoint.
@@ -28,6 +28,44 @@ pub struct Endpoint {
     pub candidate: Candidate,
     /// Whether its node takes a waypoint's word for who the client is: from who is no waypoint of it, it takes none.
     pub vouched: bool,
+}
+
+/// Why a destination's rule leaves no way to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoWay {
+    /// The mesh's own TLS is demanded, and it takes none.
+    #[error("mutual TLS is demanded of an endpoint that takes none")]
+    NotMutual,
+    /// It proves to be somebody else than the rule names.
+    #[error(
+        "the endpoint is none of the identities that the destination rule's subjectAltNames allow"
+    )]
+    Somebody,
+}
+
+impl Endpoint {
+    /// The way to it under what its destination says of TLS.
+    pub fn way(&self, tls: Option<&UpstreamTls>) -> Result<Candidate, NoWay> {
+        let mut candidate = self.candidate.clone();
+        match (tls, self.address) {
+            (Some(UpstreamTls::Disable), Some(address)) => candidate.via = Via::Plain(address),
+            (Some(UpstreamTls::Mesh(named)), _) => {
+                let proven = candidate.via.identities_mut().ok_or(NoWay::NotMutual)?;
+                if !named.is_empty() {
+                    *proven = proven
+                        .iter()
+                        .filter(|who| named.contains(who))
+                        .cloned()
+                        .collect();
+                }
+                if proven.is_empty() {
+                    return Err(NoWay::Somebody);
+                }
+            }
+            _ => {}
+        }
+        Ok(candidate)
+    }
 }
 
 /// The endpoints of a service's port, or of a subset of them, each with its rank (higher is better) and its weight

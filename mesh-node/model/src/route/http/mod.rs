@@ -13,7 +13,7 @@ pub mod path;
 mod rule;
 
 pub use cors::Crossing;
-pub use endpoints::{Endpoint, addressed, endpoints, pinned};
+pub use endpoints::{Endpoint, NoWay, addressed, endpoints, pinned};
 pub use explain::{Choice, Explanation, Tried, explain};
 pub use find::{Asked, Found, choose};
 pub use rule::{

@@ -328,10 +328,26 @@ async fn the_meshs_own_tls_is_not_left_out_and_none_is_none() {
             requests_per_connection: 1,
             ..Pool::default()
         },
-        ..demanding(UpstreamTls::Mesh)
+        ..demanding(UpstreamTls::Mesh(Box::default()))
     };
     w.destination(once.clone());
     assert_eq!(w.get("/x").await.2, "v1");
+    // A rule may say whom it takes; who proves to be somebody else is not asked.
+    let named = |accounts: &[&str]| {
+        let all = accounts.iter().map(|sa| testing::identity("shop", sa));
+        TrafficPolicy {
+            tls: Some(UpstreamTls::Mesh(all.collect())),
+            ..once.clone()
+        }
+    };
+    w.destination(named(&["other", "db-1"]));
+    assert_eq!(w.get("/named").await.2, "v1");
+    w.destination(named(&["other"]));
+    assert_eq!(w.get("/other").await.0, 503);
+    let why = "upstream_transport_failure_reason=\"the endpoint is none of the identities";
+    w.node
+        .line(&["path=/other ", "response_flags=UF ", why])
+        .await;
     // An endpoint that takes no tunnels is not spoken to in the clear.
     let uid = testing::pod("shop", "db-1", "n1", "127.7.89.2").uid;
     let mut extra = testing::extra(MtlsMode::Disable);
