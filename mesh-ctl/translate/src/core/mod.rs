@@ -9,3 +9,4 @@ pub(crate) mod probes;
 pub(crate) mod protocol;
 pub(crate) mod service;
 pub(crate) mod visibility;
+pub(crate) mod way;

@@ -15,11 +15,16 @@ use mesh_model::{
     name::{NetworkAddress, ServiceName},
 };
 
-use super::{draft::parse_ip, probes::is_tcp, protocol, visibility};
+use super::{
+    draft::parse_ip,
+    probes::is_tcp,
+    protocol, visibility,
+    way::{Lack, Way},
+};
 use crate::{
     settings::Settings,
     status::{InForce, Reports, Severity},
-    view::{ClusterView, Entry, Origin},
+    view::{ClusterView, Entry, Key, Origin},
 };
 
 /// Session affinity holds for three hours unless said otherwise.
@@ -53,18 +58,8 @@ pub(crate) struct ServiceDraft<'a> {
     pub(crate) hidden: bool,
     /// How its requests come to a waypoint.
     pub(crate) way: Way,
-}
-
-/// How requests to a service come to a waypoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// By the waypoint that was chosen, where one was.
-    #[default]
-    AsChosen,
-    /// Not yet: what is waited for, and what happens meanwhile.
-    Pending(String),
-    /// By one that was made because they need it: which.
-    Made(String),
+    /// Why it has none, where it has none.
+    pub(crate) lack: Lack,
 }
 
 /// Who owns which virtual address. The first to claim it keeps it.
@@ -173,6 +168,7 @@ fn draft<'a>(
         selector: &spec.selector,
         hidden: seen.nobody,
         way: Way::default(),
+        lack: Lack::default(),
     }
 }
 
@@ -312,7 +308,7 @@ pub(crate) fn distribution<'a>(
     if !spec.is_empty() {
         return ("spec.trafficDistribution", spec);
     }
-    let namespace = view.namespaces.get(&crate::Key::new("", &meta.namespace));
+    let namespace = view.namespaces.get(&Key::new("", &meta.namespace));
     let inherited = || namespace.and_then(|entry| entry.object.metadata.annotation(ANNOTATION));
     let value = meta
         .annotation(ANNOTATION)

@@ -2,6 +2,7 @@
 
 mod allowed;
 pub(crate) mod classes;
+mod fate;
 mod filters;
 mod listeners;
 pub(crate) mod needs;

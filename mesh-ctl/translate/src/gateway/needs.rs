@@ -16,11 +16,13 @@ use mesh_k8s::{
         },
     },
 };
-use mesh_model::mesh::AppProtocol;
 
 use super::routes;
 use crate::{
-    core::service::ServiceDraft,
+    core::{
+        service::ServiceDraft,
+        way::{has_address, may_speak_http},
+    },
     istio::virtual_service::is_for_mesh,
     settings::Settings,
     traffic::{
@@ -131,18 +133,6 @@ impl Finding<'_, '_> {
     }
 }
 
-/// Whether what goes to a service can be sent to a waypoint.
-fn has_address(draft: &ServiceDraft<'_>) -> bool {
-    !draft.extra.headless && draft.extra.external_name.is_none()
-}
-
-/// Whether there may be requests to look at.
-fn may_speak_http(draft: &ServiceDraft<'_>) -> bool {
-    let spoken = |protocol| !matches!(protocol, AppProtocol::Tcp | AppProtocol::Tls);
-    let mut ports = draft.service.ports.iter();
-    ports.any(|port| spoken(port.protocol))
-}
-
 fn export(own: &str, list: &[String]) -> Export {
     Export::read(own, list, &mut Reader::default())
 }
@@ -154,7 +144,7 @@ fn in_mesh<'m>(mut matches: impl ExactSizeIterator<Item = &'m [String]>) -> bool
 }
 
 /// Whether a virtual service leads connections of the mesh's clients.
-fn leads_connections(wire: &VirtualService) -> bool {
+pub(crate) fn leads_connections(wire: &VirtualService) -> bool {
     let spec = &wire.spec;
     let mut tls = spec.tls.iter();
     let mut tcp = spec.tcp.iter();
@@ -259,9 +249,10 @@ fn part(
             || !outlier.outlier_detection_http_error_codes.is_empty()
     });
     // Within the mesh TLS is there anyway; to begin it towards others the request has to be at hand.
-    let begins = tls
-        .as_ref()
-        .is_some_and(|tls| matches!(tls.mode.as_str(), "SIMPLE" | "MUTUAL"));
+    let begins = tls.as_ref().is_some_and(|tls| {
+        matches!(tls.mode.as_str(), "SIMPLE" | "MUTUAL")
+            || (tls.mode == "ISTIO_MUTUAL" && !tls.subject_alt_names.is_empty())
+    });
     let requests = answers || begins || pool.as_ref().is_some_and(|pool| pool.http.is_some());
     let balanced = balancer.as_ref().map_or(Lacking::Nothing, balancing);
     match requests {
@@ -305,6 +296,11 @@ pub(crate) fn warms_up(wire: &LoadBalancerSettings) -> bool {
     wire.consistent_hash.is_none() && !matches!(wire.simple.as_str(), "RANDOM" | "PASSTHROUGH")
 }
 
+/// Whether all that a waypoint is needed for is said of requests.
+pub(crate) fn by_request(policy: &TrafficPolicy) -> bool {
+    lacks(policy) == Lacking::Requests
+}
+
 /// Whether node proxies keep to all of a policy.
 pub(crate) fn none(policy: &TrafficPolicy) -> bool {
     lacks(policy) == Lacking::Nothing
@@ -327,6 +323,8 @@ mod tests {
         check(json!({"tls": {"mode": "ISTIO_MUTUAL"}}), Nothing);
         check(json!({"tls": {"mode": "DISABLE"}}), Nothing);
         check(json!({"tls": {"mode": "SIMPLE"}}), Requests);
+        let named = json!({"mode": "ISTIO_MUTUAL", "subjectAltNames": ["spiffe://mesh/ns/a/sa/b"]});
+        check(json!({"tls": named}), Requests);
         let pool = |of: &str, what: &str| json!({"connectionPool": {of: {what: 1}}});
         check(pool("tcp", "maxConnections"), Nothing);
         check(pool("http", "http1MaxPendingRequests"), Requests);

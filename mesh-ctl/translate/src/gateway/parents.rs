@@ -3,19 +3,18 @@
 //! Invariant: a route that is refused somewhere says so there, and nowhere else. Source: Gateway API v1,
 //! RouteParentStatus and RouteConditionReason; `Programmed` is ours.
 
-use super::routes::Read;
+use super::{fate::Fate, routes::Read};
 use crate::{
-    core::service::Way,
-    istio::virtual_service::no_waypoint,
+    core::way::{self, Served},
     status::{Condition, ConditionKind, ParentStatus},
     traffic::hosts::Hosts,
 };
 
-/// The statuses of a route's parents that are services; `lost` says at which a route of which kind keeps it out.
+/// The statuses of a route's parents that are services, whose fates are in the same order.
 pub(super) fn statuses(
     hosts: &Hosts<'_, '_>,
     route: &Read<'_>,
-    lost: impl Fn(usize) -> Option<&'static str>,
+    fates: &[Fate],
 ) -> Vec<ParentStatus> {
     let strangers = route.strangers.iter().map(|(parent, why)| ParentStatus {
         parent: parent.clone(),
@@ -24,29 +23,29 @@ pub(super) fn statuses(
             resolved(route),
         ],
     });
-    let attached = route.parents.iter().map(|parent| {
-        let accepted = match lost(parent.service) {
-            Some(kind) => Condition::no(
-                ConditionKind::Accepted,
-                "Conflicted",
-                &format!("a {kind} of the same service and port keeps this route out"),
-            ),
-            None => Condition::yes(ConditionKind::Accepted, "Accepted"),
+    let attached = route.parents.iter().zip(fates).map(|(parent, fate)| {
+        let accepted = match fate {
+            Fate::Everywhere => Condition::yes(ConditionKind::Accepted, "Accepted"),
+            Fate::Partly(text) => Condition {
+                message: text.clone(),
+                ..Condition::yes(ConditionKind::Accepted, "Accepted")
+            },
+            Fate::Nowhere(text) => Condition::no(ConditionKind::Accepted, "Conflicted", text),
         };
         let draft = hosts.get(parent.service);
-        let programmed = match (accepted.status, &draft.way, &draft.service.waypoint) {
-            (false, ..) => {
-                Condition::no(ConditionKind::Programmed, "Conflicted", &accepted.message)
-            }
-            (true, Way::Pending(text), _) => {
-                Condition::no(ConditionKind::Programmed, "Pending", text)
-            }
-            (true, Way::Made(_), _) | (true, Way::AsChosen, Some(_)) => {
+        let not = |reason, text: &str| Condition::no(ConditionKind::Programmed, reason, text);
+        let found = way::served(draft, route.class.is_by_request());
+        let programmed = match (fate, found) {
+            (Fate::Nowhere(text), _) => not("Conflicted", text),
+            (_, Served::Pending(text)) => not("Pending", text),
+            (_, Served::Refused(text)) => not(way::UNUSABLE, &text),
+            (_, Served::Not(text)) => not("NoWaypoint", &text),
+            (Fate::Partly(text), Served::Chosen | Served::Made(_)) => Condition {
+                message: text.clone(),
+                ..Condition::yes(ConditionKind::Programmed, "PartlyProgrammed")
+            },
+            (Fate::Everywhere, Served::Chosen | Served::Made(_)) => {
                 Condition::yes(ConditionKind::Programmed, "Programmed")
-            }
-            (true, Way::AsChosen, None) => {
-                let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
-                Condition::no(ConditionKind::Programmed, "NoWaypoint", &text)
             }
         };
         let mut conditions = vec![accepted, resolved(route)];

@@ -18,13 +18,16 @@ use mesh_k8s::{
 use mesh_model::route::{http::Rule, stream::StreamRule};
 
 use super::{
+    fate::{Decided, Fate},
     parents,
     rules::{ANSWERED, Around, Rank},
     stream_rules,
 };
 use crate::{
-    core::service::{ServiceDraft, Way},
-    istio::virtual_service::no_waypoint,
+    core::{
+        service::ServiceDraft,
+        way::{self, Served},
+    },
     settings::{Settings, age},
     status::{InForce, Reports},
     traffic::{
@@ -37,7 +40,7 @@ use crate::{
 
 /// Which kind a route is of. The order is that of precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
+pub(super) enum Class {
     Grpc,
     Http,
     Tls,
@@ -54,19 +57,15 @@ impl Class {
         }
     }
 
-    fn kind(self) -> &'static str {
-        match self {
-            Self::Grpc => GrpcRoute::KIND,
-            Self::Http => HttpRoute::KIND,
-            Self::Tls => TlsRoute::KIND,
-            Self::Tcp => TcpRoute::KIND,
-        }
+    /// Whether it is about requests alone.
+    pub(super) fn is_by_request(self) -> bool {
+        self.is_by_name().is_none()
     }
 }
 
 /// A route that was read.
 pub(super) struct Read<'v> {
-    class: Class,
+    pub(super) class: Class,
     object: ObjectRef,
     origin: &'v Origin,
     age: (bool, String, String, String),
@@ -86,7 +85,7 @@ pub(super) struct Parent {
     field: String,
     pub(super) reference: ParentReference,
     pub(super) service: usize,
-    port: Option<u16>,
+    pub(super) port: Option<u16>,
 }
 
 /// A service, and the namespace whose clients are meant.
@@ -128,8 +127,7 @@ pub(crate) fn collect(
             scope.push((index, parent.port));
         }
     }
-    let mut lost: BTreeMap<(usize, usize), Class> = BTreeMap::new();
-    let mut won: BTreeSet<(usize, usize)> = BTreeSet::new();
+    let mut by = BTreeMap::new();
     for ((service, clients), attached) in &scopes {
         let ports: BTreeSet<Option<u16>> = attached.iter().map(|(_, port)| *port).collect();
         for port in ports {
@@ -140,16 +138,14 @@ pub(crate) fn collect(
             };
             let mut rules: Vec<(&Rank, usize, &Rule)> = Vec::new();
             let mut streams: Vec<(&Rank, usize, &StreamRule)> = Vec::new();
-            let mut taken = false;
+            let mut first: Vec<usize> = Vec::new();
             for index in here {
                 let one = &read[index];
                 // Of TCP routes the first takes everything.
-                if one.class != class || (taken && class == Class::Tcp) {
-                    lost.insert((index, *service), class);
+                if one.class != class || (!first.is_empty() && class == Class::Tcp) {
                     continue;
                 }
-                taken = true;
-                won.insert((index, *service));
+                first.push(index);
                 rules.extend(one.rules.iter().map(|(rank, rule)| (rank, index, rule)));
                 streams.extend(one.streams.iter().map(|(rank, rule)| (rank, index, rule)));
             }
@@ -166,71 +162,82 @@ pub(crate) fn collect(
                     .into_iter()
                     .map(|(_, _, rule)| rule.clone())
                     .collect(),
+                by: first.iter().map(|i| read[*i].object.clone()).collect(),
             });
+            by.insert((*service, clients.clone(), port), first);
         }
     }
+    let decided = Decided {
+        hosts,
+        objects: read.iter().map(|one| one.object.clone()).collect(),
+        by,
+    };
     for (index, mut one) in read.into_iter().enumerate() {
-        let fate = |service| {
-            let at = (index, service);
-            let lost = lost.get(&at).map(|class| class.kind());
-            (won.contains(&at), lost)
-        };
-        let in_force = in_force(hosts, &mut one, fate);
-        let parents = parents::statuses(hosts, &one, |service| fate(service).1);
+        let parents = one.parents.iter();
+        let fates: Vec<Fate> = parents.map(|parent| decided.fate(index, parent)).collect();
+        let in_force = in_force(hosts, &mut one, &fates);
+        let parents = parents::statuses(hosts, &one, &fates);
         reports.parents(&one.object, one.origin, parents);
         reports.say_all(&one.object, one.origin, one.reader.messages);
         reports.in_force(&one.object, one.origin, in_force);
     }
 }
 
-fn in_force(
-    hosts: &Hosts<'_, '_>,
-    one: &mut Read<'_>,
-    fate: impl Fn(usize) -> (bool, Option<&'static str>),
-) -> InForce {
+fn in_force(hosts: &Hosts<'_, '_>, one: &mut Read<'_>, fates: &[Fate]) -> InForce {
     let not = |reason, text: &str| InForce::Not(reason, text.to_owned());
     if one.parents.is_empty() {
         return not("NoMatchingParent", "none of its parents can be attached to");
     }
-    let (mut any, mut served, mut without, mut pending) = (false, false, None, None);
-    let (mut made, mut winner) = (None, "");
-    for parent in &one.parents {
-        let (won, lost) = fate(parent.service);
-        if let Some(kind) = lost {
-            let text = format!("a {kind} of the same service and port keeps this route out there");
-            one.reader.warn(parent.field.as_str(), text);
-            winner = kind;
+    let (mut kept_out, mut any, mut served) = (None, false, false);
+    let (mut made, mut pending, mut refused, mut without) = (None, None, None, None);
+    for (parent, fate) in one.parents.iter().zip(fates) {
+        match fate {
+            Fate::Everywhere => any = true,
+            Fate::Partly(text) => {
+                one.reader.warn(parent.field.as_str(), text.as_str());
+                any = true;
+            }
+            Fate::Nowhere(text) => {
+                one.reader.warn(parent.field.as_str(), text.as_str());
+                kept_out.get_or_insert(text);
+            }
         }
-        any |= won;
         let draft = hosts.get(parent.service);
         if let Some(named) = one.class.is_by_name() {
             misfits(&mut one.reader, parent, draft, named);
         }
-        match &draft.way {
-            Way::Pending(text) => {
-                one.reader.info(parent.field.as_str(), text.clone());
-                pending.get_or_insert_with(|| text.clone());
+        match way::served(draft, one.class.is_by_request()) {
+            Served::Pending(text) => {
+                one.reader.info(parent.field.as_str(), text);
+                pending.get_or_insert_with(|| text.to_owned());
             }
-            Way::Made(text) => {
-                one.reader.info(parent.field.as_str(), text.clone());
-                made.get_or_insert_with(|| text.clone());
+            Served::Made(text) => {
+                one.reader.info(parent.field.as_str(), text);
+                made.get_or_insert_with(|| text.to_owned());
                 served = true;
             }
-            Way::AsChosen if draft.service.waypoint.is_some() => served = true,
-            Way::AsChosen => {
-                let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
-                one.reader.warn(parent.field.as_str(), text.clone());
+            Served::Chosen => served = true,
+            Served::Refused(text) => {
+                one.reader.warn(parent.field.as_str(), text.as_str());
+                refused.get_or_insert(text);
+            }
+            Served::Not(text) => {
+                one.reader.warn(parent.field.as_str(), text.as_str());
                 without.get_or_insert(text);
             }
         }
     }
-    match (pending, without) {
-        _ if !any => {
-            let text = format!("a {winner} decides for its services");
-            InForce::Not("Conflicted", text)
-        }
-        (Some(text), _) if !served => InForce::Not("Pending", text),
-        (None, Some(text)) if !served => InForce::Not("NoWaypoint", text),
+    if let Some(text) = kept_out.filter(|_| !any) {
+        return not("Conflicted", text);
+    }
+    let nothing = [
+        (pending, "Pending"),
+        (refused, way::UNUSABLE),
+        (without, "NoWaypoint"),
+    ];
+    let nothing = nothing.into_iter().find_map(|(text, r)| Some((text?, r)));
+    match nothing {
+        Some((text, reason)) if !served => InForce::Not(reason, text),
         _ if one.reader.is_clean() && one.complete => made.map_or(InForce::Wholly, InForce::By),
         _ => InForce::Partly,
     }

@@ -22,7 +22,8 @@ use crate::{
     core::{
         draft::{Draft, Drafts, parse_ip},
         enrolment,
-        service::{ServiceDraft, Way},
+        service::ServiceDraft,
+        way::{Lack, UNUSABLE, Way},
     },
     istio::presence::IstioPresence,
     settings::Settings,
@@ -39,7 +40,7 @@ const ISTIO_CLASS: &str = "istio-waypoint";
 pub(crate) const USE: &str = "warren.dev/use-waypoint";
 const ISTIO_USE: &str = "istio.io/use-waypoint";
 /// What a waypoint is for: `service` (when nothing is said), `workload`, `all` or `none`.
-const FOR: &str = "istio.io/waypoint-for";
+pub(crate) const FOR: &str = "istio.io/waypoint-for";
 /// That an object must not be reached past its waypoint.
 const REQUIRE: &str = "warren.dev/require-waypoint";
 /// The port of a waypoint's HBONE listener.
@@ -396,6 +397,8 @@ struct Chosen {
     required: bool,
     /// Whether its namespace chose, not the object itself.
     inherited: bool,
+    /// Why it cannot be used.
+    wrong: Option<String>,
 }
 
 impl Choosing<'_> {
@@ -424,21 +427,28 @@ impl Choosing<'_> {
                     let text = format!(
                         "asks for a waypoint, and {USE} names none: its pods refuse everybody"
                     );
-                    let field = format!("metadata.labels[{REQUIRE}]");
-                    self.reports
-                        .say(&object, origin, Severity::Warning, field, text);
+                    self.refuse(draft, origin, REQUIRE, text);
                 }
                 return required;
             }
         };
         let field = format!("metadata.labels[{USE}]");
         if !chosen.purpose.services {
-            if !chosen.inherited {
-                let text = format!("the waypoint is not for services ({FOR})");
+            let text = format!("the waypoint is not for services ({FOR})");
+            if required {
+                let text = format!(
+                    "{text}, and has to be gone through: requests to the service are refused"
+                );
+                self.refuse(draft, origin, USE, text);
+            } else if !chosen.inherited {
                 self.reports
                     .say(&object, origin, Severity::Warning, field, text);
             }
+            draft.lack = Lack::NotForServices(chosen.key);
             return required;
+        }
+        if let Some(wrong) = &chosen.wrong {
+            draft.way = Way::Refused(wrong.clone());
         }
         let guards = required || chosen.required || chosen.purpose.workloads;
         if chosen.address.is_none() {
@@ -448,11 +458,26 @@ impl Choosing<'_> {
                 self.reports
                     .say(&object, origin, Severity::Info, field, text.clone());
             }
+            if guards && !chosen.inherited {
+                let waits = InForce::Not("Pending", text.clone());
+                self.reports.in_force(&object, origin, waits);
+            }
             draft.way = Way::Pending(text);
         }
         let refused = || guards.then(|| nowhere(&chosen.key));
         draft.service.waypoint = chosen.address.clone().or_else(refused);
         required || chosen.required
+    }
+
+    /// Says of a service that everybody is refused because of one of its labels, and why.
+    fn refuse(&mut self, draft: &mut ServiceDraft<'_>, origin: &Origin, label: &str, text: String) {
+        let object = &draft.object;
+        let field = format!("metadata.labels[{label}]");
+        self.reports
+            .say(object, origin, Severity::Warning, field, text.as_str());
+        let not = InForce::Not(UNUSABLE, text.clone());
+        self.reports.in_force(object, origin, not);
+        draft.way = Way::Refused(text);
     }
 
     /// Lets a service that is silent go through the waypoint that is made for its namespace, when it needs one. Whether
@@ -477,6 +502,9 @@ impl Choosing<'_> {
         }
         let enrolled = enrolment::of_namespace(self.view, &namespace, &self.settings.honour);
         if because.is_empty() || !enrolled || !self.settings.automatic_waypoints {
+            if !because.is_empty() && !enrolled && self.settings.automatic_waypoints {
+                draft.lack = Lack::Outside;
+            }
             return false;
         }
         self.wants.push((
@@ -593,7 +621,9 @@ impl Choosing<'_> {
         // Once for each service is enough: pods of a namespace are too many.
         if !inherited || *object.kind != *Pod::KIND {
             self.reports
-                .say(object, origin, Severity::Warning, field, wrong);
+                .say(object, origin, Severity::Warning, field, wrong.as_str());
+            let not = InForce::Not(UNUSABLE, wrong.clone());
+            self.reports.in_force(object, origin, not);
         }
         Selection::Waypoint(Chosen {
             address: Some(nowhere(&key)),
@@ -605,6 +635,7 @@ impl Choosing<'_> {
             },
             required: false,
             inherited,
+            wrong: Some(wrong),
         })
     }
 
@@ -630,6 +661,7 @@ impl Choosing<'_> {
             purpose: waypoint.purpose,
             required: waypoint.required,
             inherited: false,
+            wrong: None,
         })
     }
 }

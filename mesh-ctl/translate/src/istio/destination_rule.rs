@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use mesh_k8s::{ObjectRef, networking::DestinationRule};
+use mesh_k8s::{
+    ObjectRef,
+    networking::{DestinationRule, destination_rule::TrafficPolicy as Wire},
+};
 use mesh_model::{
     resilience::{Destination, Subset, TrafficPolicy},
     route::http::Selector,
@@ -18,10 +21,12 @@ use mesh_model::{
 use super::{
     connections, http_match,
     traffic_policy::{self, Parts},
-    virtual_service::no_waypoint,
 };
 use crate::{
-    core::service::{ServiceDraft, Way},
+    core::{
+        service::ServiceDraft,
+        way::{self, Served, Way},
+    },
     gateway::needs,
     settings::{Settings, age},
     status::{InForce, Reports},
@@ -211,14 +216,7 @@ fn merge(read: &mut [Read<'_>], indices: &[usize]) -> Merged {
     };
     let entry = read[deciding].entry;
     let top = entry.object.spec.traffic_policy.as_ref();
-    if let Some(policy) = top
-        && policy.tunnel.is_some()
-    {
-        let text = "is not honoured; connections go to the endpoints themselves";
-        read[deciding]
-            .reader
-            .warn("spec.trafficPolicy.tunnel", text);
-    }
+    warn_of_tunnel(&mut read[deciding].reader, "spec.trafficPolicy", top);
     let base = |port: Option<u16>| match top {
         Some(wire) => Parts::default().under("spec.trafficPolicy", wire, port),
         None => Parts::default(),
@@ -247,8 +245,10 @@ fn merge(read: &mut [Read<'_>], indices: &[usize]) -> Merged {
                 continue;
             }
             let path = format!("{path}.trafficPolicy");
+            warn_of_tunnel(&mut one.reader, &path, wire.traffic_policy.as_ref());
             let mut numbers = numbers.clone();
-            numbers.extend(ports(&mut one.reader, &path, wire.traffic_policy.as_ref()));
+            let own_ports = ports(&mut one.reader, &path, wire.traffic_policy.as_ref());
+            numbers.extend(&own_ports);
             numbers.sort_unstable();
             numbers.dedup();
             let parts = |port: Option<u16>| match &wire.traffic_policy {
@@ -274,10 +274,12 @@ fn merge(read: &mut [Read<'_>], indices: &[usize]) -> Merged {
             };
             let hidden = aside.invalid.take();
             one.reader.invalid = one.reader.invalid.take().or(hidden);
-            if *index != deciding {
-                let own = Parts::default();
-                if let Some(policy) = &wire.traffic_policy {
-                    own.under(&path, policy, None).read(&mut one.reader);
+            if *index != deciding
+                && let Some(policy) = &wire.traffic_policy
+            {
+                for port in own_ports.into_iter().map(Some).chain([None]) {
+                    let own = Parts::default().under(&path, policy, port);
+                    own.read(&mut one.reader);
                 }
             }
             if !http_match::are_labels(&wire.labels) {
@@ -298,12 +300,16 @@ fn merge(read: &mut [Read<'_>], indices: &[usize]) -> Merged {
     }
 }
 
+/// Says of a tunnel that there is none.
+fn warn_of_tunnel(reader: &mut Reader, path: &str, wire: Option<&Wire>) {
+    if wire.is_some_and(|policy| policy.tunnel.is_some()) {
+        let text = "is not honoured; connections go to the endpoints themselves";
+        reader.warn(format!("{path}.tunnel"), text);
+    }
+}
+
 /// The ports that have settings of their own.
-fn ports(
-    reader: &mut Reader,
-    path: &str,
-    wire: Option<&mesh_k8s::networking::destination_rule::TrafficPolicy>,
-) -> Vec<u16> {
+fn ports(reader: &mut Reader, path: &str, wire: Option<&Wire>) -> Vec<u16> {
     let mut ports = Vec::new();
     let settings = wire.into_iter().flat_map(|wire| &wire.port_level_settings);
     for (i, own) in settings.enumerate() {
@@ -344,13 +350,13 @@ fn in_force(
         let owner = hosts.get(*service).service.name.namespace.as_str();
         owner == own || settings.is_root(&own)
     };
-    let Some(first) = services.iter().copied().find(|service| mine(service)) else {
+    if !services.iter().any(mine) {
         let owner = &hosts.get(services[0]).service.name.namespace;
         let text = format!(
             "the host belongs to namespace {owner}: rules for it are honoured there and in the mesh's root namespace, for all clients alike; Istio would look here first for clients of namespace {own}, which this version does not"
         );
         return not("NotOwner", text);
-    };
+    }
     if let Pattern::Exact(_) = pattern {
         let key = (own.clone(), pattern.clone());
         let decides = |service: &usize| pick(settings, hosts, groups, *service) == Some(&key);
@@ -363,39 +369,54 @@ fn in_force(
     let owned: Vec<&ServiceDraft<'_>> = owned.map(|service| hosts.get(*service)).collect();
     if let Pattern::Exact(_) = pattern {
         for draft in &owned {
-            if let Way::Made(text) | Way::Pending(text) = &draft.way {
-                one.reader.info("spec.host", text.clone());
+            match way::served(draft, false) {
+                Served::Made(text) | Served::Pending(text) => one.reader.info("spec.host", text),
+                Served::Refused(text) => one.reader.warn("spec.host", text),
+                Served::Chosen | Served::Not(_) => {}
             }
         }
     }
     let with = |draft: &&ServiceDraft<'_>| {
-        draft.service.waypoint.is_some() && !matches!(draft.way, Way::Pending(_))
+        matches!(way::served(draft, false), Served::Chosen | Served::Made(_))
     };
     if !owned.iter().any(with) {
         let waits = owned.iter().find_map(|draft| match &draft.way {
             Way::Pending(text) => Some(text.clone()),
-            Way::AsChosen | Way::Made(_) => None,
+            Way::AsChosen | Way::Made(_) | Way::Refused(_) => None,
         });
         if let Some(text) = waits {
             return not("Pending", text);
         }
+        let refused = owned.iter().map(|draft| match way::served(draft, false) {
+            Served::Refused(text) => Some(text),
+            Served::Chosen | Served::Made(_) | Served::Pending(_) | Served::Not(_) => None,
+        });
+        if let Some(Some(text)) = refused.reduce(|a, b| a.filter(|_| b.is_some())) {
+            return not(way::UNUSABLE, text);
+        }
         let spec = &one.entry.object.spec;
         let policy = spec.traffic_policy.as_ref();
         let alone = spec.subsets.is_empty() && policy.is_some_and(needs::none);
-        if concerns_connections || alone {
+        if (concerns_connections || alone) && owned.iter().any(|draft| way::has_address(draft)) {
             connections::without_waypoint(&mut one.reader, spec);
             return match one.reader.is_clean() && one.entry.unknown.is_empty() {
                 true => InForce::By(connections::KEPT.to_owned()),
                 false => InForce::Partly,
             };
         }
-        let draft = hosts.get(first);
-        let text = no_waypoint(&draft.object, draft.service.name.hostname.as_str());
-        return not("NoWaypoint", text);
+        let by_request = policy.is_some_and(needs::by_request);
+        let without = owned.iter().map(|draft| way::served(draft, by_request));
+        let mut without = without.filter_map(|served| match served {
+            Served::Not(text) => Some(text),
+            Served::Chosen | Served::Made(_) | Served::Pending(_) | Served::Refused(_) => None,
+        });
+        if let Some(text) = without.next() {
+            return not("NoWaypoint", text);
+        }
     }
     let made = owned.iter().find_map(|draft| match &draft.way {
         Way::Made(text) => Some(text.clone()),
-        Way::AsChosen | Way::Pending(_) => None,
+        Way::AsChosen | Way::Pending(_) | Way::Refused(_) => None,
     });
     match one.reader.is_clean() && one.entry.unknown.is_empty() {
         true => made.map_or(InForce::Wholly, InForce::By),

@@ -187,6 +187,12 @@ pub(super) fn share(
     percentage: Option<Percent>,
     percent: Option<f64>,
 ) -> Option<Share> {
+    if percentage.is_some() && percent.is_some() {
+        reader.info(
+            field,
+            "decides; the whole per cent beside it are not looked at",
+        );
+    }
     let value = percentage.map(|p| p.value).or(percent)?;
     reader
         .want(field, values::percent(value), "taken for none")
@@ -242,6 +248,10 @@ fn delay(
 }
 
 fn abort(reader: &mut Reader, path: &str, wire: &FaultAbort) -> Option<(Share, Abort)> {
+    if wire.http2_error.is_some() {
+        let text = "is not honoured by anybody; write httpStatus or grpcStatus";
+        reader.warn(format!("{path}.http2Error"), text);
+    }
     let abort = match (wire.http_status, &wire.grpc_status, &wire.http2_error) {
         (Some(code), None, None) => {
             let field = format!("{path}.httpStatus");

@@ -12,6 +12,19 @@ use crate::traffic::{reader::Reader, values};
 /// Names in `headers` that Istio ignores: there are fields for them.
 const IGNORED: [&str; 4] = ["uri", "scheme", "method", "authority"];
 
+/// What is said of a gateway other than the mesh's clients.
+pub(super) const LEFT: &str =
+    "is left to others: this mesh has no gateways, and what it does holds for clients in it only";
+
+/// Whether a condition holds for clients in the mesh; said where it does not.
+pub(super) fn is_for_mesh(reader: &mut Reader, path: &str, gateways: &[String]) -> bool {
+    let mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
+    if !mesh {
+        reader.info(format!("{path}.gateways"), LEFT);
+    }
+    mesh
+}
+
 /// Reads the conditions of a rule; `None` when they are all for gateways.
 pub(super) fn read(
     reader: &mut Reader,
@@ -20,8 +33,9 @@ pub(super) fn read(
 ) -> Option<Vec<Match>> {
     let mut matches = Vec::new();
     for (i, one) in wire.iter().enumerate() {
-        if one.gateways.is_empty() || one.gateways.iter().any(|g| g == "mesh") {
-            matches.push(matched(reader, &format!("{path}.match[{i}]"), one));
+        let path = format!("{path}.match[{i}]");
+        if is_for_mesh(reader, &path, &one.gateways) {
+            matches.push(matched(reader, &path, one));
         }
     }
     (wire.is_empty() || !matches.is_empty()).then_some(matches)
@@ -37,6 +51,18 @@ fn matched(reader: &mut Reader, path: &str, wire: &HttpMatchRequest) -> Match {
         if wire.ignore_uri_case && regex {
             reader.info(field("ignoreUriCase"), "says nothing of an expression");
         }
+    }
+    if wire.ignore_uri_case && wire.uri.is_none() {
+        reader.info(field("ignoreUriCase"), "says nothing without uri");
+    }
+    // What only Envoy's own names are made of.
+    if !wire.stat_prefix.is_empty() {
+        let text = "names nothing here: it is the beginning of names that Envoy gives to its statistics of a rule; requests are counted by service, and their log lines name the rule";
+        reader.info(field("statPrefix"), text);
+    }
+    if !wire.name.is_empty() {
+        let text = "names nothing here: log lines name the rule, not which of its conditions held";
+        reader.info(field("name"), text);
     }
     let mut text = |name: &str, wire: &Option<StringMatch>| {
         let wire = wire.as_ref()?;

@@ -86,6 +86,26 @@ impl Around<'_, '_> {
         })
     }
 
+    /// Says of what a rule has no use for that sends nothing on.
+    pub(super) fn warn_of_idle(reader: &mut Reader, path: &str, wire: &HttpRoute) {
+        if wire.redirect.is_none() && wire.direct_response.is_none() {
+            return;
+        }
+        for (name, given) in [
+            ("rewrite", wire.rewrite.is_some()),
+            ("timeout", wire.timeout.is_some()),
+            ("retries", wire.retries.is_some()),
+            ("mirror", wire.mirror.is_some()),
+            ("mirrors", !wire.mirrors.is_empty()),
+        ] {
+            if given {
+                let text =
+                    "is not looked at: of a request that is answered here nothing is sent on";
+                reader.warn(format!("{path}.{name}"), text);
+            }
+        }
+    }
+
     fn action(&self, reader: &mut Reader, path: &str, wire: &HttpRoute) -> Action {
         let ways = [
             !wire.route.is_empty(),
@@ -144,6 +164,15 @@ impl Around<'_, '_> {
             let share = http_filter::share(reader, &field, wire.mirror_percentage, percent);
             let share = share.unwrap_or(Share::ALL);
             add(reader, &format!("{path}.mirror"), to, share);
+        }
+        for (name, given) in [
+            ("mirrorPercent", wire.mirror_percent.is_some()),
+            ("mirrorPercentage", wire.mirror_percentage.is_some()),
+        ] {
+            if given && wire.mirror.is_none() {
+                let text = "is for mirror, which is missing: nobody gets a copy by it";
+                reader.warn(format!("{path}.{name}"), text);
+            }
         }
         for (i, mirror) in wire.mirrors.iter().enumerate() {
             let path = format!("{path}.mirrors[{i}]");

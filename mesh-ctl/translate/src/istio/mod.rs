@@ -9,6 +9,7 @@ pub(crate) mod entry_endpoints;
 mod http_filter;
 pub(crate) mod http_match;
 pub(crate) mod http_rule;
+mod in_force;
 pub(crate) mod matches;
 pub(crate) mod peer_authentication;
 pub(crate) mod presence;

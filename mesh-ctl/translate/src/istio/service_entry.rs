@@ -18,8 +18,9 @@ use crate::{
     core::{
         draft::Drafts,
         protocol,
-        service::{self, Claims, PortPlan, Say, ServiceDraft, Target, Way},
+        service::{self, Claims, PortPlan, Say, ServiceDraft, Target},
         visibility::{self, Seen},
+        way::{Lack, Way},
     },
     settings::Settings,
     status::{InForce, Reports, Severity},
@@ -196,6 +197,7 @@ impl<'a> Making<'_, 'a> {
             selector: &NO_LABELS,
             hidden: seen.nobody,
             way: Way::default(),
+            lack: Lack::default(),
         }
     }
 

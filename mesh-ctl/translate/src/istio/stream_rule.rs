@@ -53,8 +53,8 @@ impl Around<'_, '_> {
         let mut found = Vec::new();
         let all = matches.len();
         for (i, one) in matches.into_iter().enumerate() {
-            if one.gateways.is_empty() || one.gateways.iter().any(|g| g == "mesh") {
-                let path = format!("{path}.match[{i}]");
+            let path = format!("{path}.match[{i}]");
+            if http_match::is_for_mesh(reader, &path, one.gateways) {
                 found.push(connection(reader, &path, &one, named));
             }
         }

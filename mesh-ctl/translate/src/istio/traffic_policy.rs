@@ -143,7 +143,7 @@ fn balancing(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) -> Lo
         "RANDOM" => Simple::Random,
         "PASSTHROUGH" => {
             let text = "means the endpoint whose own address was dialed; of a service's address, any endpoint by chance";
-            reader.warn(format!("{path}.simple"), text);
+            reader.info(format!("{path}.simple"), text);
             Simple::Passthrough
         }
         other => {
@@ -156,6 +156,10 @@ fn balancing(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) -> Lo
         .consistent_hash
         .as_ref()
         .and_then(|hash| affinity(reader, &format!("{path}.consistentHash"), hash));
+    if consistent.is_some() && !wire.simple.is_empty() {
+        let text = "is not looked at: consistentHash says which endpoint is next";
+        reader.warn(format!("{path}.simple"), text);
+    }
     if wire.zone_aware_lb_setting.is_some() {
         reader.warn(format!("{path}.zoneAwareLbSetting"), "is not honoured");
     }
@@ -221,7 +225,20 @@ fn affinity(reader: &mut Reader, path: &str, wire: &ConsistentHashLb) -> Option<
         );
         return None;
     };
+    for (name, given) in [
+        ("ringHash", wire.ring_hash.is_some()),
+        ("minimumRingSize", wire.minimum_ring_size.is_some()),
+    ] {
+        if given && wire.maglev.is_some() {
+            let text = "is not looked at: maglev makes the table";
+            reader.warn(format!("{path}.{name}"), text);
+        }
+    }
     let ring = wire.ring_hash.and_then(|ring| ring.minimum_ring_size);
+    if ring.is_some() && wire.maglev.is_none() && wire.minimum_ring_size.is_some() {
+        let text = "is not looked at: ringHash says how large the ring is";
+        reader.warn(format!("{path}.minimumRingSize"), text);
+    }
     let table = match wire.maglev {
         Some(maglev) => HashTable::Maglev(maglev.table_size.unwrap_or(MAGLEV)),
         None => HashTable::Ring(ring.or(wire.minimum_ring_size).unwrap_or(RING)),
@@ -268,6 +285,10 @@ fn locality(
         return Some(LocalityPreference::Distribute(shares.collect()));
     }
     if given[2] {
+        if given[1] {
+            let text = "is not looked at: failoverPriority says what comes first";
+            reader.warn(format!("{path}.failover"), text);
+        }
         let mut all = wire.failover_priority.iter().enumerate();
         if let Some((i, text)) = all.find(|(_, text)| label(text).is_none()) {
             let text = format!(
@@ -311,6 +332,10 @@ pub(super) fn compared(policy: &Wire) -> impl Iterator<Item = (&str, Option<&str
 }
 
 fn warmup(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) -> Option<Warmup> {
+    if wire.warmup.is_some() && wire.warmup_duration_secs.is_some() {
+        let text = "is not looked at: warmup says how new endpoints begin";
+        reader.warn(format!("{path}.warmupDurationSecs"), text);
+    }
     let (field, text, minimum, aggression) = match &wire.warmup {
         Some(warmup) => (
             format!("{path}.warmup.duration"),
@@ -329,6 +354,10 @@ fn warmup(reader: &mut Reader, path: &str, wire: &LoadBalancerSettings) -> Optio
         let text =
             "says nothing of how these endpoints are chosen; write LEAST_REQUEST or ROUND_ROBIN";
         reader.warn(field, text);
+        return None;
+    }
+    if text.is_none() {
+        reader.warn(field, "is missing; new endpoints begin like all others");
         return None;
     }
     let duration = time(reader, field, text)?;

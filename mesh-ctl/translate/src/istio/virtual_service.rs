@@ -27,10 +27,10 @@ use mesh_model::{
 use super::{
     delegate, http_match,
     http_rule::{Around, refusing},
+    in_force::{self, Found, Host},
     stream_rule::Wire,
 };
 use crate::{
-    core::service::Way,
     settings::{Settings, age},
     status::{InForce, Reports},
     traffic::{
@@ -71,7 +71,7 @@ pub(crate) fn collect(
     let delegates = delegates(beside.view);
     let mut read: Vec<Read<'_>> = entries
         .into_iter()
-        .map(|entry| beside.read(entry, &delegates))
+        .map(|entry| beside.read(entry, &delegates, sets))
         .collect();
     let claims = claims(&read);
     note_merging(&mut read, &claims, beside.hosts);
@@ -91,6 +91,7 @@ pub(crate) fn collect(
             ports: Vec::new(),
             rules,
             streams,
+            by: Vec::new(),
         });
     }
     let mut selectors = BTreeSet::new();
@@ -99,10 +100,16 @@ pub(crate) fn collect(
         selectors.extend(matches.filter_map(|one| one.source.as_ref()).map(labels_of));
         let matches = one.streams.iter().flat_map(|rule| &rule.matches);
         selectors.extend(matches.filter_map(|one| one.source.as_ref()).map(labels_of));
+        // What was said since its hosts were looked at counts as well.
+        let in_force = match one.in_force {
+            InForce::Not(reason, text) => InForce::Not(reason, text),
+            _ if one.partly() == InForce::Partly => InForce::Partly,
+            in_force => in_force,
+        };
         let object = ObjectRef::of::<VirtualService>(&one.entry.object.metadata);
         let origin = &one.entry.origin;
         reports.say_all(&object, origin, one.reader.messages);
-        reports.in_force(&object, origin, one.in_force);
+        reports.in_force(&object, origin, in_force);
     }
     selectors
 }
@@ -121,12 +128,12 @@ fn labels_of(selector: &Selector) -> Labels {
 }
 
 /// A virtual service that was read.
-struct Read<'v> {
-    entry: &'v Entry<VirtualService>,
-    reader: Reader,
-    rules: Vec<Rule>,
+pub(super) struct Read<'v> {
+    pub(super) entry: &'v Entry<VirtualService>,
+    pub(super) reader: Reader,
+    pub(super) rules: Vec<Rule>,
     /// Its rules for connections, those for TLS first.
-    streams: Vec<StreamRule>,
+    pub(super) streams: Vec<StreamRule>,
     /// The services that it speaks of: pattern, service, the clients, and whether the service is of its namespace.
     claims: BTreeSet<(Pattern, usize, Option<String>, bool)>,
     in_force: InForce,
@@ -284,7 +291,12 @@ fn delegates(view: &ClusterView) -> BTreeSet<Key> {
 }
 
 impl Beside<'_, '_> {
-    fn read<'v>(&self, entry: &'v Entry<VirtualService>, delegates: &BTreeSet<Key>) -> Read<'v> {
+    fn read<'v>(
+        &self,
+        entry: &'v Entry<VirtualService>,
+        delegates: &BTreeSet<Key>,
+        sets: &Sets,
+    ) -> Read<'v> {
         let VirtualService { metadata, spec } = &*entry.object;
         let mut reader = Reader::default();
         let export = Export::read(&metadata.namespace, &spec.export_to, &mut reader);
@@ -309,55 +321,22 @@ impl Beside<'_, '_> {
             };
             return one;
         }
-        let found = self.claim(&mut one, &export);
-        one.in_force = self.in_force(&one, &export, found);
+        let found = self.claim(&mut one, &export, sets);
+        one.in_force = in_force::of(&one, &export, found);
         one
     }
 
-    fn in_force(&self, one: &Read<'_>, export: &Export, found: Found) -> InForce {
-        let VirtualService { metadata, spec } = &*one.entry.object;
-        let not = |reason, text: String| InForce::Not(reason, text);
-        if !is_for_mesh(&one.entry.object) {
-            let text = "is for gateways only, which this version does not provide";
-            return not("NoGateway", text.to_owned());
-        }
-        if *export == Export::Only(BTreeSet::new()) {
-            return not("NotExported", "exportTo names nobody".to_owned());
-        }
-        if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
-            return not("NoRules", "has no rules".to_owned());
-        }
-        if one.rules.is_empty() && one.streams.is_empty() {
-            return match one.reader.is_clean() {
-                true => not("NoGateway", "its rules are for gateways only".to_owned()),
-                false => not(
-                    "NoRules",
-                    "none of its rules holds for any request here".to_owned(),
-                ),
-            };
-        }
-        if found.services == 0 {
-            let namespace = &metadata.namespace;
-            let text = format!("none of its hosts is a service that namespace {namespace} sees");
-            return not("NoSuchHost", text);
-        }
-        match (found.pending, found.without) {
-            (Some(text), _) if found.served == 0 => not("Pending", text),
-            (None, Some(text)) if found.served == 0 => not("NoWaypoint", text),
-            _ => match (one.partly(), found.made) {
-                (InForce::Wholly, Some(text)) => InForce::By(text),
-                (partly, _) => partly,
-            },
-        }
-    }
-
     /// Finds the services that it speaks of, and for whose clients.
-    fn claim(&self, one: &mut Read<'_>, export: &Export) -> Found {
+    fn claim(&self, one: &mut Read<'_>, export: &Export, sets: &Sets) -> Found {
         let VirtualService { metadata, spec } = &*one.entry.object;
         let own = metadata.namespace.as_str();
         let mut found = Found::default();
         if !is_for_mesh(&one.entry.object) {
             return found;
+        }
+        for (i, _) in spec.gateways.iter().enumerate().filter(|(_, g)| *g != MESH) {
+            one.reader
+                .info(format!("spec.gateways[{i}]"), http_match::LEFT);
         }
         for (i, host) in spec.hosts.iter().enumerate() {
             let field = format!("spec.hosts[{i}]");
@@ -374,11 +353,18 @@ impl Beside<'_, '_> {
                 one.reader.warn(field.clone(), text);
             }
             for service in services {
-                found.services += 1;
-                let exact = matches!(pattern, Pattern::Exact(_));
-                self.serve(one, export, &field, exact, service, &mut found);
                 let producer = self.is_own(own, service);
-                for clients in clients(own, producer, export) {
+                let clients = clients(own, producer, export);
+                let host = Host {
+                    field: &field,
+                    exact: matches!(pattern, Pattern::Exact(_)),
+                    draft: self.hosts.get(service),
+                    clients: &clients,
+                    producer,
+                    sets: sets.get(&service).map_or(&[], Vec::as_slice),
+                };
+                found.host(one, export, &host);
+                for clients in clients {
                     let claim = (pattern.clone(), service, clients, producer);
                     one.claims.insert(claim);
                 }
@@ -389,60 +375,6 @@ impl Beside<'_, '_> {
 
     fn is_own(&self, namespace: &str, service: usize) -> bool {
         self.hosts.get(service).service.name.namespace.as_str() == namespace
-    }
-
-    /// Says what keeps it from a service.
-    fn serve(
-        &self,
-        one: &mut Read<'_>,
-        export: &Export,
-        field: &str,
-        exact: bool,
-        service: usize,
-        found: &mut Found,
-    ) {
-        let own = one.entry.object.metadata.namespace.as_str();
-        let draft = self.hosts.get(service);
-        let name = &draft.service.name;
-        match &draft.way {
-            Way::Pending(text) => {
-                if exact {
-                    one.reader.info(field, text.clone());
-                }
-                found.pending.get_or_insert_with(|| text.clone());
-            }
-            Way::Made(text) => {
-                if exact {
-                    one.reader.info(field, text.clone());
-                }
-                found.made.get_or_insert_with(|| text.clone());
-                found.served += 1;
-            }
-            Way::AsChosen if draft.service.waypoint.is_some() => found.served += 1,
-            Way::AsChosen => {
-                let text = no_waypoint(&draft.object, name.hostname.as_str());
-                if exact {
-                    one.reader.warn(field, text.clone());
-                }
-                found.without.get_or_insert(text);
-            }
-        }
-        if exact && !self.is_own(own, service) {
-            let wider = match export {
-                Export::Everyone => true,
-                Export::Only(only) => only.iter().any(|namespace| namespace != own),
-            };
-            let owner = &name.namespace;
-            let text = format!(
-                "{} belongs to namespace {owner}: only clients of namespace {own} are affected",
-                name.hostname
-            );
-            match wider {
-                true => one.reader.info(field, text),
-                false if !export.reaches(own) => one.reader.warn(field, "nobody is affected"),
-                false => {}
-            }
-        }
     }
 
     /// The rules, those of delegates in the place of what hands over to them.
@@ -457,6 +389,7 @@ impl Beside<'_, '_> {
                 rules.extend(self.delegated(&around, reader, &path, &name, entry, wire));
             } else {
                 rules.extend(around.rule(reader, &path, name, wire));
+                Around::warn_of_idle(reader, &path, wire);
             }
         }
         let mut before = rules
@@ -600,22 +533,8 @@ impl Beside<'_, '_> {
     }
 }
 
-/// What was found of a virtual service's hosts.
-#[derive(Default)]
-struct Found {
-    services: usize,
-    /// Of these, the ones that have a waypoint.
-    served: usize,
-    /// What the first waits for whose waypoint is being made.
-    pending: Option<String>,
-    /// Where the first goes whose waypoint was made because it is needed.
-    made: Option<String>,
-    /// What the first is told that has none.
-    without: Option<String>,
-}
-
 impl Read<'_> {
-    fn partly(&self) -> InForce {
+    pub(super) fn partly(&self) -> InForce {
         match self.reader.is_clean() && self.entry.unknown.is_empty() {
             true => InForce::Wholly,
             false => InForce::Partly,
@@ -631,16 +550,6 @@ fn clients(own: &str, producer: bool, export: &Export) -> Vec<Option<String>> {
         (false, export) if export.reaches(own) => vec![Some(own.to_owned())],
         (false, _) => Vec::new(),
     }
-}
-
-/// What the author of an object is told whose service has no waypoint.
-pub(crate) fn no_waypoint(service: &ObjectRef, host: &str) -> String {
-    format!(
-        "{host} has no waypoint, which requests need; label {service} or namespace {} with {}: <name of a Gateway of class {}>",
-        service.namespace,
-        crate::gateway::waypoint::USE,
-        crate::gateway::waypoint::CLASS,
-    )
 }
 
 fn label(wire: &HttpRoute, index: usize) -> String {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use mesh_k8s::ObjectRef;
 use mesh_model::route::{
     http::{RouteSet, Routes, Rule},
     stream::StreamRule,
@@ -34,6 +35,45 @@ pub(crate) struct Set {
     pub(crate) ports: Vec<u16>,
     pub(crate) rules: Vec<Rule>,
     pub(crate) streams: Vec<StreamRule>,
+    /// The routes of the Gateway API that it is made of.
+    pub(crate) by: Vec<ObjectRef>,
+}
+
+impl Set {
+    /// Whether it says anything of requests, or else of connections that carry none.
+    fn is_for(&self, requests: bool) -> bool {
+        match requests {
+            true => !self.rules.is_empty() || self.streams.is_empty(),
+            false => !self.streams.is_empty(),
+        }
+    }
+}
+
+/// The routes of the Gateway API that decide at a port of a service before any virtual service of such a scope, for all
+/// clients that are meant; the sets are the service's.
+pub(crate) fn before<'s>(
+    sets: &'s [Set],
+    (clients, producer): (Option<&str>, bool),
+    port: u16,
+    requests: bool,
+) -> Option<&'s [ObjectRef]> {
+    let earlier = sets.iter().filter(|set| {
+        let whose = set.clients.is_none() || set.clients.as_deref() == clients;
+        set.api == Api::Gateway && whose && set.producer <= producer && set.is_for(requests)
+    });
+    let mut here = earlier.filter(|set| set.ports.is_empty() || set.ports.contains(&port));
+    let first = here.by_ref().min_by(|a, b| order(a).cmp(&order(b)))?;
+    Some(&first.by)
+}
+
+/// Objects by name, and what they do.
+pub(crate) fn named(objects: &[ObjectRef], one_does: &str, several_do: &str) -> String {
+    let names: Vec<String> = objects.iter().map(ToString::to_string).collect();
+    let does = match objects {
+        [_] => one_does,
+        _ => several_do,
+    };
+    format!("{} {does}", names.join(" and "))
 }
 
 /// Sets by service, as an index.
