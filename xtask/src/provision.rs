@@ -22,7 +22,7 @@ const TRIES: u32 = 3;
 pub enum Group {
     /// A C compiler, for the cryptographic library.
     Build,
-    /// What the lab calls: ip and nft.
+    /// What the lab calls, ip and nft, and what sets its nodes' clocks.
     Lab,
     /// Real programs that the tests and the benchmark drive through the mesh.
     Programs,
@@ -38,7 +38,7 @@ impl Group {
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Build => &["build-essential"],
-            Self::Lab => &["iproute2", "nftables"],
+            Self::Lab => &["iproute2", "nftables", "libfaketime"],
             Self::Programs => &[
                 "curl",
                 "nginx-light",

@@ -267,7 +267,8 @@ fn agent(
     ];
     // The lab registers its pods; a test of the search itself says otherwise.
     made.env.push(("WARREN_POD_SCAN".into(), "off".into()));
-    made.env.extend(spec.agent_env.iter().cloned());
+    let of_node = |(key, value): &(String, String)| (key.clone(), value.replace("{node}", &name));
+    made.env.extend(spec.agent_env.iter().map(of_node));
     made
 }
 

@@ -46,7 +46,7 @@ pub struct Spec {
     pub nodes: u8,
     /// Whether controller and node proxies run.
     pub mesh: bool,
-    /// Environment of the node proxies.
+    /// Environment of the node proxies; `{node}` stands for the node's name.
     #[serde(default)]
     pub agent_env: Vec<(String, String)>,
     /// Further arguments of the controller.
