@@ -5,7 +5,6 @@
 use std::{net::IpAddr, time::Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_api::{
     convert::{decode, encode},
     resource::{Kind, Update},
@@ -21,11 +20,9 @@ use mesh_model::{
 };
 
 use crate::{
-    accept::{authority, origin},
     capture::registration,
     dns::message::{self, Incoming},
     exchange::{server_name, spoken},
-    observe::{Decision, decide},
     wire::{
         Headers, Limits,
         conn::{Conn, Event, Role},
@@ -33,6 +30,8 @@ use crate::{
         out::{CAPACITY, Outgoing, Protect},
     },
 };
+
+mod values;
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
@@ -63,18 +62,18 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "authority",
-        run: authority_,
-        seeds: authority_seeds,
+        run: values::authority_,
+        seeds: values::authority_seeds,
     },
     Target {
         name: "origin",
-        run: origin_,
-        seeds: origin_seeds,
+        run: values::origin_,
+        seeds: values::origin_seeds,
     },
     Target {
         name: "trace-context",
-        run: trace_context,
-        seeds: trace_seeds,
+        run: values::trace_context,
+        seeds: values::trace_seeds,
     },
     Target {
         name: "path",
@@ -95,6 +94,31 @@ pub const TARGETS: &[Target] = &[
         name: "xds",
         run: xds,
         seeds: xds_seeds,
+    },
+    Target {
+        name: "grpc-messages",
+        run: values::messages,
+        seeds: values::message_seeds,
+    },
+    Target {
+        name: "grpc-timeout",
+        run: values::timeout,
+        seeds: values::timeout_seeds,
+    },
+    Target {
+        name: "session",
+        run: values::session,
+        seeds: values::session_seeds,
+    },
+    Target {
+        name: "identity",
+        run: values::identity,
+        seeds: values::identity_seeds,
+    },
+    Target {
+        name: "return-to",
+        run: values::return_to,
+        seeds: values::return_seeds,
     },
 ];
 
@@ -288,90 +312,6 @@ fn sniff_seeds() -> Vec<Vec<u8>> {
     let hello = [&[1, 0][..], &counted(&body)].concat();
     all.push([&[22, 3, 1][..], &counted(&hello)].concat());
     all
-}
-
-/// What is an address says the same when it is written again.
-fn authority_(input: &[u8]) {
-    let Ok(text) = std::str::from_utf8(input) else {
-        return;
-    };
-    if let Some(address) = authority::parse(text) {
-        assert_eq!(authority::parse(&address.to_string()), Some(address));
-    }
-}
-
-fn authority_seeds() -> Vec<Vec<u8>> {
-    texts(&[
-        "10.0.0.1:80",
-        "[fd00::5]:15008",
-        "[::ffff:10.0.0.1]:1",
-        "db.shop:80",
-        "[fe80::1%eth0]:1",
-    ])
-}
-
-/// Lines of `name: value`, as headers.
-fn lines(input: &[u8]) -> impl Iterator<Item = (&str, &str)> {
-    let text = std::str::from_utf8(input).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.split_once(": "))
-        .take(32)
-}
-
-fn origin_(input: &[u8]) {
-    let mut headers = Headers::new();
-    for (name, value) in lines(input) {
-        headers.push(name, value);
-    }
-    if let Ok(Some(named)) = origin::origin(&headers) {
-        // Who says who the client is says one, and where.
-        assert_eq!(headers.all(origin::SOURCE_HEADER).count(), 1);
-        assert_eq!(origin::client(&headers), Some(named.address));
-    }
-}
-
-fn origin_seeds() -> Vec<Vec<u8>> {
-    texts(&[
-        "forwarded: for=\"10.0.0.1:80\"\nx-warren-source: spiffe://cluster.local/ns/shop/sa/client",
-        "forwarded: for=\"[fd00::1]:80\";host=db.shop;proto=http",
-        "x-warren-source: spiffe://a/ns/b/sa/c\nx-warren-source: spiffe://a/ns/b/sa/c",
-    ])
-}
-
-/// What goes on is read again as what was decided.
-fn trace_context(input: &[u8]) {
-    let mut headers = HeaderMap::new();
-    for (name, value) in lines(input) {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            headers.append(name, value);
-        }
-    }
-    for sampled in [true, false] {
-        let mut headers = headers.clone();
-        let (Decision::Traced(mark) | Decision::Silent(mark)) = decide(&headers, || sampled, || 77)
-        else {
-            continue;
-        };
-        mark.put(&mut headers);
-        match decide(&headers, || !mark.sampled, || 78) {
-            Decision::Traced(next) => {
-                assert!(mark.sampled);
-                assert_eq!((next.trace, next.parent), (mark.trace, mark.span));
-            }
-            Decision::Leave => assert!(!mark.sampled),
-            Decision::Silent(_) => panic!("{headers:?} is no context"),
-        }
-    }
-}
-
-fn trace_seeds() -> Vec<Vec<u8>> {
-    texts(&[
-        "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\ntracestate: a=1,b=2",
-        "b3: a3ce929d0e0e4736-00f067aa0ba902b7-d-00f067aa0ba902b8",
-        "b3: 0",
-        "x-b3-traceid: 4bf92f3577b34da6a3ce929d0e0e4736\nx-b3-spanid: 00f067aa0ba902b7\nx-b3-parentspanid: 00f067aa0ba902b8\nx-b3-sampled: 1",
-        "x-b3-flags: 1\nx-b3-sampled: true",
-    ])
 }
 
 /// One form, that no server reads as going up.

@@ -23,7 +23,7 @@ pub use connection::{
 };
 pub use count::{Count, Counted};
 pub use fields::{Upgrade, forwarded, is_grpc, strip, upgrade};
-pub use grpc::patience;
+pub use grpc::{Messages, patience};
 pub use kept::{Kept, Outgoing};
 pub use patience::{Over, Patience, Waiting};
 pub use sniff::{Spoken, server_name, spoken};

@@ -96,7 +96,7 @@ async fn a_connect_reaches_nothing_but_the_pod_it_came_to() {
 #[tokio::test]
 async fn a_handshake_that_is_never_finished_ends_and_is_counted() {
     let node = Node::start().await;
-    let db = node.pod("db", "127.7.11.2", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.16.2", MtlsMode::Strict).await;
     let mut silent = TcpStream::connect((db.ip, 15008))
         .await
         .expect("the proxy listens");
@@ -132,8 +132,8 @@ async fn a_handshake_that_is_never_finished_ends_and_is_counted() {
 #[tokio::test]
 async fn a_rotated_certificate_makes_new_tunnels_and_breaks_no_flow() {
     let node = Node::start().await;
-    let web = node.pod("web", "127.7.12.1", MtlsMode::Strict).await;
-    let db = node.pod("db", "127.7.12.2", MtlsMode::Strict).await;
+    let web = node.pod("web", "127.7.17.1", MtlsMode::Strict).await;
+    let db = node.pod("db", "127.7.17.2", MtlsMode::Strict).await;
     let app = echo(db.ip).await;
     let mut long = node.dial(&web, app).await;
     ask(&mut long, b"one").await.expect("carried");

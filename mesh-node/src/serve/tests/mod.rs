@@ -3,7 +3,10 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -27,6 +30,7 @@ mod bounded;
 mod bounds;
 mod flows;
 mod handed;
+mod nets;
 mod requests;
 mod streams;
 mod waypoint;
@@ -75,6 +79,8 @@ impl io::Write for Lines {
 
 /// A node with all its pods on loopback.
 struct Node {
+    /// Its own; no other node of the tests has the addresses that it has.
+    number: usize,
     state: MeshState,
     kernel: Arc<FakeDatapath>,
     listeners: Listeners,
@@ -148,7 +154,9 @@ impl Node {
         let (listeners, receivers) = Listeners::new(2);
         let threads = DataThreads::start(shared.clone(), receivers).expect("threads");
         state.apply([Change::Config(testing::config()), Change::Complete]);
+        static NUMBERS: AtomicUsize = AtomicUsize::new(0);
         Self {
+            number: NUMBERS.fetch_add(1, Relaxed),
             state,
             kernel,
             listeners,
@@ -193,6 +201,7 @@ impl Node {
             Change::WorkloadExtra(workload.uid.clone(), testing::extra(mtls)),
         ];
         let ip: IpAddr = ip.parse().expect("an address");
+        nets::take(self.number, ip);
         let pod = Arc::new(Pod {
             uid: PodUid::new(name),
             workload: workload.uid.clone(),
@@ -370,6 +379,7 @@ impl Node {
         self.certificates.put(self.ca.issue(&workload.identity));
         self.state.apply(testing::known(workload.clone()));
         let ip: IpAddr = ip.parse().expect("an address");
+        nets::take(self.number, ip);
         let pod = Arc::new(Pod {
             uid: PodUid::new(name),
             workload: workload.uid.clone(),

@@ -143,7 +143,7 @@ fn hello(name: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn bytes_are_split_by_weight_and_a_server_that_speaks_first_is_not_waited_for() {
-    let w = world("43", AppProtocol::Tcp).await;
+    let w = world("47", AppProtocol::Tcp).await;
     w.destination(TrafficPolicy::default());
     // A rule by name never holds on a port that declares no TLS, and nothing is read for its sake.
     w.streams(vec![

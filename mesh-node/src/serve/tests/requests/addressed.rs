@@ -74,7 +74,7 @@ async fn requests_for_a_workload_are_seen_and_routed_by_nobody() {
 
 #[tokio::test]
 async fn a_workload_of_which_nothing_is_declared_may_speak_first() {
-    let w = addressed("203", AppProtocol::Unknown).await;
+    let w = addressed("206", AppProtocol::Unknown).await;
     let ip = w.v1.address.ip();
     let listener = TcpListener::bind((ip, 0)).await.expect("a free port");
     let greeter = listener.local_addr().expect("bound");
@@ -104,7 +104,7 @@ async fn a_workload_of_which_nothing_is_declared_may_speak_first() {
 
 #[tokio::test]
 async fn what_is_declared_as_bytes_is_not_looked_into() {
-    let w = addressed("204", AppProtocol::Tcp).await;
+    let w = addressed("207", AppProtocol::Tcp).await;
     let (status, headers, _) = w.get("/bytes").await;
     assert_eq!(status, 200);
     assert!(

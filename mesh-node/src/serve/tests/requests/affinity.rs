@@ -151,7 +151,7 @@ fn in_session(key: AffinityKey, action: Action) -> Rule {
 
 #[tokio::test]
 async fn a_session_ends_when_it_is_old_or_was_not_used() {
-    let w = world("205", AppProtocol::Http11).await;
+    let w = world("208", AppProtocol::Http11).await;
     let all = Action::Forward(Box::new([backend(None, 1)]));
     let mut timed = in_session(cookie(Some(Duration::from_secs(7200))), all);
     let session = timed.session.as_mut().expect("it has one");

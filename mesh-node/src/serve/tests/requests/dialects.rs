@@ -99,7 +99,7 @@ async fn http_1_0_needs_no_host_and_ends_its_connections() {
 }
 
 /// A server in the place of `v1` that answers what the test gives it, byte by byte.
-async fn spoken_for(w: &World) -> TcpListener {
+pub(super) async fn spoken_for(w: &World) -> TcpListener {
     w.destination(TrafficPolicy::default());
     w.routes(vec![rule("/", to("v1"))]);
     w.v1.stop().await;
@@ -107,7 +107,7 @@ async fn spoken_for(w: &World) -> TcpListener {
 }
 
 /// Reads the head of a request.
-async fn head(tcp: &mut TcpStream) -> String {
+pub(super) async fn head(tcp: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(tcp.read_u8().await.expect("a head"));
@@ -312,58 +312,5 @@ async fn an_endpoint_that_answers_no_ping_is_given_up() {
     assert_eq!(status, 503);
     assert!(held.1.is_some());
     w.node.line(&["path=/held ", "response_flags=UC "]).await;
-    w.node.stop().await;
-}
-
-/// Frames of HTTP/2: length, type, flags, stream.
-fn frame(kind: u8, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len()).expect("small").to_be_bytes();
-    let mut frame = length[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(body);
-    frame
-}
-
-/// What T24 says of tunnels, for a waypoint's server of requests.
-#[tokio::test]
-async fn abuse_of_http2_ends_its_own_connection_only() {
-    let w = world("149", AppProtocol::Http2).await;
-    // `GET http://db/`, by the static table.
-    let head = b"\x82\x86\x84\x01\x02db";
-    let mut resets = Vec::new();
-    for n in 0..20_000u32 {
-        resets.extend(frame(1, 0x5, 2 * n + 1, head));
-        resets.extend(frame(3, 0, 2 * n + 1, &8u32.to_be_bytes()));
-    }
-    let mut endless = frame(1, 0x1, 1, head);
-    for n in 0..20_000u32 {
-        let field = format!("\0\x08x-{n:06}\x40{}", "v".repeat(64));
-        endless.extend(frame(9, 0, 1, field.as_bytes()));
-    }
-    for (name, abuse) in [("resets", resets), ("continuations", endless)] {
-        let tcp = w.node.dial(&w.web, w.vip).await;
-        let (mut read, mut write) = tokio::io::split(tcp);
-        let send = async {
-            let begin = [
-                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
-                frame(4, 0, 0, b""),
-            ];
-            // Whoever is not heard any more may be told so by a reset.
-            let _ = write.write_all(&begin.concat()).await;
-            let _ = write.write_all(&abuse).await;
-        };
-        let ended = async {
-            let mut all = Vec::new();
-            let _ = read.read_to_end(&mut all).await;
-        };
-        let both = async { tokio::join!(send, ended) };
-        let both = tokio::time::timeout(Duration::from_secs(20), both).await;
-        assert!(both.is_ok(), "a connection with endless {name} goes on");
-        let mut client = w.client2().await;
-        assert_eq!(ask2(&mut client, "/").await.0, 200, "after {name}");
-    }
-    let asked = w.v1.asked.load(SeqCst) + w.v2.asked.load(SeqCst);
-    assert!(asked < 5_000, "{asked} requests came through");
     w.node.stop().await;
 }

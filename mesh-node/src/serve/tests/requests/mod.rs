@@ -26,8 +26,8 @@ use mesh_model::{
     mesh::{AppProtocol, Change, MtlsMode},
     resilience::{
         Abort, Affinity, AffinityKey, Destination, Fault, HashTable, Http2Keepalive, LoadBalancing,
-        Outlier, Pool, Retries, RetryOn, Session, Share, Simple, TrafficPolicy, Warmup, Weighing,
-        session_of,
+        LocalityPreference, Outlier, Pool, Retries, RetryOn, Session, Share, Simple, TrafficPolicy,
+        Warmup, Weighing, session_of,
     },
     route::http::{
         Action, Backend, Cors, Filters, HeaderEdits, Match, Mirror, PathMatch, PathRewrite,
@@ -46,6 +46,7 @@ use crate::exchange::ClusterKey;
 
 const PORT: u16 = 8080;
 
+mod abuse;
 mod addressed;
 mod affinity;
 mod answers;
@@ -53,13 +54,17 @@ mod beyond;
 mod deadlines;
 mod dialects;
 mod faults;
+mod fields;
+mod frames;
 mod leaving;
 mod mirrors;
 mod origins;
 mod patience;
 mod pools;
 mod protocols;
+mod refusing;
 mod secured;
+mod smuggled;
 mod spans;
 mod tries;
 

@@ -269,3 +269,71 @@ async fn websocket_over_http2_is_an_upgrade_at_the_service() {
     assert_eq!(answer.status(), 403);
     w.node.stop().await;
 }
+
+/// A frame of a client's WebSocket (RFC 6455, 5.2): whether it is a message's last, its opcode, what is in it.
+fn of_websocket(last: bool, opcode: u8, data: &[u8]) -> Vec<u8> {
+    let mask = [0x5a, 0, 0xff, 0x0d];
+    let mut frame = vec![u8::from(last) << 7 | opcode];
+    match data.len() {
+        short @ ..126 => frame.push(0x80 | short as u8),
+        long => {
+            frame.push(0x80 | 127);
+            frame.extend((long as u64).to_be_bytes());
+        }
+    }
+    frame.extend(mask);
+    frame.extend(data.iter().zip(mask.iter().cycle()).map(|(b, m)| b ^ m));
+    frame
+}
+
+#[tokio::test]
+async fn messages_of_websocket_over_http2_pass_byte_by_byte() {
+    let w = world("160", AppProtocol::Unknown).await;
+    let mut client = w.client2().await;
+    assert_eq!(ask2(&mut client, "/").await.0, 200);
+    let request = Request::connect("http://db.shop:8080/upgrade");
+    let request = request.header("sec-websocket-version", "13");
+    let mut request = request.body(Full::default()).expect("a request");
+    let protocol = hyper::ext::Protocol::from_static("websocket");
+    request.extensions_mut().insert(protocol);
+    let answer = client.send_request(request).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    let upgraded = hyper::upgrade::on(answer).await.expect("frames");
+    let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+    // Each byte in all places, and none where another one was.
+    let much: Vec<u8> = (0..1u32 << 20)
+        .map(|n| (n ^ n >> 8 ^ n >> 16) as u8)
+        .collect();
+    let (text, more, ping, binary) = (1, 0, 9, 2);
+    let frames = [
+        of_websocket(false, text, "in f".as_bytes()),
+        // What is said between the pieces of a message is none of it.
+        of_websocket(true, ping, b"there?"),
+        of_websocket(false, more, b""),
+        of_websocket(true, more, "ragments".as_bytes()),
+        of_websocket(true, binary, &much),
+        of_websocket(true, 8, &1000u16.to_be_bytes()),
+    ];
+    let sent = frames.concat();
+    let send = async {
+        for frame in &frames {
+            write.write_all(frame).await.expect("sent");
+        }
+        write.shutdown().await.expect("half-closed");
+    };
+    let mut back = Vec::new();
+    let receive = read.read_to_end(&mut back);
+    let both = async { tokio::join!(send, receive).1 };
+    let both = tokio::time::timeout(Duration::from_secs(20), both).await;
+    both.expect("in time").expect("an orderly end");
+    assert_eq!(back.len(), sent.len());
+    let other = back.iter().zip(&sent).position(|(b, s)| b != s);
+    assert_eq!(other, None, "the first byte that is another one");
+    let bytes = format!("bytes_sent={} bytes_recv={}", sent.len(), sent.len());
+    w.node
+        .line(&["connection complete", "direction=through", &bytes])
+        .await;
+    // Beside it the connection carries requests as before.
+    assert_eq!(ask2(&mut client, "/").await.0, 200);
+    w.node.stop().await;
+}

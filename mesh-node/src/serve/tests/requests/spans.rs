@@ -160,7 +160,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_span_lies_between_the_clients_and_the_servers() {
-    let (world, exporter, mut batches) = traced("91", Share::NONE, true).await;
+    let (world, exporter, mut batches) = traced("96", Share::NONE, true).await;
     let mut request = get("/status/503?secret=1");
     let headers = request.headers_mut();
     let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
@@ -237,7 +237,7 @@ async fn a_span_lies_between_the_clients_and_the_servers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_decides_whether_there_is_a_span() {
-    let (world, exporter, mut batches) = traced("92", Share::NONE, true).await;
+    let (world, exporter, mut batches) = traced("97", Share::NONE, true).await;
     let seen = async |name: &'static str, value: &str| {
         let mut request = get("/");
         if !name.is_empty() {

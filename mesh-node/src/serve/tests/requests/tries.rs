@@ -178,6 +178,61 @@ async fn another_endpoint_is_tried_unless_that_is_not_wanted() {
     w.node.stop().await;
 }
 
+/// `retryRemoteLocalities`: endpoints in places that come later are tried, once nothing is left where the first try went.
+#[tokio::test]
+async fn another_place_is_tried_only_where_that_is_wanted() {
+    let w = world("98", AppProtocol::Http11).await;
+    let placed = |namespace: &str, name: &str, ip: &str, zone: &str| {
+        let mut pod = testing::pod(namespace, name, "n1", ip);
+        pod.locality.region = "region".into();
+        pod.locality.zone = zone.into();
+        pod
+    };
+    let at = |name: &str, ip: &str, zone: &str| {
+        Change::Workload(testing::serving(
+            placed("shop", name, ip, zone),
+            "shop",
+            "db",
+        ))
+    };
+    w.node.state.apply([
+        Change::Workload(placed("mesh", "waypoint", "127.7.98.9", "near")),
+        at("db-1", "127.7.98.2", "near"),
+        at("db-2", "127.7.98.3", "far"),
+    ]);
+    w.destination(TrafficPolicy {
+        balancing: LoadBalancing {
+            locality: Some(LocalityPreference::unasked()),
+            ..LoadBalancing::default()
+        },
+        ..TrafficPolicy::default()
+    });
+    for (remote, avoid, status, tries) in [
+        (false, true, 503, (2, 0)),
+        (true, true, 200, (1, 1)),
+        // What failed is as good as before, and near.
+        (true, false, 503, (2, 0)),
+    ] {
+        let all = Action::Forward(Box::new([backend(None, 1)]));
+        let mut tried = rule("/", all);
+        tried.retries = Some(Retries {
+            remote_localities: remote,
+            avoid_previous: avoid,
+            ..retrying("5xx", 1)
+        });
+        w.routes(vec![tried]);
+        for _ in 0..10 {
+            let asked = || (w.v1.asked.load(SeqCst), w.v2.asked.load(SeqCst));
+            let before = asked();
+            let got = w.get("/only-v2").await.0.as_u16();
+            let after = asked();
+            let made = (after.0 - before.0, after.1 - before.1);
+            assert_eq!((got, made), (status, tries), "{remote} {avoid}");
+        }
+    }
+    w.node.stop().await;
+}
+
 #[tokio::test]
 async fn retries_under_way_are_bounded_by_number_or_by_budget() {
     let w = world("63", AppProtocol::Http11).await;
