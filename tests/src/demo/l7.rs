@@ -368,7 +368,7 @@ async fn faults(demo: &Demo) -> Result<()> {
     line(demo, "books/waypoint", &["response_flags=DI"]).await
 }
 
-/// The last line of a waypoint's log that holds all of these.
+/// The last line of a waypoint's log that holds all of these, from the request on.
 async fn line(demo: &Demo, pod: &str, words: &[&str]) -> Result<()> {
     say!(
         "$ lab logs {pod} | grep {} | tail -1",
@@ -378,6 +378,11 @@ async fn line(demo: &Demo, pod: &str, words: &[&str]) -> Result<()> {
     let last = lines
         .last()
         .with_context(|| format!("no line of {pod} holds {words:?}"))?;
-    say!("   {}", last.chars().take(400).collect::<String>());
+    // Who asked whom fills a screen by itself.
+    let request = last.find("method=").unwrap_or_default();
+    say!(
+        "   … {}",
+        last[request..].chars().take(400).collect::<String>()
+    );
     Ok(())
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     load::flawless,
-    seeds::{BASE, CLIENT, POD},
+    protocols::{BASE, CLIENT, POD},
     tunnel::{SOON, until},
     waypoint::bounds,
 };

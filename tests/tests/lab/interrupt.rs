@@ -31,7 +31,7 @@ use super::tunnel::until;
 /// Long enough for anything that has to happen at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Given to what is interrupted, and by it to whatever it starts.
-const MARK: &str = "WARREN_INTERRUPTED_BY";
+pub(super) const MARK: &str = "WARREN_INTERRUPTED_BY";
 
 const BENCH: &[&str] = &[
     "l4",
@@ -229,7 +229,7 @@ fn read_lines(from: PipeReader, say: &mpsc::UnboundedSender<String>) {
 
 /// What there is of a lab on this machine.
 #[derive(Debug, Default, PartialEq)]
-struct Traces {
+pub(super) struct Traces {
     namespaces: BTreeSet<String>,
     pins: BTreeSet<String>,
     cgroups: BTreeSet<String>,
@@ -240,7 +240,7 @@ struct Traces {
 }
 
 impl Traces {
-    fn of(name: &LabName, files: &Path) -> Result<Self> {
+    pub(super) fn of(name: &LabName, files: &Path) -> Result<Self> {
         let place = Place::new(name.clone())?;
         let own = |dir: &str, beginning: &str| -> BTreeSet<String> {
             let names = entries(Path::new(dir)).into_iter();

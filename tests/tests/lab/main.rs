@@ -10,8 +10,10 @@ mod beyond;
 mod boot;
 mod capture;
 mod circles;
+mod clock;
 mod cluster;
 mod control;
+mod demo;
 mod destinations;
 mod discovery;
 mod errors;
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         interrupt::an_interrupted_benchmark_leaves_nothing,
         interrupt::an_interrupted_demo_and_lab_leave_nothing,
         interrupt::a_demo_that_nobody_reads_ends_quietly,
+        demo::the_demo_of_requests_shows_each_step_to_its_end,
         cluster::pods_reach_services_by_name_and_both_families,
         cluster::scaling_rescheduling_and_deletion_by_apply,
         cluster::down_removes_what_a_killed_supervisor_left,
@@ -111,6 +114,7 @@ fn main() -> ExitCode {
         trust::t12_without_a_ca_certificates_serve_until_they_expire,
         trust::t13_rotation_under_load_fails_nothing,
         trust::t16_a_stolen_or_made_up_identity_is_refused,
+        clock::a_clock_that_is_set_lets_nothing_in_and_is_made_good,
         trust::an_upgrade_hands_keys_over_in_memory,
         wire::t17_a_connect_to_anything_but_the_pod_is_refused_undialed,
         wire::t18_early_bytes_of_a_denied_stream_reach_nobody,

@@ -1,55 +1,43 @@
 //! What people already have, unchanged: the traffic objects of `seeds/`, each with what it promises.
 //!
-//! Invariant: whatever is drawn at random is held to bounds that it leaves once in a million runs.
+//! Invariants: whatever is drawn at random is held to bounds that it leaves once in a million runs; nobody asks for a
+//! waypoint, it appears because the objects need one.
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::lab::{Lab, node::sum_metric, suite};
+use mesh_tests::lab::{Lab, suite};
 
 use super::{
-    load::load,
     tunnel::{SOON, until},
     waypoint::bounds,
 };
 
+pub use breaker::a_circuit_breaker_leaves_out_who_misbehaves;
+pub use faults::faults_and_copies_are_as_many_as_the_articles_say;
+
 /// Objects of the articles, word by word.
 macro_rules! seed {
     ($name:literal) => {
-        include_str!(concat!("seeds/", $name, ".yaml"))
+        include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/lab/seeds/",
+            $name,
+            ".yaml"
+        ))
     };
 }
 
-/// The waypoint's pod.
-pub(super) const POD: &str = "default/waypoint-1";
-pub(super) const CLIENT: &str = "default/client";
+mod breaker;
+mod faults;
 
-/// The namespace that the objects are made in, its waypoint and a client.
-pub(super) const BASE: &str = r#"
+/// The waypoint that the namespace gets once an object needs one.
+const POD: &str = "warren-system/waypoint-default";
+const CLIENT: &str = "default/client";
+
+/// The namespace that the objects are made in, and a client; nothing about waypoints.
+const BASE: &str = r#"
 apiVersion: v1
 kind: Namespace
-metadata: {name: default, labels: {warren.dev/mesh: enabled, warren.dev/use-waypoint: waypoint}}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: waypoint}
-spec:
-  gatewayClassName: warren-waypoint
-  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: waypoint}
-spec: {selector: {gateway.networking.k8s.io/gateway-name: waypoint}, ports: [{name: hbone, port: 15008, appProtocol: hbone}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: waypoint-1, labels: {gateway.networking.k8s.io/gateway-name: waypoint}}
-spec:
-  nodeName: n1
-  serviceAccountName: waypoint
-  containers:
-  - name: c
-    image: warren/waypoint
-    readinessProbe: {httpGet: {port: 15020, path: /readyz}, periodSeconds: 1}
+metadata: {name: default, labels: {warren.dev/mesh: enabled}}
 ---
 apiVersion: v1
 kind: Pod
@@ -86,17 +74,35 @@ fn subsets(name: &str) -> String {
     )
 }
 
+/// The lab with these, none of which needs a waypoint.
 async fn world(rest: &[String]) -> Result<Lab> {
     let lab = Lab::up(suite::spec()).await?;
     lab.apply(&[BASE, &rest.concat()].concat()).await?;
     lab.wait_ready(SOON).await?;
-    until("the waypoint", async || {
-        let lines = lab.waypoint_metrics(POD).await?;
-        ensure!(!lines.is_empty(), "it tells nothing");
+    ensure!(
+        lab.status().await?.pod(POD).is_err(),
+        "there is a waypoint that nothing needs"
+    );
+    Ok(lab)
+}
+
+/// What log lines of requests that took the only route of a service have.
+fn route(service: &str) -> String {
+    format!("route_name=VirtualService/default/{service}#0 ")
+}
+
+/// Waits until requests for a service take its route, at a waypoint that has appeared by itself.
+async fn routed(lab: &Lab, service: &str) -> Result<()> {
+    let route = route(service);
+    let url = format!("http://{service}:8080/rate/[1-4]");
+    until(&format!("the route of {service}"), async || {
+        let seen = lab.log_lines(POD, &[&route]).await?.len();
+        let asked = ask(lab, &url).await?;
+        let lines = lab.log_lines(POD, &[&route]).await?.len();
+        ensure!(lines >= seen + 4, "{} of 4: {asked:?}", lines - seen);
         Ok(())
     })
-    .await?;
-    Ok(lab)
+    .await
 }
 
 /// Statuses and bodies of requests on one connection, in curl's way of writing many.
@@ -140,13 +146,6 @@ async fn ask(lab: &Lab, url: &str) -> Result<Asked> {
     Ok(asked)
 }
 
-/// Requests that the waypoint counted for a service, by what their labels are.
-async fn counted(lab: &Lab, service: &str, labels: &[(&str, &str)]) -> Result<u64> {
-    let metrics = lab.waypoint_metrics(POD).await?;
-    let labels = [&[("destination_service_name", service)], labels].concat();
-    Ok(sum_metric(&metrics, "istio_requests_total", &labels) as u64)
-}
-
 fn within(what: &str, hits: u64, of: u64, share: f64) -> Result<()> {
     let expected = bounds(u32::try_from(of)?, share);
     println!("{what}: {hits} of {of}, bounds {expected:?}");
@@ -159,17 +158,17 @@ fn within(what: &str, hits: u64, of: u64, share: f64) -> Result<()> {
 
 /// 75/25, 90/10 and, of gRPC, 80/20.
 pub async fn shares_are_as_the_articles_say() -> Result<()> {
-    let goods = seed!("goods-canary");
-    let lab = world(&[
-        service("rating"),
-        service("myapp"),
-        "---\n".to_owned(),
-        goods.to_owned(),
-    ])
-    .await?;
-    lab.apply(seed!("rating-subsets")).await?;
-    lab.apply(seed!("rating-75-25")).await?;
-    lab.apply(seed!("myapp")).await?;
+    let lab = world(&[service("rating"), service("myapp")]).await?;
+    for object in [
+        seed!("rating-subsets"),
+        seed!("rating-75-25"),
+        seed!("myapp"),
+        seed!("goods-canary"),
+    ] {
+        lab.apply(object).await?;
+    }
+    lab.wait_ready(SOON).await?;
+    routed(&lab, "rating").await?;
     for (name, share) in [("rating", 0.75), ("myapp", 0.9)] {
         let url = |n: u32| format!("http://{name}:8080/rate/[1-{n}]");
         until("the split", async || {
@@ -185,13 +184,17 @@ pub async fn shares_are_as_the_articles_say() -> Result<()> {
         ensure!(asked.ok == 800, "{asked:?}");
         within(name, asked.first.into(), 800, share)?;
     }
-    lab.apply(seed!("rating-all-v1")).await?;
-    until("all to v1", async || {
-        let asked = ask(&lab, "http://rating:8080/rate/[1-40]").await?;
-        ensure!(asked.first == 40, "{asked:?}");
-        Ok(())
-    })
-    .await?;
+    for (object, first) in [(seed!("rating-all-v1"), 40), (seed!("rating-all-v2"), 0)] {
+        lab.apply(object).await?;
+        until("all to one version", async || {
+            let asked = ask(&lab, "http://rating:8080/rate/[1-40]").await?;
+            ensure!(asked.ok == 40 && asked.first == first, "{asked:?}");
+            Ok(())
+        })
+        .await?;
+        let asked = ask(&lab, "http://rating:8080/rate/[1-200]").await?;
+        ensure!(asked.ok == 200 && asked.first == first * 5, "{asked:?}");
+    }
     // Each run makes five calls, on one connection of HTTP/2.
     let program = env!("CARGO_BIN_EXE_warren-sample");
     let many = format!(
@@ -220,15 +223,7 @@ pub async fn tries_and_time_are_bounded_as_the_articles_say() -> Result<()> {
     );
     let lab = world(&[slow, subsets("ratings"), service("rating")]).await?;
     lab.apply(seed!("ratings-timeout-retries")).await?;
-    until("the route", async || {
-        let asked = ask(&lab, "http://ratings:8080/status/200").await?;
-        let lines = lab
-            .log_lines(POD, &["route_name=VirtualService/default/ratings"])
-            .await?;
-        ensure!(asked.ok == 1 && !lines.is_empty(), "{asked:?}");
-        Ok(())
-    })
-    .await?;
+    routed(&lab, "ratings").await?;
     let asked = ask(&lab, "http://ratings:8080/status/503").await?;
     ensure!(asked.failed == 1, "{asked:?}");
     let line = lab
@@ -310,200 +305,4 @@ async fn misbehave(lab: &Lab, pod: &str) -> Result<()> {
     let ran = lab.exec(CLIENT, &["curl", "-sS", &url]).await?;
     ensure!(ran.out.contains("503"), "{ran:?}");
     Ok(())
-}
-
-/// `siege -r 10 -c 4`: forty requests of four users. Gives how many their servers failed.
-///
-/// The rule lets three wait for a connection: a fourth that comes while none is open yet is refused by the waypoint,
-/// as the rule says, and says so in a header.
-async fn siege(lab: &Lab) -> Result<u32> {
-    let one = "curl -sS -m 20 -o /dev/null -w '%{http_code}%header{x-envoy-overloaded}\\n' 'http://rating:8080/rate/[1-10]'";
-    let users = format!("for user in 1 2 3 4; do {one} & done; wait");
-    let ran = lab.exec(CLIENT, &["sh", "-c", &users]).await?;
-    let codes = |code: &str| ran.out.lines().filter(|l| *l == code).count();
-    let (ok, failed, overflown) = (codes("200"), codes("503"), codes("503true"));
-    ensure!(ok + failed + overflown == 40, "{ran:?}");
-    if overflown > 0 {
-        println!("{overflown} of 40 found three waiting for a connection");
-    }
-    Ok(u32::try_from(failed)?)
-}
-
-/// Without the breaker a misbehaving version goes on failing requests; with it, it is left out after its first 5xx.
-pub async fn a_circuit_breaker_leaves_out_who_misbehaves() -> Result<()> {
-    let lab = world(&[ONE_ZONE.to_owned(), service("rating"), service("reviews")]).await?;
-    lab.apply(seed!("rating-subsets")).await?;
-    lab.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: rating}\nspec: {hosts: [rating], http: [{route: [{destination: {host: rating}}], retries: {attempts: 0}}]}\n").await?;
-    misbehave(&lab, "rating-v2").await?;
-    let mut before = 0;
-    until("failures without a breaker", async || {
-        before = siege(&lab).await?;
-        ensure!(before > 5, "{before} of 40 failed");
-        Ok(())
-    })
-    .await?;
-    lab.apply(seed!("rating-circuit-breaker")).await?;
-    until("the breaker", async || {
-        let failed = siege(&lab).await?;
-        ensure!(failed == 0, "{failed} of 40 failed");
-        Ok(())
-    })
-    .await?;
-    // From its first 5xx on nothing more came from it.
-    let lines = lab
-        .log_lines(POD, &["dst.workload=rating-v2", "response_code=503"])
-        .await?;
-    let after = siege(&lab).await?;
-    let again = lab
-        .log_lines(POD, &["dst.workload=rating-v2", "response_code=503"])
-        .await?;
-    ensure!(
-        after == 0 && again.len() == lines.len(),
-        "{after} failed, {} lines",
-        again.len()
-    );
-    println!("without a breaker {before} of 40 failed, with it none");
-    // Its three minutes cannot be waited for here: the same object with 5 s instead.
-    let ip = lab.status().await?.pod("default/rating-v2")?.ip.to_string();
-    let url = format!("http://{ip}:8080/rate/behave");
-    lab.exec(CLIENT, &["curl", "-sS", &url]).await?;
-    let asked = ask(&lab, "http://rating:8080/rate/[1-40]").await?;
-    ensure!(asked.first == 40, "an ejected endpoint answered: {asked:?}");
-    lab.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec: {hosts: [reviews], http: [{route: [{destination: {host: reviews}}], retries: {attempts: 0}}]}\n").await?;
-    let short = seed!("rating-circuit-breaker")
-        .replace("baseEjectionTime: 3m", "baseEjectionTime: 5s")
-        .replace("name: rating}", "name: reviews}")
-        .replace("host: rating", "host: reviews");
-    lab.apply(&short).await?;
-    misbehave(&lab, "reviews-v2").await?;
-    until("an ejection", async || {
-        let asked = ask(&lab, "http://reviews:8080/rate/[1-20]").await?;
-        ensure!(asked.failed == 0 && asked.first == 20, "{asked:?}");
-        Ok(())
-    })
-    .await?;
-    let ip = lab
-        .status()
-        .await?
-        .pod("default/reviews-v2")?
-        .ip
-        .to_string();
-    let url = format!("http://{ip}:8080/rate/behave");
-    lab.exec(CLIENT, &["curl", "-sS", &url]).await?;
-    until("its return", async || {
-        let asked = ask(&lab, "http://reviews:8080/rate/[1-20]").await?;
-        ensure!(asked.ok == 20 && asked.first < 20, "{asked:?}");
-        Ok(())
-    })
-    .await?;
-    // A bound of connections that is not reached changes nothing.
-    let mine = subsets("reviews");
-    lab.apply(&mine).await?;
-    lab.apply(seed!("reviews-circuit-breaker")).await?;
-    until("service within bounds", async || {
-        let asked = ask(&lab, "http://reviews:8080/rate/[1-20]").await?;
-        ensure!(asked.ok == 20, "{asked:?}");
-        Ok(())
-    })
-    .await
-}
-
-/// 0.1 % and 10 % are delayed by 5 s, 5 % are aborted, and each request is copied.
-pub async fn faults_and_copies_are_as_many_as_the_articles_say() -> Result<()> {
-    let lab = world(&[
-        service("ratings"),
-        subsets("ratings"),
-        service("myapp"),
-        service("httpbin"),
-        subsets("httpbin"),
-    ])
-    .await?;
-    for object in [
-        seed!("ratings-delay"),
-        seed!("myapp-faults"),
-        seed!("httpbin-mirror"),
-    ] {
-        lab.apply(object).await?;
-    }
-    until("the copies", async || {
-        let before = served(&lab, "httpbin-v2")?;
-        let asked = ask(&lab, "http://httpbin:8080/rate/[1-10]").await?;
-        ensure!(asked.first == 10, "{asked:?}");
-        until("ten of them", async || {
-            let copies = served(&lab, "httpbin-v2")? - before;
-            ensure!(copies == 10, "{copies} copies of 10 requests");
-            Ok(())
-        })
-        .await
-    })
-    .await?;
-    let (first, second) = (served(&lab, "httpbin-v1")?, served(&lab, "httpbin-v2")?);
-    let asked = ask(&lab, "http://httpbin:8080/rate/[1-300]").await?;
-    ensure!(asked.first == 300, "{asked:?}");
-    until("all copies", async || {
-        let (one, two) = (
-            served(&lab, "httpbin-v1")? - first,
-            served(&lab, "httpbin-v2")? - second,
-        );
-        ensure!((one, two) == (300, 300), "{one} requests, {two} copies");
-        Ok(())
-    })
-    .await?;
-    println!("300 requests, 300 copies");
-    for (name, seconds, connections) in [("ratings", "25", "24"), ("myapp", "25", "64")] {
-        until("the faults", async || {
-            let route = format!("route_name=VirtualService/default/{name}");
-            ask(&lab, &format!("http://{name}:8080/rate/1")).await?;
-            ensure!(
-                !lab.log_lines(POD, &[&route]).await?.is_empty(),
-                "no line with {route}"
-            );
-            Ok(())
-        })
-        .await?;
-        let begun = flags(&lab, name).await?;
-        let to = format!("{name}:8080");
-        let words = [
-            "--seconds",
-            seconds,
-            "http",
-            &to,
-            "--path",
-            "/rate/1",
-            "--connections",
-            connections,
-        ];
-        let report = load(&lab, CLIENT, &words).await?;
-        println!("{name}: {report}");
-        // What was under way when the load ended is reported when its delay is over.
-        tokio::time::sleep(std::time::Duration::from_secs(6)).await;
-        let ended = flags(&lab, name).await?;
-        let [all, delayed, aborted] = [0, 1, 2].map(|i| ended[i] - begun[i]);
-        match name {
-            "ratings" => within("delayed 0.1 %", delayed, all, 0.001)?,
-            _ => {
-                within("delayed 10 %", delayed, all, 0.1)?;
-                within("aborted 5 %", aborted, all, 0.05)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// All requests to a service, those that were delayed and those that were aborted.
-async fn flags(lab: &Lab, service: &str) -> Result<[u64; 3]> {
-    let mut all = [counted(lab, service, &[]).await?, 0, 0];
-    for (flags, delayed, aborted) in [("DI", 1, 0), ("DI,FI", 1, 1), ("FI", 0, 1), ("DI,DC", 1, 0)]
-    {
-        let n = counted(lab, service, &[("response_flags", flags)]).await?;
-        all[1] += n * delayed;
-        all[2] += n * aborted;
-    }
-    Ok(all)
-}
-
-/// How many requests a pod has seen.
-fn served(lab: &Lab, pod: &str) -> Result<usize> {
-    let text = std::fs::read_to_string(lab.place.log(&format!("default/{pod}")))?;
-    Ok(text.matches("Request ").count())
 }

@@ -401,19 +401,8 @@ pub async fn policies_mean_the_client_and_nothing_goes_around_a_waypoint() -> Re
         Ok(())
     })
     .await?;
-    for _ in 0..5 {
-        let asked = ask(&lab, "/rate/[1-1]").await?;
-        ensure!(asked.answers == 0, "somebody answered: {asked:?}");
-    }
+    refused_by_its_node(&lab).await?;
     ensure!(served(&lab)? == before, "a server was reached");
-    let lines = lab.node("n2").access_log().await?;
-    let refused = lines
-        .iter()
-        .rfind(|l| l.contains("rating") && l.contains("reason="));
-    println!(
-        "the client's node: {}",
-        refused.context("no line says why")?
-    );
     // It comes back, and so does service.
     lab.apply(WAYPOINT_POD).await?;
     until("service with a new waypoint", async || {
@@ -422,6 +411,41 @@ pub async fn policies_mean_the_client_and_nothing_goes_around_a_waypoint() -> Re
         Ok(())
     })
     .await
+}
+
+/// The client is answered nothing, and its node says each time that nobody is there who could take it.
+async fn refused_by_its_node(lab: &Lab) -> Result<()> {
+    let of_service = "dst.service=rating.shop.svc.cluster.local ";
+    let why = [
+        "connection refused direction=outbound",
+        "reason=no_endpoints ",
+    ];
+    let refused = async |times: usize| {
+        let lines = async || lab.node("n2").flows(&[of_service]).await;
+        let before = lines().await?.len();
+        for _ in 0..times {
+            let asked = ask(lab, "/rate/[1-1]").await?;
+            ensure!(asked.answers == 0, "somebody answered: {asked:?}");
+        }
+        let mut new = Vec::new();
+        until("a line of each refusal", async || {
+            new = lines().await?.split_off(before);
+            ensure!(new.len() >= times, "{new:#?}");
+            Ok(())
+        })
+        .await?;
+        let fits = |line: &String| why.iter().all(|w| line.contains(w));
+        ensure!(new.iter().all(fits), "{new:#?} for {why:?}");
+        anyhow::Ok(new)
+    };
+    // The node learns a moment later than the lab; until then it finds the tunnel broken.
+    until("refusals for this reason only", async || {
+        refused(2).await.map(drop)
+    })
+    .await?;
+    let lines = refused(5).await?;
+    println!("the client's node: {}", lines[0]);
+    Ok(())
 }
 
 /// How many requests the servers have seen.

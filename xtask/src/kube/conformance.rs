@@ -1,7 +1,10 @@
 //! `cargo xtask test conformance`: the Gateway API's conformance suite for meshes, against a cluster of our own.
 //!
 //! Invariants: the suite and its images are built from the modules that are pinned here, unchanged; a test that did not
-//! pass fails the run. All namespaces of the suite are enrolled, and nothing is done for its sake that a user would not.
+//! pass fails the run, also one that was skipped or never begun. All namespaces of the suite are enrolled, and nothing is
+//! done for its sake that a user would not.
+
+mod results;
 
 use std::{
     fs,
@@ -12,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use self::results::Results;
 use super::{Cluster, INSTALL, go::Module, image, image::Content, running, script, with};
 use crate::{step, workspace};
 
@@ -20,6 +24,9 @@ const ECHO: Module = Module("kube/echo");
 /// The images that the suite's manifests name.
 const BASIC: &str = "registry.k8s.io/gateway-api/echo-basic:v1.5.1";
 const ADVANCED: &str = "registry.k8s.io/gateway-api/echo-advanced:v1.5.1";
+/// Where the project keeps what became of each test.
+const LIST: &str = "deploy/conformance/tests.txt";
+const RENEW: &str = "`cargo xtask test conformance` writes it anew";
 /// What is asked of a mesh.
 const PROFILES: &str = "MESH-HTTP,MESH-GRPC";
 /// Features beyond the core of the profiles.
@@ -40,12 +47,12 @@ const EXTENDED: [&str; 14] = [
     "HTTPRoute308RedirectStatusCode",
 ];
 
-/// Which of the suite's tests, and what becomes of the report.
+/// Which of the suite's tests, and what becomes of the report and of the list of tests.
 #[derive(Clone, Copy, Debug)]
 pub enum Run<'a> {
-    /// All of them; the report is the project's.
+    /// All of them; the report and the list are the project's.
     Reported,
-    /// All of them; the report is thrown away.
+    /// All of them; the report is thrown away, and the list is the project's already.
     Tested,
     /// The one with this name.
     One(&'a str),
@@ -53,6 +60,10 @@ pub enum Run<'a> {
 
 /// Runs the suite in a cluster that goes afterwards.
 pub fn run(parts: &Parts, what: Run<'_>) -> Result<()> {
+    if matches!(what, Run::Tested) {
+        // Better now than after the suite.
+        kept()?;
+    }
     let cluster = Cluster::start(false)?;
     let outcome = prepare(parts).and_then(|()| suite(parts, what));
     let removed = cluster.remove();
@@ -186,111 +197,57 @@ fn suite(parts: &Parts, what: Run<'_>) -> Result<()> {
             suite.arg(format!("--run-test={name}"));
         }
     }
-    let counted = step::timed("the conformance suite", || told(suite, &log))?;
-    let Counted { passed, failed, ok } = counted;
-    println!(
-        "conformance: {passed} tests passed, {} failed",
-        failed.len()
-    );
-    if !ok || !failed.is_empty() || passed == 0 {
+    let (results, ok) = step::timed("the conformance suite", || told(suite, &log))?;
+    println!("conformance: {}", results.counts());
+    let wanted = match what {
+        Run::One(name) => results.missed_of(&[name]),
+        Run::Reported | Run::Tested => results.missed(),
+    };
+    if !(ok && wanted.is_empty()) {
         bail!(
             "the conformance suite did not pass ({}); its log is {}",
-            failed.join(", "),
+            wanted.join(", "),
             log.display()
         );
     }
-    Ok(())
-}
-
-/// What a run of the suite came to.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Counted {
-    /// Tests of the suite that passed, not the cases within them.
-    passed: usize,
-    failed: Vec<String>,
-    ok: bool,
-}
-
-impl Counted {
-    /// Takes a line of `go test -v`; whether it tells of a test of the suite.
-    fn line(&mut self, line: &str) -> bool {
-        let Some((verdict, rest)) = line
-            .trim_start()
-            .strip_prefix("--- ")
-            .and_then(|l| l.split_once(": TestConformance/"))
-        else {
-            return false;
-        };
-        let name = rest.split(' ').next().unwrap_or_default();
-        if name.contains('/') {
-            return false;
+    match what {
+        Run::One(_) => Ok(()),
+        Run::Reported => {
+            let list = workspace()?.join(LIST);
+            fs::write(&list, results.list()).with_context(|| list.display().to_string())
         }
-        match verdict {
-            "PASS" => self.passed += 1,
-            "FAIL" => self.failed.push(name.to_owned()),
-            _ => {}
+        Run::Tested => {
+            let same = kept()? == results.list();
+            ensure!(same, "{LIST} says otherwise than this run; {RENEW}");
+            Ok(())
         }
-        true
     }
 }
 
-/// Runs the suite; what it says goes to a file, and which test it is at to the terminal.
-fn told(mut suite: Command, log: &Path) -> Result<Counted> {
+/// The list of tests and their results that the project has.
+fn kept() -> Result<String> {
+    fs::read_to_string(workspace()?.join(LIST)).with_context(|| format!("{LIST}; {RENEW}"))
+}
+
+/// Runs the suite; what it says goes to a file, and which test it is at to the terminal. Gives also whether it ended well.
+fn told(mut suite: Command, log: &Path) -> Result<(Results, bool)> {
     let mut child = suite
         .stdout(Stdio::piped())
         .spawn()
         .context("starting the conformance suite")?;
     let out = child.stdout.take().context("a pipe was asked for")?;
-    let mut counted = Counted::default();
+    let mut results = Results::default();
     let mut text = String::new();
     for line in BufReader::new(out).lines() {
         let line = line.context("reading what the conformance suite says")?;
-        let begins = line
-            .strip_prefix("=== RUN   TestConformance/")
-            .is_some_and(|name| !name.contains('/'));
-        if counted.line(&line) || begins {
+        if results.line(&line) || results::begins(&line) {
             println!("{}", line.trim_start());
         }
         text.push_str(&line);
         text.push('\n');
     }
-    counted.ok = child
-        .wait()
-        .context("waiting for the conformance suite")?
-        .success();
+    let ended = child.wait();
+    let ended = ended.context("waiting for the conformance suite")?;
     fs::write(log, text).with_context(|| log.display().to_string())?;
-    Ok(counted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Counted;
-
-    #[test]
-    fn tests_are_counted_and_their_cases_are_not() {
-        let mut counted = Counted::default();
-        let lines = [
-            ("=== RUN   TestConformance/MeshBasic", false),
-            ("--- FAIL: TestConformance (90.21s)", false),
-            ("    --- PASS: TestConformance/MeshBasic (1.02s)", true),
-            (
-                "        --- PASS: TestConformance/MeshBasic/0_request (1.02s)",
-                false,
-            ),
-            ("    --- FAIL: TestConformance/MeshSplit (9.00s)", true),
-            (
-                "    --- SKIP: TestConformance/GatewayInfrastructure (0.00s)",
-                true,
-            ),
-        ];
-        for (line, tells) in lines {
-            assert_eq!(counted.line(line), tells, "{line}");
-        }
-        let expected = Counted {
-            passed: 1,
-            failed: vec!["MeshSplit".into()],
-            ok: false,
-        };
-        assert_eq!(counted, expected);
-    }
+    Ok((results, ended.success()))
 }
