@@ -1,6 +1,7 @@
 //! Commands to the cluster and to its nodes.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
     process::Stdio,
@@ -69,6 +70,11 @@ impl Cluster {
     /// Where it keeps its state.
     pub(super) fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// Where a node's container runtime is configured, as this machine sees it.
+    pub fn runtime_configuration(&self, node: &str) -> PathBuf {
+        self.state.join("nodes").join(node).join("etc-cni")
     }
 
     /// The nodes' names.
@@ -222,10 +228,10 @@ impl Cluster {
         Ok(lines)
     }
 
-    /// How often a pod's containers have been started, on whatever node: each time they write to a file of its own. It takes
-    /// no API server.
+    /// How often a pod's containers have been started, on whatever node: each time they write to a file of its own, whose
+    /// number counts, because the file before it may be gone. It takes no API server.
     pub fn starts_of(&self, namespace: &str, pod: &str) -> Result<usize> {
-        let mut starts = 0;
+        let mut last = BTreeMap::new();
         for node in self.nodes()? {
             let folder = self.state.join("nodes").join(node).join("log/pods");
             for found in fs::read_dir(folder)?.flatten() {
@@ -234,11 +240,16 @@ impl Cluster {
                     .to_string_lossy()
                     .starts_with(&format!("{namespace}_{pod}_"))
                 {
-                    starts += logs(&found.path()).len();
+                    for file in logs(&found.path()) {
+                        let starts = start(&file) + 1;
+                        let of = file.parent().map(Path::to_owned);
+                        let most = last.entry(of).or_insert(starts);
+                        *most = starts.max(*most);
+                    }
                 }
             }
         }
-        Ok(starts)
+        Ok(last.into_values().sum())
     }
 
     /// What is in the log files of the pods on a node whose folders begin so.
@@ -347,6 +358,13 @@ fn logs(pod: &Path) -> Vec<PathBuf> {
                 .collect::<Vec<_>>()
         })
         .collect()
+}
+
+/// Which start of a container a log file is of, counted from none: `0.log`, `1.log`, and `0.log.TIME` once it is full.
+fn start(file: &Path) -> usize {
+    let name = file.file_name().and_then(|n| n.to_str());
+    let number = name.and_then(|n| n.split('.').next());
+    number.and_then(|n| n.parse().ok()).unwrap_or_default()
 }
 
 /// Time and text of a line as container runtimes write it: `TIME STREAM FLAG TEXT`.

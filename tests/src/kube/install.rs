@@ -3,8 +3,9 @@
 use std::{env, path::Path};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
-use super::{Cluster, SYSTEM};
+use super::{Cluster, SYSTEM, Said};
 use crate::built;
 
 /// Set by `cargo xtask test kube`: where helm is.
@@ -65,11 +66,23 @@ impl Cluster {
         self.mesh_ctl(&["check"]).await
     }
 
+    /// What `mesh-ctl check` finds, and whether it ends as if all were well.
+    pub async fn findings(&self) -> Result<(bool, Vec<Value>)> {
+        let said = self.try_mesh_ctl(&["check", "-o", "json"]).await?;
+        let found = serde_json::from_str(&said.out)
+            .with_context(|| format!("mesh-ctl check: {}{}", said.out, said.err))?;
+        Ok((said.ok, found))
+    }
+
     /// Runs the controller's program beside the cluster, with its KUBECONFIG.
-    async fn mesh_ctl(&self, args: &[&str]) -> Result<()> {
+    async fn try_mesh_ctl(&self, args: &[&str]) -> Result<Said> {
         let program = built("mesh-ctl")?.display().to_string();
         // The first word is where helm is, which nobody needs here.
-        let said = self.with(&[&["", program.as_str()], args].concat()).await?;
+        self.with(&[&["", program.as_str()], args].concat()).await
+    }
+
+    async fn mesh_ctl(&self, args: &[&str]) -> Result<()> {
+        let said = self.try_mesh_ctl(args).await?;
         if !said.ok {
             bail!("mesh-ctl {}: {}{}", args.join(" "), said.out, said.err);
         }

@@ -4,15 +4,18 @@
 //! an error says what was waited for and what was seen last.
 
 mod api;
+mod away;
 pub mod bench;
 mod cluster;
 mod install;
 mod process;
+mod proof;
 mod recovery;
 mod space;
 mod traffic;
 
 pub use api::Api;
+pub use away::{away, on_runtime};
 pub use cluster::{Cluster, Said, reason_to_skip};
 pub use install::Helm;
 pub use space::Space;

@@ -1,48 +1,98 @@
-//! Pods that start while their node proxy is away.
+//! Pods that start while their node proxy is away, and the node's configuration that somebody else writes.
+//!
+//! Invariant: whatever becomes of a test, the node proxies are there again and nodes have no taint.
+
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::kube::{CLIENT, SYSTEM, Space};
+use mesh_tests::kube::{SYSTEM, Space};
+use serde_json::Value;
 
-use super::workloads::ENROLLED;
+use super::workloads::{ENROLLED, STRICT};
 
-/// While a node has no proxy, a pod of an enrolled namespace waits and others start; when it is back, all are there.
+const URL: &str = "http://web/status/200";
+/// Keeps pods off a node until its proxy serves.
+const TAINT: &str = "warren.dev/not-ready";
+/// The mesh's plugin in the configuration of the container runtime.
+const PLUGIN: &str = "warren-cni";
+/// How long the plugin may be missing there, in seconds: a change is gathered for a tenth of one.
+const MENDED: u64 = 5;
+
+/// While a node has no proxy, a pod of an enrolled namespace waits, others start, and none is placed there that asks for
+/// a node without the taint; when it is back, all are there, and the first connection of each is in the mesh.
 pub async fn without_a_node_proxy_enrolled_pods_wait_and_others_start() -> Result<()> {
     Space::with("waiting", ENROLLED, async |space| {
-        let node = space.cluster.nodes()?.pop().context("a node")?;
-        let plain = "apiVersion: v1\nkind: Namespace\nmetadata: {name: waiting-not}\n";
-        space.cluster.apply(plain).await?;
-        let outcome = while_away(space, &node).await;
-        // Whatever came of it, later tests need the proxies.
-        space.cluster.install().await?;
-        outcome?;
-        space.ready("enrolled").await?;
-        space
-            .cluster
-            .kubectl(&["delete", "namespace", "waiting-not", "--wait=false"])
-            .await
-            .map(drop)
+        Space::with("waiting-not", "", async |plain| {
+            let (cluster, nodes) = (&space.cluster, space.cluster.nodes()?);
+            let node = nodes.last().context("a node")?;
+            space.apply(STRICT).await?;
+            space.apply(&Space::server("web", &nodes[0])).await?;
+            space.rolled_out("deployment/web").await?;
+            let outcome = gone_and_back(space, plain, node).await;
+            // Whatever came of it, later tests need the proxies, and nodes that take pods.
+            let off = ["taint", "node", node, &format!("{TAINT}-")];
+            let untainted = cluster.try_kubectl(&off).await?;
+            cluster.install().await?;
+            outcome?;
+            ensure!(!untainted.ok, "the taint was still there");
+            space.apply(&asks_once("fresh", node)).await?;
+            answered_at_once(space, "fresh").await?;
+            somebody_writes_the_configuration(space, node).await
+        })
+        .await
     })
     .await
 }
 
-async fn while_away(space: &Space, node: &str) -> Result<()> {
+async fn gone_and_back(space: &Space, plain: &Space, node: &str) -> Result<()> {
+    let cluster = &space.cluster;
+    let taints = ["--set", "taint=true"];
+    cluster.upgrade(&taints).await?;
+    while_away(space, plain, node).await?;
+    cluster.upgrade(&taints).await?;
+    space.ready("enrolled").await?;
+    answered_at_once(space, "once").await?;
+    // The taint is off.
+    plain.ready("placed").await
+}
+
+/// A pod that makes one connection as soon as it runs, and no other.
+fn asks_once(name: &str, node: &str) -> String {
+    let ask = format!("curl -sS -m 10 -o /dev/null -w 'answer %{{http_code}}\\n' {URL} 2>&1");
+    Space::client(name, node)
+        .replace("spec:\n", "spec:\n  restartPolicy: Never\n")
+        .replace(
+            "args: [-c, 'sleep 100000']",
+            &format!("args: [-c, \"{ask}\"]"),
+        )
+}
+
+/// The only connection of such a pod went well, under STRICT.
+async fn answered_at_once(space: &Space, pod: &str) -> Result<()> {
+    let what = format!("{pod} to have asked");
+    let asked = async || {
+        let seen = space.tally(pod)?;
+        ensure!(seen.ok + seen.failed.len() > 0, "it has said nothing");
+        Ok(seen)
+    };
+    let seen = space.cluster.until(&what, 60, asked).await?;
+    ensure!(seen.ok == 1, "{pod}: {seen}");
+    seen.flawless(1)
+}
+
+async fn while_away(space: &Space, plain: &Space, node: &str) -> Result<()> {
+    let cluster = &space.cluster;
     // The list of enrolled namespaces, which decides while nobody is there, is on the disk, with a namespace that has no
     // pods yet.
     let listed = format!("grep -qx {} /var/lib/warren/*/enrolled", space.name);
-    space
-        .cluster
+    cluster
         .until("the namespace to be on the node's list", 5, async || {
-            let said = space.cluster.on_node(node, &["sh", "-c", &listed]).await?;
+            let said = cluster.on_node(node, &["sh", "-c", &listed]).await?;
             ensure!(said.ok, "it is not");
             Ok(())
         })
         .await?;
-    let system = async |args: &[&str]| {
-        space
-            .cluster
-            .kubectl(&[&["-n", SYSTEM], args].concat())
-            .await
-    };
+    let system = async |args: &[&str]| cluster.kubectl(&[&["-n", SYSTEM], args].concat()).await;
     system(&["delete", "daemonset", "warren-node", "--cascade=orphan"]).await?;
     let on = format!("spec.nodeName={node}");
     system(&[
@@ -55,50 +105,67 @@ async fn while_away(space: &Space, node: &str) -> Result<()> {
         "--timeout=60s",
     ])
     .await?;
-    let pod = |namespace: &str, name: &str| {
-        format!(
-            "apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  nodeName: {node}
-  terminationGracePeriodSeconds: 0
-  containers:
-  - {{name: shell, image: '{CLIENT}', args: [-c, 'sleep 100000']}}
-"
-        )
-    };
-    space.cluster.apply(&pod(&space.name, "enrolled")).await?;
-    space.cluster.apply(&pod("waiting-not", "plain")).await?;
-    let ready = [
-        "-n",
-        "waiting-not",
-        "wait",
-        "--for=condition=Ready",
-        "pod/plain",
-        "--timeout=40s",
-    ];
-    space.cluster.kubectl(&ready).await?;
-    space
-        .cluster
-        .until(
-            "the enrolled pod to be refused for want of a node proxy",
-            30,
-            async || {
-                let events = space
-                    .kubectl(&[
-                        "get",
-                        "events",
-                        "--field-selector",
-                        "involvedObject.name=enrolled,reason=FailedCreatePodSandBox",
-                    ])
-                    .await?;
-                ensure!(events.contains("warren"), "{events}");
-                Ok(())
-            },
-        )
-        .await?;
-    let found = space.json(&["get", "pod", "enrolled"]).await?;
-    ensure!(found["status"]["phase"] == "Pending", "{}", found["status"]);
+    let taint = format!("{TAINT}:NoSchedule");
+    cluster.kubectl(&["taint", "node", node, &taint]).await?;
+    let placed = Space::client("placed", node).replace(
+        &format!("nodeName: {node}"),
+        &format!("nodeSelector: {{kubernetes.io/hostname: {node}}}"),
+    );
+    plain.apply(&placed).await?;
+    space.apply(&Space::client("enrolled", node)).await?;
+    space.apply(&asks_once("once", node)).await?;
+    plain.apply(&Space::client("plain", node)).await?;
+    plain.ready("plain").await?;
+    let refused = "involvedObject.name=enrolled,reason=FailedCreatePodSandBox";
+    is_said(space, refused, "warren").await?;
+    let unplaced = "involvedObject.name=placed,reason=FailedScheduling";
+    is_said(plain, unplaced, "untolerated taint").await?;
+    for (space, pod) in [(space, "enrolled"), (space, "once"), (plain, "placed")] {
+        let found = space.json(&["get", "pod", pod]).await?;
+        let status = &found["status"];
+        ensure!(status["phase"] == "Pending", "{pod}: {status}");
+    }
     Ok(())
+}
+
+/// Waits for an event that names something.
+async fn is_said(space: &Space, of: &str, name: &str) -> Result<()> {
+    let told = async || {
+        let events = space
+            .kubectl(&["get", "events", "--field-selector", of])
+            .await?;
+        ensure!(events.contains(name), "{events}");
+        Ok(())
+    };
+    let what = format!("an event {of} that names {name}");
+    space.cluster.until(&what, 30, told).await
+}
+
+/// A network plugin that writes its configuration anew knows nothing of the mesh's: that is chained again, and the others
+/// stay as they were written.
+async fn somebody_writes_the_configuration(space: &Space, node: &str) -> Result<()> {
+    let folder = space.cluster.runtime_configuration(node);
+    let all = fs::read_dir(&folder)?.flatten().map(|entry| entry.path());
+    let mut lists = all.filter(|path| path.extension().is_some_and(|e| e == "conflist"));
+    let file = lists.next().context("no configuration")?;
+    let read = || -> Result<(Value, Vec<Value>)> {
+        let list: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+        let plugins = list["plugins"].as_array().cloned();
+        Ok((list, plugins.context("no plugins")?))
+    };
+    let is_ours = |plugin: &Value| plugin["type"] == PLUGIN;
+    let (mut list, before) = read()?;
+    let (ours, others): (Vec<Value>, _) = before.iter().cloned().partition(is_ours);
+    ensure!(ours.len() == 1, "{list}");
+    list["plugins"] = others.into();
+    let new = folder.join("somebody.new");
+    fs::write(&new, list.to_string())?;
+    fs::rename(&new, &file)?;
+    let chained = async || {
+        let (list, now) = read()?;
+        ensure!(now == before, "{list}");
+        Ok(())
+    };
+    let what = "the plugin to be chained again";
+    space.cluster.until(what, MENDED, chained).await
 }

@@ -28,9 +28,22 @@ spec:
       openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}
 ";
 
+const TELEMETRIES: &str = "crd/telemetries.telemetry.istio.io";
+/// What Istio's control plane is known by, wherever it runs.
+const ISTIOD: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: istiod, labels: {app: istiod}}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: istiod}}
+  template:
+    metadata: {labels: {app: istiod}}
+    spec: {containers: [{name: discovery, image: 'warren.test/none:1'}]}
+";
+
 /// helm installs what serves, keeps on an upgrade what was set, and takes it away after the nodes were restored; what
-/// somebody else defined of Istio's is left alone all the time, and pods talk all the time. Must come after the last test
-/// that needs an installation by `mesh-ctl`.
+/// somebody else defined of Istio's is left alone all the time, by `mesh-ctl` as well, and pods talk all the time. Must
+/// come after the last test that needs an installation by `mesh-ctl`.
 pub async fn helm_installs_upgrades_and_removes_the_chart() -> Result<()> {
     let Some(helm) = Helm::told() else {
         println!("SKIPPED: helm is not there: run `cargo xtask test kube`");
@@ -41,6 +54,19 @@ pub async fn helm_installs_upgrades_and_removes_the_chart() -> Result<()> {
         cluster.purge().await?;
         cluster.apply(FOREIGN).await?;
         let foreign = definition(space).await?;
+        let left_alone = async || {
+            let now = definition(space).await?;
+            ensure!(
+                now == foreign,
+                "another's definition was {foreign}, and is {now}"
+            );
+            Ok(())
+        };
+        cluster.install().await?;
+        left_alone().await?;
+        a_running_istio_is_named(space).await?;
+        cluster.purge().await?;
+        left_alone().await?;
         let nodes = cluster.nodes()?;
         space.apply(&Space::server("web", &nodes[0])).await?;
         space.apply(&Space::asker("asker", &nodes[1], URL)).await?;
@@ -53,10 +79,7 @@ pub async fn helm_installs_upgrades_and_removes_the_chart() -> Result<()> {
         space.apply(STRICT).await?;
         let encrypted = ["src.workload=asker", "src.namespace=helmed", "mtls=true"];
         cluster.until_logged(&nodes[1], &encrypted).await?;
-        ensure!(
-            definition(space).await? == foreign,
-            "another's definition was changed"
-        );
+        left_alone().await?;
 
         let before = space.tally("asker")?;
         let node = container(space, "daemonset/warren-node").await?;
@@ -89,9 +112,30 @@ pub async fn helm_installs_upgrades_and_removes_the_chart() -> Result<()> {
             Ok(())
         };
         cluster.until("nothing to be left of it", 60, empty).await?;
+        left_alone().await?;
+        cluster.kubectl(&["delete", TELEMETRIES]).await.map(drop)
+    })
+    .await
+}
+
+/// Two meshes may take the same namespaces: whoever looks is told that there is another, and where.
+async fn a_running_istio_is_named(space: &Space) -> Result<()> {
+    let look = async || {
+        let (well, all) = space.cluster.findings().await?;
+        ensure!(well, "{all:?}");
+        let mut all = all.into_iter();
+        all.find(|f| f["check"] == "istio").context("no finding")
+    };
+    let found = look().await?;
+    ensure!(found["outcome"] == "ok", "{found}");
+    Space::with("istio-other", "", async |other| {
+        other.apply(ISTIOD).await?;
+        let found = look().await?;
+        let said = found["said"].as_str().unwrap_or_default();
+        let hinted = found["hint"].as_str().is_some_and(|h| !h.is_empty());
         ensure!(
-            definition(space).await? == foreign,
-            "another's definition was changed"
+            found["outcome"] == "warning" && said.contains("istio-other") && hinted,
+            "{found}"
         );
         Ok(())
     })
@@ -100,8 +144,7 @@ pub async fn helm_installs_upgrades_and_removes_the_chart() -> Result<()> {
 
 /// The definition that is another's, as far as somebody could have changed it.
 async fn definition(space: &Space) -> Result<Value> {
-    let name = "crd/telemetries.telemetry.istio.io";
-    let found = space.cluster.json(&["get", name]).await?;
+    let found = space.cluster.json(&["get", TELEMETRIES]).await?;
     let of = |key: &str| found["metadata"][key].clone();
     Ok(Value::from(vec![
         of("uid"),

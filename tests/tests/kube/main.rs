@@ -9,6 +9,7 @@ mod enrol;
 mod life;
 mod outage;
 mod policies;
+mod power;
 mod replicas;
 mod routes;
 mod seeds;
@@ -21,23 +22,32 @@ mod workloads;
 use std::process::ExitCode;
 
 use mesh_tests::{
-    kube::{Cluster, reason_to_skip},
-    lab::suite,
-    lab_tests,
+    kube::{Cluster, on_runtime, reason_to_skip},
+    lab::suite::{self, Test},
 };
+
+/// Tests that may take longer when somebody wants longer outages.
+macro_rules! tests {
+    ($($module:ident :: $test:ident),* $(,)?) => {
+        &[$(Test::new(
+            concat!(stringify!($module), "::", stringify!($test)),
+            || on_runtime($module::$test()),
+        )),*]
+    };
+}
 
 fn main() -> ExitCode {
     let skip = reason_to_skip();
     let only_listed = std::env::args().any(|a| a == "--list");
     if skip.is_none() && !only_listed {
-        let installed = suite::on_runtime(async { Cluster::running()?.install().await });
+        let installed = on_runtime(async { Cluster::running()?.install().await });
         if let Err(e) = installed {
             println!("installing Warren in the cluster: {e:#}");
             return ExitCode::FAILURE;
         }
     }
     suite::run(
-        lab_tests![
+        tests![
             life::installing_twice_changes_nothing,
             enrol::running_pods_talk_mtls_once_their_namespace_is_labelled,
             workloads::probes_pass_under_strict,
@@ -67,7 +77,7 @@ fn main() -> ExitCode {
             outage::a_node_proxy_without_memory_is_missed_and_nothing_else,
             outage::restored_objects_are_in_force_again,
             trust::the_root_is_replaced_under_load,
-            outage::t07_a_node_comes_back_in_the_mesh,
+            power::t07_a_node_comes_back_in_the_mesh,
             life::uninstalling_restores_every_node,
             chart::helm_installs_upgrades_and_removes_the_chart,
         ],

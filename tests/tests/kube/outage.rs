@@ -6,17 +6,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::kube::{SYSTEM, Space};
+use mesh_tests::kube::{SYSTEM, Space, away};
 
 use super::workloads::ENROLLED;
 
 const URL: &str = "http://web/status/200";
-/// How long the API server is away: longer than the controller's lease (15 s), the memory of accepted tokens (10 s) and
-/// the first pauses of whoever tries again. What takes longer, such as the end of a certificate, is tested with injected
-/// time.
-const AWAY: Duration = Duration::from_secs(30);
+
 /// A server on the first node, and askers of it on both, named after where they are.
-async fn world(space: &Space) -> Result<[String; 2]> {
+pub(super) async fn world(space: &Space) -> Result<[String; 2]> {
     world_of(space, Space::server).await
 }
 
@@ -102,26 +99,32 @@ spec: {selector: {matchLabels: {app: closed}}}
 pub async fn without_a_controller_pods_go_on() -> Result<()> {
     Space::with("orphans", ENROLLED, async |space| {
         let nodes = world(space).await?;
-        let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
-        space.cluster.controllers(0).await?;
-        let late = Space::asker("late", &nodes[1], URL);
-        space.apply(&late).await?;
-        started_again(space, &containers(space).await?).await?;
-        // Twice the time in which a configuration stream is tried again.
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        for (node, before) in nodes.iter().zip(&before) {
-            let seen = space.tally(node)?.since(before);
-            println!("without a controller, {node}: {seen}");
-            seen.flawless(100)?;
-        }
-        let late = space.tally("late")?;
-        ensure!(late.ok == 0, "a pod that nobody knows got through: {late}");
+        let outcome = without_a_controller(space, &nodes).await;
+        // Whatever came of it, later tests need the controller.
         space.cluster.controllers(1).await?;
+        outcome?;
         space.is_answered("late").await?;
         policy_held(space).await?;
         nothing_in_the_clear(space, &nodes[0]).await
     })
     .await
+}
+
+async fn without_a_controller(space: &Space, nodes: &[String; 2]) -> Result<()> {
+    let before = [space.tally(&nodes[0])?, space.tally(&nodes[1])?];
+    space.cluster.controllers(0).await?;
+    let late = Space::asker("late", &nodes[1], URL);
+    space.apply(&late).await?;
+    started_again(space, &containers(space).await?).await?;
+    tokio::time::sleep(away()?).await;
+    for (node, before) in nodes.iter().zip(&before) {
+        let seen = space.tally(node)?.since(before);
+        println!("without a controller, {node}: {seen}");
+        seen.flawless(100)?;
+    }
+    let late = space.tally("late")?;
+    ensure!(late.ok == 0, "a pod that nobody knows got through: {late}");
+    Ok(())
 }
 
 /// Without an API server the same; kubelets start containers again all the same.
@@ -133,7 +136,7 @@ pub async fn without_an_api_server_pods_go_on() -> Result<()> {
         space.cluster.api_server(false).await?;
         let outage = async {
             started_again(space, &containers).await?;
-            tokio::time::sleep(AWAY).await;
+            tokio::time::sleep(away()?).await;
             for (node, before) in nodes.iter().zip(&before) {
                 let seen = space.tally(node)?.since(before);
                 println!("without an API server, {node}: {seen}");
@@ -306,44 +309,8 @@ pub async fn restored_objects_are_in_force_again() -> Result<()> {
     .await
 }
 
-/// T07: a node whose power is cut comes back with its pods in the mesh, and never had one of them out of it.
-pub async fn t07_a_node_comes_back_in_the_mesh() -> Result<()> {
-    Space::with("power", ENROLLED, async |space| {
-        let nodes = world(space).await?;
-        let before = space.tally(&nodes[0])?;
-        space.cluster.power_off(&nodes[1]).await?;
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        space.cluster.power_on(&nodes[1]).await?;
-        let at = space.tally(&nodes[1])?;
-        space
-            .cluster
-            .until(
-                "the asker of the node that was off to be answered",
-                120,
-                async || {
-                    let seen = space.tally(&nodes[1])?.since(&at);
-                    ensure!(seen.ok >= 50, "{seen}");
-                    Ok(())
-                },
-            )
-            .await?;
-        let seen = space.tally(&nodes[0])?.since(&before);
-        println!(
-            "while {} was off, {}: {seen}; then {}: {}",
-            nodes[1],
-            nodes[0],
-            nodes[1],
-            space.tally(&nodes[1])?.since(&at)
-        );
-        seen.flawless(100)?;
-        policy_held(space).await?;
-        nothing_in_the_clear(space, &nodes[0]).await
-    })
-    .await
-}
-
 /// Whoever may not was never let in.
-async fn policy_held(space: &Space) -> Result<()> {
+pub(super) async fn policy_held(space: &Space) -> Result<()> {
     let barred = space.tally("barred")?;
     ensure!(
         barred.ok == 0 && !barred.failed.is_empty(),
@@ -353,7 +320,7 @@ async fn policy_held(space: &Space) -> Result<()> {
 }
 
 /// No pod of the namespace came to a server of this node past the mesh.
-async fn nothing_in_the_clear(space: &Space, node: &str) -> Result<()> {
+pub(super) async fn nothing_in_the_clear(space: &Space, node: &str) -> Result<()> {
     let pods = space.json(&["get", "pods"]).await?;
     let addresses: Vec<String> = pods["items"]
         .as_array()

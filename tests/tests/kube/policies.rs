@@ -69,6 +69,15 @@ spec:
     )
 }
 
+/// Says which port of the server may be used, by its own number.
+const ONLY_APP: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-app}
+spec:
+  selector: {matchLabels: {app: web}}
+  rules: [{to: [{operation: {ports: ['8080']}}]}]
+";
+
 const APP: &str = "{protocol: TCP, port: 8080}";
 const APP_AND_TUNNEL: &str = "{protocol: TCP, port: 8080}, {protocol: TCP, port: 15008}";
 
@@ -233,13 +242,36 @@ async fn incoming(pair: &Pair<'_>) -> Result<()> {
     cluster.until("the listed to be let in", 20, listed).await?;
     pair.holds("the tunnels' port is opened too", LISTED)
         .await?;
-    let (plain, mesh) = (
-        reaches(pair.plain, UNNAMED).await?,
-        reaches(pair.mesh, UNNAMED).await?,
-    );
-    println!("another port: without the mesh {plain:?}, in it {mesh:?}");
+    every_port_is_open(pair).await?;
     pair.delete("deny").await?;
     pair.delete("only-app").await
+}
+
+/// Who may come by a tunnel comes to every port that way, and an AuthorizationPolicy says which it may use. On one node it
+/// is the network that says no, because connections are native there.
+async fn every_port_is_open(pair: &Pair<'_>) -> Result<()> {
+    let cluster = &pair.mesh.cluster;
+    let becomes = async |expect: [bool; 4]| {
+        let mesh = reaches(pair.mesh, UNNAMED).await?;
+        ensure!(mesh == expect, "to {mesh:?}, and {expect:?} was to be");
+        Ok(())
+    };
+    let plain = reaches(pair.plain, UNNAMED).await?;
+    ensure!(plain == NONE, "another port is open to {plain:?}");
+    let by_tunnel = async || becomes([false, true, false, false]).await;
+    let what = "another port to be open to who comes by a new tunnel";
+    cluster.until(what, TUNNELS_TAKE + 5, by_tunnel).await?;
+    pair.mesh.apply(ONLY_APP).await?;
+    let nobody = async || becomes(NONE).await;
+    cluster
+        .until("the other port to be refused", 10, nobody)
+        .await?;
+    let listed = async || is(pair.mesh, LISTED).await;
+    cluster
+        .until("the application's to be open", 10, listed)
+        .await?;
+    let delete = ["delete", "authorizationpolicy", "only-app"];
+    pair.mesh.kubectl(&delete).await.map(drop)
 }
 
 async fn outgoing(pair: &Pair<'_>) -> Result<()> {

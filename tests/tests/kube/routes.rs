@@ -71,6 +71,20 @@ spec:
   rules: [{backendRefs: [{name: nobody, port: 5432}]}]
 ";
 
+/// Have text where a list is to be: Istio's definitions and those above let everything pass.
+const MALFORMED: &str = "apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: malformed}
+spec:
+  parentRefs: [{group: '', kind: Service, name: db, port: 5432}]
+  rules: all
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: malformed}
+spec: {hosts: [rating], http: all}
+";
+
 /// A collector and who is to tell it: every request of the namespace leaves a span.
 fn spans(node: &str) -> String {
     format!(
@@ -119,8 +133,33 @@ async fn condition(space: &Space, kind: &str, name: &str, condition: &str) -> Re
     Ok(format!("{} {}", found["status"], found["reason"]).replace('"', ""))
 }
 
-/// A class is accepted, a TCPRoute leads where it says, a TLSRoute whose backend is not there says so, and requests leave
-/// spans at a collector in the mesh.
+/// An object that cannot be read says so, as a condition and as an event, with the field.
+async fn told_as_malformed(space: &Space) -> Result<()> {
+    let object = space.json(&["get", "virtualservice", "malformed"]).await?;
+    let conditions = object["status"]["conditions"].as_array();
+    let accepted = conditions
+        .context("no conditions")?
+        .iter()
+        .find(|c| c["type"] == "Accepted")
+        .context("no condition Accepted")?;
+    let message = accepted["message"].as_str().unwrap_or_default();
+    ensure!(
+        accepted["status"] == "False" && message.contains("spec.http"),
+        "{accepted}"
+    );
+    let of = "involvedObject.kind=VirtualService,involvedObject.name=malformed";
+    let events = space
+        .kubectl(&["get", "events", "--field-selector", of])
+        .await?;
+    ensure!(
+        events.contains("Invalid") && events.contains("spec.http"),
+        "{events}"
+    );
+    Ok(())
+}
+
+/// A class is accepted, a TCPRoute leads where it says, a TLSRoute whose backend is not there says so, one that cannot be
+/// read holds up no other, and requests leave spans at a collector in the mesh.
 pub async fn routes_of_connections_classes_and_spans_are_honoured() -> Result<()> {
     Space::with("routes", ENROLLED, async |space| {
         let (cluster, nodes) = (&space.cluster, space.cluster.nodes()?);
@@ -139,6 +178,8 @@ pub async fn routes_of_connections_classes_and_spans_are_honoured() -> Result<()
         cluster.apply(CLASS).await?;
         space.apply(&ratings(&nodes)).await?;
         space.apply(&Space::client("client", &nodes[1])).await?;
+        // Before the others: what comes after it is taken all the same.
+        space.apply(MALFORMED).await?;
         space.apply(ROUTES).await?;
         for pod in ["v1", "v2", "client"] {
             space.ready(pod).await?;
@@ -176,6 +217,11 @@ pub async fn routes_of_connections_classes_and_spans_are_honoured() -> Result<()
                 .until(&format!("the status of {kind} {name}"), 60, told)
                 .await?;
         }
+        cluster
+            .until("what is said of a malformed object", 20, async || {
+                told_as_malformed(space).await
+            })
+            .await?;
         let led = async || {
             let url = "http://db:5432/rate/[1-20]";
             let curl = ["curl", "-s", "-m", "20", "-H", "connection: close", url];

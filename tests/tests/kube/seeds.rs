@@ -1,7 +1,10 @@
 //! The articles' rules for traffic in a cluster, word by word: who applies them needs nothing else.
 
-use anyhow::{Result, ensure};
-use mesh_tests::kube::{SAMPLES, Space};
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::kube::{SAMPLES, SYSTEM, Space};
+use serde_json::Value;
 
 use super::{
     waypoint::{ask, programmed},
@@ -69,11 +72,42 @@ spec: {{selector: {{app: all}}, ports: [{{name: http, port: 8080}}]}}
     all.join("---\n")
 }
 
+/// What stands for the images of the article on gRPC, which are not here; its Deployments get none of them to run.
+fn goods(nodes: &[String]) -> String {
+    let version = |number: usize| {
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: goods-v{number}, labels: {{app: goods-service, version: v{number}}}}}
+spec:
+  nodeName: {}
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: goods
+    image: {SAMPLES}
+    args: [grpc-echo, --port, '8053', --version, v{number}]
+    readinessProbe: {{tcpSocket: {{port: 8053}}, periodSeconds: 1}}
+",
+            nodes[number - 1]
+        )
+    };
+    [version(1), version(2)].join("---\n")
+}
+
+/// A rule of the namespace is in force by the waypoint that came for it, by itself.
+async fn in_force(space: &Space, kind: &str, name: &str) -> Result<()> {
+    let message = programmed(space, kind, name).await?;
+    let waypoint = format!("waypoint {SYSTEM}/waypoint-{}", space.name);
+    ensure!(message.contains(&waypoint), "{kind} {name}: {message}");
+    Ok(())
+}
+
 /// The objects of the articles that are for clients of the mesh are programmed as they are, and do what they say.
 pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
     Space::with("seeds", ENROLLED, async |space| {
         let nodes = space.cluster.nodes()?;
         space.apply(&servers(&nodes)).await?;
+        space.apply(&goods(&nodes)).await?;
         space.apply(&Space::client("client", &nodes[1])).await?;
         for pod in ["v1", "v2", "client"] {
             space.ready(pod).await?;
@@ -86,7 +120,7 @@ pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
             ("all to v2", seed!("rating-all-v2"), 0..=0),
         ] {
             space.apply(rule).await?;
-            programmed(space, "virtualservice", "rating").await?;
+            in_force(space, "virtualservice", "rating").await?;
             let (likely, count) = ((bounds.start() + bounds.end()) / 20, 50);
             space
                 .cluster
@@ -107,7 +141,7 @@ pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
         }
         // The second version fails every request: tries go to the other one, then it is left out.
         space.apply(seed!("rating-retry")).await?;
-        programmed(space, "virtualservice", "rating").await?;
+        in_force(space, "virtualservice", "rating").await?;
         let ip = space.json(&["get", "pod", "v2"]).await?["status"]["podIP"].clone();
         let url = format!(
             "http://{}:8080/rate/misbehave",
@@ -123,7 +157,7 @@ pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
             })
             .await?;
         space.apply(seed!("rating-circuit-breaker")).await?;
-        programmed(space, "destinationrule", "rating").await?;
+        in_force(space, "destinationrule", "rating").await?;
         space.apply(&SUBSETS.replace("NAME", "ratings")).await?;
         space.apply(&SUBSETS.replace("NAME", "httpbin")).await?;
         space.apply(REVIEWS).await?;
@@ -135,6 +169,7 @@ pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
             ),
             ("virtualservice", "ratings", seed!("ratings-delay")),
             ("virtualservice", "httpbin", seed!("httpbin-mirror")),
+            ("virtualservice", "myapp", seed!("myapp")),
             ("virtualservice", "myapp", seed!("myapp-faults")),
             (
                 "destinationrule",
@@ -143,7 +178,7 @@ pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
             ),
         ] {
             space.apply(rule).await?;
-            programmed(space, kind, name).await?;
+            in_force(space, kind, name).await?;
             let url = format!("http://{name}:8080/rate/1");
             let words = [
                 "curl",
@@ -161,7 +196,29 @@ pub async fn the_articles_rules_hold_in_a_cluster() -> Result<()> {
             let fine = said.out == "200" || name == "myapp" && said.out == "500";
             ensure!(fine, "{name}: {} {}", said.out, said.err);
         }
-        Ok(())
+        grpc_goes_to_both(space).await
     })
     .await
+}
+
+/// Calls of every kind are carried to the one version and to the other.
+async fn grpc_goes_to_both(space: &Space) -> Result<()> {
+    space.apply(seed!("goods-canary")).await?;
+    for kind in ["virtualservice", "destinationrule"] {
+        in_force(space, kind, "goods-service").await?;
+    }
+    for pod in ["goods-v1", "goods-v2"] {
+        space.ready(pod).await?;
+    }
+    let ask = ["/warren-sample", "ask", "grpc", "goods-service:8053"];
+    let mut seen = BTreeSet::new();
+    let both = async || {
+        let said = space.exec("v1", &ask).await?;
+        let answer: Value = serde_json::from_str(&said.out).with_context(|| said.err)?;
+        seen.insert(answer["version"].to_string());
+        ensure!(seen.len() == 2, "{seen:?} answered");
+        Ok(())
+    };
+    let what = "answers of both versions";
+    space.cluster.until(what, 60, both).await
 }

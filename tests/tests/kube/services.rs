@@ -8,34 +8,19 @@ use tokio::time::sleep;
 
 use super::workloads::{ENROLLED, STRICT};
 
-/// An address that nobody has: a cloud would give it to a load balancer.
+/// Addresses that nobody has: a cloud would give them to load balancers.
 const BALANCER: &str = "10.99.0.200";
+const GUARDED: &str = "10.99.0.201";
 
 /// What a cloud's load balancer sends to a node reaches the pods under PERMISSIVE: on every node, or where the service
-/// wants its clients' addresses, on those with a pod of it; that pod then sees the client's own.
+/// wants its clients' addresses, on those with a pod of it; that pod then sees the client's own. Of a service that
+/// demands a waypoint it reaches them by that.
 pub async fn load_balancers_lead_in_by_either_policy() -> Result<()> {
     Space::with("balanced", ENROLLED, async |space| {
         let nodes = space.cluster.nodes()?;
-        let server = Space::server("web", &nodes[0]).replace(
-            "spec:\n  selector: {app: web}",
-            "spec:\n  type: LoadBalancer\n  externalTrafficPolicy: Cluster\n  selector: {app: web}",
-        );
-        space.apply(&server).await?;
-        space.rolled_out("deployment/web").await?;
-        let ingress = format!(
-            "{{\"status\":{{\"loadBalancer\":{{\"ingress\":[{{\"ip\":\"{BALANCER}\"}}]}}}}}}"
-        );
-        space
-            .kubectl(&[
-                "patch",
-                "service",
-                "web",
-                "--subresource=status",
-                "--type=merge",
-                "-p",
-                &ingress,
-            ])
-            .await?;
+        for (name, address) in [("web", BALANCER), ("guarded", GUARDED)] {
+            balanced(space, name, address).await?;
+        }
         for (policy, reached) in [("Cluster", [true, true]), ("Local", [true, false])] {
             let patch = format!("{{\"spec\":{{\"externalTrafficPolicy\":\"{policy}\"}}}}");
             space
@@ -46,7 +31,7 @@ pub async fn load_balancers_lead_in_by_either_policy() -> Result<()> {
                 space
                     .cluster
                     .until(&what, 20, async || {
-                        let got = through(space, node).await?;
+                        let got = through(space, node, BALANCER).await?;
                         ensure!((got == "200") == reached, "{got}");
                         Ok(())
                     })
@@ -61,26 +46,84 @@ pub async fn load_balancers_lead_in_by_either_policy() -> Result<()> {
                 &[
                     "direction=inbound",
                     "src.addr=10.99.0.1:",
+                    "dst.workload=web-",
                     "dst.namespace=balanced",
                 ],
             )
-            .await
-            .map(drop)
+            .await?;
+        for node in &nodes {
+            let what = format!("{node} to lead in by the waypoint");
+            let led = async || {
+                let got = through(space, node, GUARDED).await?;
+                ensure!(got == "200", "{got}");
+                Ok(())
+            };
+            space.cluster.until(&what, 60, led).await?;
+        }
+        let handed = ["direction=handed", "dst.service=guarded.balanced.svc"];
+        space.cluster.until_logged(&nodes[0], &handed).await?;
+        let past = space.cluster.log(&nodes[0], "warren-node")?;
+        let is_past = |l: &&String| {
+            let words = [
+                "direction=inbound",
+                "path=plain",
+                "dst.workload=guarded-",
+                "policy=allow",
+            ];
+            words.iter().all(|w| l.contains(w))
+        };
+        let past: Vec<_> = past.iter().filter(is_past).collect();
+        ensure!(past.is_empty(), "past the waypoint: {past:?}");
+        Ok(())
     })
     .await
 }
 
-/// Asks the balancer's address from outside, which a node leads in; what curl calls the status.
-async fn through(space: &Space, node: &str) -> Result<String> {
+/// A server on the first node with a service that is reached by a balancer's address; `guarded` is one that demands a
+/// waypoint.
+async fn balanced(space: &Space, name: &str, address: &str) -> Result<()> {
+    let node = &space.cluster.nodes()?[0];
+    let selector = format!("spec:\n  selector: {{app: {name}}}");
+    let typed = selector.replace(
+        "spec:\n",
+        "spec:\n  type: LoadBalancer\n  externalTrafficPolicy: Cluster\n",
+    );
+    let mut server = Space::server(name, node).replace(&selector, &typed);
+    if name == "guarded" {
+        let demands = "labels: {warren.dev/require-waypoint: 'true'}";
+        let plain = format!("metadata: {{name: {name}}}\nspec:\n  type");
+        server = server.replace(&plain, &plain.replace("}\n", &format!(", {demands}}}\n")));
+        ensure!(server.contains(demands), "{server}");
+    }
+    space.apply(&server).await?;
+    space.rolled_out(&format!("deployment/{name}")).await?;
+    let ingress =
+        format!("{{\"status\":{{\"loadBalancer\":{{\"ingress\":[{{\"ip\":\"{address}\"}}]}}}}}}");
+    space
+        .kubectl(&[
+            "patch",
+            "service",
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &ingress,
+        ])
+        .await
+        .map(drop)
+}
+
+/// Asks a balancer's address from outside, which a node leads in; what curl calls the status.
+async fn through(space: &Space, node: &str, balancer: &str) -> Result<String> {
     let path = "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
     let ip = space
         .cluster
         .kubectl(&["get", "node", node, "-o", path])
         .await?;
-    let route = |verb| ["ip", "route", verb, BALANCER, "via", &ip];
+    let route = |verb| ["ip", "route", verb, balancer, "via", &ip];
     let said = space.cluster.outside(&route("replace")).await?;
     ensure!(said.ok, "{}", said.err);
-    let url = format!("http://{BALANCER}/status/200");
+    let url = format!("http://{balancer}/status/200");
     let curl = [
         "curl",
         "-s",

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::kube::{Said, Space};
+use serde_json::Value;
 
 use super::workloads::ENROLLED;
 
@@ -20,12 +21,35 @@ kind: MeshConfig
 metadata: {name: bad}
 spec: {extensionProviders: [{name: nobody}], defaultProviders: {tracing: [nobody]}}
 ";
-/// A trust domain that no identity can have, which the kind's own definition refuses.
-const IMPOSSIBLE: &str = "apiVersion: warren.dev/v1alpha1
-kind: MeshConfig
-metadata: {name: impossible}
-spec: {trustDomain: 'no good'}
-";
+/// What the kind's own definition refuses, each with a part of what its author is told: one for each rule.
+const IMPOSSIBLE: [(&str, &str); 7] = [
+    ("trustDomain: 'no good'", "trustDomain has letters, digits"),
+    (
+        "rootNamespace: Mine",
+        "rootNamespace is the name of a namespace",
+    ),
+    (
+        "clusterDomain: cluster..local",
+        "clusterDomain is a DNS name",
+    ),
+    ("clusterId: a/b", "clusterId must not contain '/'"),
+    (
+        "extensionProviders: [{name: one}, {name: one}]",
+        "extensionProviders have a name each",
+    ),
+    (
+        "extensionProviders: [{name: one, opentelemetry: {service: otel.shop.svc}}]",
+        "opentelemetry of extensionProviders needs service and port",
+    ),
+    (
+        "extensionProviders: [{name: one}], defaultProviders: {tracing: [other]}",
+        "defaultProviders.tracing names one of extensionProviders",
+    ),
+];
+/// Says something of each field that has a rule.
+const POSSIBLE: &str = "trustDomain: td_1.example, rootNamespace: istio-system, clusterDomain: cluster.local., \
+    clusterId: one, extensionProviders: [{name: otel, opentelemetry: {service: otel.shop.svc.cluster.local, port: 4317}}, \
+    {name: other}], defaultProviders: {tracing: [otel]}";
 /// Asks for what the mesh does not do.
 const CUSTOM: &str = "apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -45,7 +69,8 @@ async fn tried(space: &Space, yaml: &str) -> Result<Said> {
     space.cluster.kubectl_with(&dry, &yaml).await
 }
 
-async fn is_refused(space: &Space) -> Result<()> {
+/// The API server asks the reviewer, and believes it.
+pub(super) async fn is_refused(space: &Space) -> Result<()> {
     let said = tried(space, BAD).await?;
     let named = said.err.contains("denied the request")
         && said.err.contains("spec.defaultProviders.tracing[0]")
@@ -65,9 +90,7 @@ pub async fn authors_hear_what_is_wrong_and_can_always_write() -> Result<()> {
             cluster.until("a refusal", 20, refused).await?;
             // Our own kinds are looked at everywhere: a MeshConfig holds for the mesh wherever it is.
             is_refused(other).await?;
-            let said = tried(space, IMPOSSIBLE).await?;
-            let by_definition = said.err.contains("trustDomain has letters, digits");
-            ensure!(!said.ok && by_definition, "{}{}", said.out, said.err);
+            the_definition_refuses(space).await?;
             let warned = async || {
                 let said = tried(space, CUSTOM).await?;
                 ensure!(
@@ -98,6 +121,43 @@ pub async fn authors_hear_what_is_wrong_and_can_always_write() -> Result<()> {
         .await
     })
     .await
+}
+
+/// What could only be a mistake is refused by the kind's own definition, whoever reviews, and what means something is not.
+async fn the_definition_refuses(space: &Space) -> Result<()> {
+    let rules = space
+        .cluster
+        .json(&["get", "crd/meshconfigs.warren.dev"])
+        .await?;
+    let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/x-kubernetes-validations";
+    let rules = rules.pointer(spec).and_then(Value::as_array);
+    let rules = rules.context("the definition has rules")?;
+    ensure!(
+        rules.len() == IMPOSSIBLE.len(),
+        "{} rules: {rules:?}",
+        rules.len()
+    );
+    for (rule, (spec, told)) in rules.iter().zip(IMPOSSIBLE) {
+        let message = rule["message"].as_str().unwrap_or_default();
+        ensure!(message.starts_with(told), "{told:?} is not of {message:?}");
+        let said = tried(space, &mesh_config(spec)).await?;
+        let by_definition = said.err.contains(message) && !said.err.contains("denied the request");
+        ensure!(
+            !said.ok && by_definition,
+            "{spec}: {}{}",
+            said.out,
+            said.err
+        );
+    }
+    let said = tried(space, &mesh_config(POSSIBLE)).await?;
+    ensure!(said.ok, "{}{}", said.out, said.err);
+    Ok(())
+}
+
+fn mesh_config(spec: &str) -> String {
+    format!(
+        "apiVersion: warren.dev/v1alpha1\nkind: MeshConfig\nmetadata: {{name: tried}}\nspec: {{{spec}}}\n"
+    )
 }
 
 /// `kubectl describe` tells the field, as a condition and as an event.

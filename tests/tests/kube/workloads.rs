@@ -12,7 +12,8 @@ metadata: {name: default}
 spec: {mtls: {mode: STRICT}}
 ";
 
-/// Kubelet's probes of every kind reach a pod that nobody else reaches in plaintext.
+/// Kubelet's probes by HTTP and TCP, of all three purposes, reach pods that nobody else reaches in plaintext. One by gRPC is
+/// a connection to a port like these.
 pub async fn probes_pass_under_strict() -> Result<()> {
     Space::with("probes", ENROLLED, async |space| {
         let nodes = space.cluster.nodes()?;
@@ -36,7 +37,13 @@ spec:
                 nodes[0]
             ))
             .await?;
+        let http = "{httpGet: {path: /status/200, port: 8080}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold:";
+        let probed =
+            format!("        startupProbe: {http} 30}}\n        livenessProbe: {http} 1}}\n");
+        let probed = Space::deployment("http", &nodes[0]) + &probed;
+        space.apply(&probed).await?;
         space.rolled_out("deployment/web").await?;
+        space.rolled_out("deployment/http").await?;
         space.ready("tcp").await?;
         // Anybody else of the node, and a pod outside the mesh, is refused.
         let address = space
@@ -66,12 +73,15 @@ spec:
                 ],
             )
             .await?;
-        let pod = space.json(&["get", "pod", "tcp"]).await?;
-        let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
-        ensure!(
-            *restarts == 0,
-            "the liveness probe failed: {restarts} restarts"
-        );
+        let pods = space.json(&["get", "pods"]).await?;
+        for pod in pods["items"].as_array().into_iter().flatten() {
+            let (name, status) = (&pod["metadata"]["name"], &pod["status"]);
+            let container = &status["containerStatuses"][0];
+            ensure!(
+                container["restartCount"] == 0 && container["started"] == true,
+                "a probe of {name} failed: {container}"
+            );
+        }
         Ok(())
     })
     .await

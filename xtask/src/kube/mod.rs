@@ -1,7 +1,8 @@
 //! `cargo xtask kube`: a real Kubernetes cluster on this machine, its nodes made of namespaces.
 //!
-//! Invariants: a user's own cluster, named by KUBECONFIG, is used where commands are sent to one and is never started
-//! or removed; what this starts is removed whole by `down`, whatever state it is in.
+//! Invariants: a user's own cluster, named by KUBECONFIG, is used where commands are sent to one (`kubectl`, `status`,
+//! `with`) and is never started or removed, nor its nodes touched; what this starts is removed whole by `down`, whatever
+//! state it is in.
 
 pub mod conformance;
 mod demo;
@@ -27,6 +28,10 @@ use crate::{image::oci as image, provision, root, step, workspace};
 /// hold the container runtime's own.
 const STATE: &str = "/var/tmp/warren-kube";
 
+/// What the help of all but these says: `kubectl`, `status`, `with`.
+const REFUSES: &str = "Refuses while KUBECONFIG names a cluster of your own: this makes, breaks or removes nodes, and those of \
+    the cluster on this machine alone. `kubectl`, `status` and `with` are for yours then.";
+
 /// Start, use and remove a real Kubernetes cluster on this machine.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -37,12 +42,14 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Cmd {
     /// Build what is missing (6 minutes once, on two cores) and start a cluster (12 seconds).
+    #[command(after_help = REFUSES)]
     Up {
         /// How many nodes: n1, n2, and so on.
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
         nodes: u8,
     },
     /// Remove the cluster with everything that it kept.
+    #[command(after_help = REFUSES)]
     Down,
     /// Run kubectl against the cluster, or against the one that KUBECONFIG names.
     #[command(disable_help_flag = true)]
@@ -52,13 +59,15 @@ enum Cmd {
         args: Vec<String>,
     },
     /// Run a program of this machine in the control plane's network, with the cluster's KUBECONFIG and helm on its path:
-    /// `kube with -- helm list -A`, `kube with -- target/debug/mesh-ctl check`.
+    /// `kube with -- helm list -A`, `kube with -- target/debug/mesh-ctl check`. With a KUBECONFIG of your own, in this
+    /// machine's network and with that one.
     With {
         /// The program and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
     /// Run a command as a process of a node: `kube exec n1 -- ip addr`.
+    #[command(after_help = REFUSES)]
     Exec {
         /// The node.
         node: String,
@@ -67,21 +76,25 @@ enum Cmd {
         command: Vec<String>,
     },
     /// Import an image, an OCI layout in a tar file, on every node.
+    #[command(after_help = REFUSES)]
     Load {
         /// The tar file.
         image: PathBuf,
     },
     /// Cut a node's power; its disk stays.
+    #[command(after_help = REFUSES)]
     PowerOff {
         /// The node.
         node: String,
     },
     /// Start a node whose power was cut.
+    #[command(after_help = REFUSES)]
     PowerOn {
         /// The node.
         node: String,
     },
     /// From an empty cluster to mutual TLS between two Deployments that run, in two commands.
+    #[command(after_help = REFUSES)]
     Demo {
         /// Leave the cluster running.
         #[arg(long)]
@@ -109,12 +122,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             let pods = [all("pods"), vec!["--all-namespaces".into()]].concat();
             return step::hand_over(&mut kubectl(own.is_some(), &pods)?);
         }
+        Cmd::With { command } if own.is_some() => {
+            return step::hand_over(&mut beside(helm_if_it_can_be()?, command)?);
+        }
         _ => {}
     }
     if let Some(config) = own {
         bail!(
-            "KUBECONFIG names a cluster of yours ({}), which is not started, stopped or changed from here: unset it, \
-             or use `cargo xtask kube kubectl`",
+            "KUBECONFIG names a cluster of yours ({}), which is not started or stopped from here, nor are its nodes \
+             touched: unset it, or use `kubectl`, `status` or `with` of `cargo xtask kube`, which are for that cluster",
             config.display()
         );
     }
@@ -126,11 +142,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             println!("kube: the cluster is removed");
         }
         Cmd::With { command } => {
-            let helm = match root::on_path("go") {
-                true => Some(helm::program()?),
-                false => None,
-            };
-            return step::hand_over(with(helm)?.args(command));
+            return step::hand_over(with(helm_if_it_can_be()?)?.args(command));
         }
         Cmd::Exec { node, command } => {
             return step::hand_over(script("exec", None)?.arg(node).args(command));
@@ -287,6 +299,24 @@ fn kubectl(own: bool, args: &[String]) -> Result<Command> {
     Ok(command)
 }
 
+/// helm, where it can be built.
+fn helm_if_it_can_be() -> Result<Option<PathBuf>> {
+    root::on_path("go").then(helm::program).transpose()
+}
+
+/// What runs a program for the cluster that KUBECONFIG names, with `helm` on its path where there is one.
+fn beside(helm: Option<PathBuf>, words: &[String]) -> Result<Command> {
+    let (program, args) = words.split_first().context("no program is named")?;
+    let mut command = Command::new(program);
+    command.args(args);
+    if let Some(folder) = helm.as_deref().and_then(Path::parent) {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let all = std::iter::once(folder.to_owned()).chain(env::split_paths(&path));
+        command.env("PATH", env::join_paths(all)?);
+    }
+    Ok(command)
+}
+
 /// What runs a program of this machine in the control plane's network, with `helm` on its path where there is one.
 fn with(helm: Option<PathBuf>) -> Result<Command> {
     let mut with = script("with", Some(running()?))?;
@@ -318,4 +348,27 @@ fn script(name: &str, nodes: Option<String>) -> Result<Command> {
             .join(format!("{name}.sh")),
     );
     Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_for_a_users_cluster_finds_helm_first() {
+        let words = ["helm", "list", "-A"].map(str::to_owned);
+        let command = beside(Some("/parts/helm".into()), &words).expect("is made");
+        assert_eq!(command.get_program(), "helm");
+        assert!(command.get_args().eq(["list", "-A"]));
+        let path = command.get_envs().find(|(name, _)| *name == "PATH");
+        let path = path.and_then(|(_, value)| value).expect("is set");
+        assert_eq!(env::split_paths(path).next(), Some("/parts".into()));
+        let plain = beside(None, &words).expect("is made");
+        assert_eq!(
+            plain.get_envs().count(),
+            0,
+            "KUBECONFIG is passed on as it is"
+        );
+        assert!(beside(None, &[]).is_err());
+    }
 }
