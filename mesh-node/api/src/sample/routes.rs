@@ -279,9 +279,9 @@ fn weighing(r: &mut Rng) -> Weighing {
 
 fn identity(r: &mut Rng) -> Identity {
     Identity {
-        trust_domain: word(r).into(),
-        namespace: word(r).into(),
-        service_account: word(r).into(),
+        trust_domain: word(r).as_str().into(),
+        namespace: word(r).as_str().into(),
+        service_account: word(r).as_str().into(),
     }
 }
 
