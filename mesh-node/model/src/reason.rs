@@ -134,6 +134,8 @@ reasons! {
     MaxDuration = 38, Refused, 503, 503, "DT", "max_duration", "the connection lived for its destination's maxConnectionDuration and was closed";
     /// A connection is handed to a waypoint for a pod, by somebody who is not the pod's node.
     NotItsNode = 39, Refused, 401, 403, "DENY", "not_its_node", "a connection from outside the mesh is handed over for a pod by a peer that is not the node of it, or the pod is no endpoint of what was asked for";
+    /// A service is reached through a waypoint that has nobody who could take the connection.
+    WaypointGone = 40, Refused, 503, 503, "CONNECT", "waypoint_gone", "the waypoint that the destination names has no healthy replica: look at its Gateway and its pods";
 }
 
 #[cfg(test)]

@@ -237,7 +237,7 @@ fn it_goes_to_the_waypoint_under_the_name_of_the_service() {
     assert_eq!(ways, [expect]);
     // Gone, and not known yet: no way, and none around it.
     let gone = mesh.apply([Change::RemoveWorkload(uid("mesh", "wp"))]).0;
-    assert_eq!(plan(&gone).err(), Some(Reason::NoEndpoints));
+    assert_eq!(plan(&gone).err(), Some(Reason::WaypointGone));
     let unknown = mesh.apply([Change::Service(web(by("nowhere")))]).0;
     assert_eq!(plan(&unknown).err(), Some(Reason::NotReady));
 }

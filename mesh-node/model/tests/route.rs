@@ -364,7 +364,7 @@ fn a_waypoint_is_never_gone_around() {
     let empty = lost.apply([Change::Service(entry)]).0;
     assert_eq!(
         dial(&empty, "10.96.0.1:80", 0).err(),
-        Some(Reason::NoEndpoints)
+        Some(Reason::WaypointGone)
     );
     let full = empty
         .apply(known(serving(

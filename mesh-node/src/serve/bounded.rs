@@ -79,7 +79,9 @@ impl Bounded {
 /// Why there is no way; where endpoints are left out they may be the reason, which then does not last.
 pub(super) fn unplanned(denial: Denial, ejected: &[WorkloadUid]) -> Stopped {
     match denial.reason {
-        Reason::NoEndpoints if !ejected.is_empty() => Stopped::Failed(DialError::NoCandidate),
+        Reason::NoEndpoints | Reason::WaypointGone if !ejected.is_empty() => {
+            Stopped::Failed(DialError::NoCandidate)
+        }
         _ => Stopped::Denied(denial),
     }
 }

@@ -418,7 +418,7 @@ async fn refused_by_its_node(lab: &Lab) -> Result<()> {
     let of_service = "dst.service=rating.shop.svc.cluster.local ";
     let why = [
         "connection refused direction=outbound",
-        "reason=no_endpoints ",
+        "reason=waypoint_gone ",
     ];
     let refused = async |times: usize| {
         let lines = async || lab.node("n2").flows(&[of_service]).await;

@@ -75,7 +75,7 @@ pub(crate) fn replica<'a>(
             .iter()
             .filter(|w| w.network == *network && w.healthy)
             .min_by(|a, b| a.uid.cmp(&b.uid))
-            .ok_or(Reason::NoEndpoints),
+            .ok_or(Reason::WaypointGone),
     }
 }
 
@@ -121,6 +121,7 @@ pub(super) fn plan(
                     .map_err(|e| match e {
                         // A gateway's HBONE port need not be among its service's ports.
                         Reason::NoSuchPort => Reason::NotReady,
+                        Reason::NoEndpoints => Reason::WaypointGone,
                         other => other,
                     })?;
                 picked
@@ -130,7 +131,7 @@ pub(super) fn plan(
             }
         };
     if candidates.is_empty() {
-        return Err(Reason::NoEndpoints);
+        return Err(Reason::WaypointGone);
     }
     Ok(Plan {
         service,
