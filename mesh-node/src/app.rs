@@ -499,6 +499,7 @@ fn start_capture(
         cluster: config.cluster_id.clone(),
         state: state.clone(),
         namespaces: lookouts.namespaces.clone(),
+        home: config.controller_namespace(),
         enroller,
         listeners,
         dns,

@@ -42,6 +42,7 @@ fn world(name: &str) -> (World, AdminParts) {
         cluster: "Kubernetes".into(),
         state: state.clone(),
         namespaces: EnrolledNamespaces::open(&dir),
+        home: None,
         enroller: Enroller {
             kernel: kernel.clone(),
             datapath: kernel,

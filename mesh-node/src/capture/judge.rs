@@ -82,7 +82,8 @@ impl CaptureTask {
                 self.enrol(uid, mesh, Terms::default(), Some(UNKNOWN)).await;
             }
             Wanted::Unknown if late && entry.report.state == PodState::Waiting => {
-                match mesh.is_complete() {
+                let is_home = self.parts.home == Some(entry.report.pod.namespace.as_str().into());
+                match mesh.is_complete() || is_home {
                     false => self.enrol(uid, mesh, Terms::default(), Some(UNKNOWN)).await,
                     true => {
                         self.leave(

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, io, net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use mesh_model::name::ClusterId;
+use mesh_model::name::{ClusterId, Namespace};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -44,6 +44,9 @@ pub struct CaptureParts {
     pub state: MeshState,
     /// Namespaces that were enrolled when configuration was last complete.
     pub namespaces: EnrolledNamespaces,
+    /// The controller's own namespace, where that is known. Before there is any configuration its pods are left alone:
+    /// captured they would wait for configuration that only they can send.
+    pub home: Option<Namespace>,
     /// Does the work per pod.
     pub enroller: Enroller,
     /// The data threads.

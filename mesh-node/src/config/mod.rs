@@ -153,6 +153,16 @@ pub struct Control {
     pub metrics_port: u16,
 }
 
+impl Config {
+    /// The namespace that the controller's Service is in, where its URL says so by the name of one.
+    pub fn controller_namespace(&self) -> Option<Namespace> {
+        let uri: http::Uri = self.controller.parse().ok()?;
+        let mut labels = uri.host()?.split('.');
+        let (_, namespace) = (labels.next()?, labels.next()?);
+        (labels.next()? == "svc").then(|| namespace.into())
+    }
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

@@ -59,6 +59,31 @@ fn defaults_need_no_flag() {
     assert_eq!(config.threads, 16);
     assert_eq!(config.run_dir, Path::new("/run/warren/host-1"));
     assert_eq!(config.drain, Duration::from_secs(30));
+    assert_eq!(
+        config.controller_namespace(),
+        Some("warren-system".into()),
+        "the default is a Service"
+    );
+}
+
+#[test]
+fn the_controllers_namespace_is_its_services() {
+    let of = |url: &str| {
+        let config = run(&["node", "--controller", url], &[], "").expect("valid");
+        config.config.controller_namespace()
+    };
+    assert_eq!(
+        of("https://ctl.mesh.svc.cluster.local:15012"),
+        Some("mesh".into())
+    );
+    for url in [
+        "https://172.30.0.1:15012",
+        "https://ctl.example.com",
+        "https://ctl",
+        "https://[fd00::1]:15012",
+    ] {
+        assert_eq!(of(url), None, "{url}");
+    }
 }
 
 #[test]

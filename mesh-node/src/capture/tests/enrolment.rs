@@ -160,7 +160,8 @@ async fn what_is_not_known_is_captured_first() {
     if !root() {
         return;
     }
-    let (early, listed, plain, late) = (
+    let (controller, early, listed, plain, late) = (
+        TestPod::new("controller", "10.77.2.4"),
         TestPod::new("early", "10.77.2.5"),
         TestPod::new("listed", "10.77.2.6"),
         TestPod::new("plain", "10.77.2.7"),
@@ -178,6 +179,9 @@ async fn what_is_not_known_is_captured_first() {
             .unwrap()
             .contains("before its configuration is known")
     );
+    // But whoever could send it: captured, it would wait for itself.
+    let reply = world.add_in("warren-system", &controller, 20).await;
+    assert_eq!(state(&reply), PodState::Out);
     // It turns out to be nobody's business.
     world.configure("early", &[early.address], Enrolment::Out, false);
     world.until("early", PodState::Out).await;

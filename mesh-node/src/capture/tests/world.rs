@@ -171,6 +171,7 @@ impl<K: Kernel + Datapath + 'static> World<K> {
             cluster: "Kubernetes".into(),
             state: state.clone(),
             namespaces: EnrolledNamespaces::open(&dir),
+            home: Some("warren-system".into()),
             enroller: Enroller {
                 kernel: kernel.clone(),
                 datapath: kernel.clone(),
@@ -225,8 +226,12 @@ impl<K: Kernel + Datapath + 'static> World<K> {
     }
 
     pub async fn add(&self, pod: &TestPod, timeout_ms: u64) -> Reply {
+        self.add_in("shop", pod, timeout_ms).await
+    }
+
+    pub async fn add_in(&self, namespace: &str, pod: &TestPod, timeout_ms: u64) -> Reply {
         let request = serde_json::json!({"op": "add", "timeoutMs": timeout_ms, "pod": {
-            "uid": pod.uid, "namespace": "shop", "name": pod.uid, "serviceAccount": "web",
+            "uid": pod.uid, "namespace": namespace, "name": pod.uid, "serviceAccount": "web",
             "addresses": [pod.address], "vethIfindex": pod.ifindex(), "probePorts": [8080]}});
         self.ask(&request.to_string(), Some(&pod.fd())).await
     }
