@@ -198,11 +198,13 @@ impl Writer {
             if !*leads.borrow() {
                 return;
             }
+            // A route of which nothing could be read has no parents to say it at.
+            let says_anything = wanted.iter().any(|(_, said)| *said != json!([]));
             match timeout(DEADLINE, self.write(kind, &status.object, &wanted)).await {
                 Ok(Ok(new)) => {
                     wrote += usize::from(new);
                     self.written.insert(status.object.clone(), wanted);
-                    if !new {
+                    if !new && says_anything {
                         self.events.was_said(&status.object, note.as_ref());
                     }
                     self.events.say(&status.object, note, Instant::now());

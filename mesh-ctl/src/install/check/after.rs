@@ -1,9 +1,12 @@
 //! An installation: what runs, in which version, and whether the API server reaches its webhook.
 
-use hyper::Request;
+use std::time::Duration;
+
+use hyper::{Request, StatusCode};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::{Api, client::Body};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::Finding;
 use crate::{
@@ -15,6 +18,9 @@ use crate::{
     },
     webhook,
 };
+
+/// How long whoever is asked through the API server's proxy may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) async fn look(cluster: &Cluster) -> Vec<Finding> {
     let mut found = vec![
@@ -50,6 +56,22 @@ async fn workload(cluster: &Cluster, check: &'static str, kind: &str, component:
     let version = found["metadata"]["labels"]["app.kubernetes.io/version"].as_str();
     let version = version.unwrap_or("unknown");
     let said = format!("version {version}, {} of {} ready", now.ready, now.wanted);
+    if now.wanted == 0 {
+        return Finding::failed(
+            check,
+            format!("{said}: there is to be none"),
+            match kind {
+                "Deployment" => format!(
+                    "`kubectl -n {} scale deployment/{component} --replicas=1`",
+                    cluster.namespace
+                ),
+                _ => format!(
+                    "no node is one that {} wants: see its nodeSelector",
+                    title(&object)
+                ),
+            },
+        );
+    }
     if !now.done {
         let waiting = rollout::waiting(cluster, component).await;
         let waiting = waiting.unwrap_or_default().join("; ");
@@ -137,7 +159,9 @@ async fn reached(cluster: &Cluster) -> Finding {
     );
     let asked = async {
         let request = Request::get(path).body(Body::empty())?;
-        anyhow::Ok(cluster.client.send(request).await?.status())
+        let answer = timeout(PATIENCE, cluster.client.send(request)).await;
+        // The client asks again where the API server says that nobody is there.
+        Ok(answer.map_or(Ok(StatusCode::GATEWAY_TIMEOUT), |a| a.map(|a| a.status()))?)
     };
     match asked.await {
         Ok(status) if status == 503 || status == 502 || status == 504 => Finding::warning(

@@ -10,10 +10,11 @@ use hyper::Request;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Finding, Outcome,
+    after::PATIENCE,
     before::{self, SKEWS},
     seconds,
 };
@@ -95,7 +96,8 @@ async fn status(cluster: &Cluster, pod: &str, port: &str) -> anyhow::Result<Valu
         cluster.namespace
     );
     let request = Request::get(path).body(Vec::new())?;
-    let text = cluster.client.request_text(request).await?;
+    let answer = timeout(PATIENCE, cluster.client.request_text(request)).await;
+    let text = answer.context("no answer in time")??;
     serde_json::from_str(&text).context("its answer is no JSON: is it of this version?")
 }
 
