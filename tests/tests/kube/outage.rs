@@ -104,10 +104,25 @@ pub async fn without_a_controller_pods_go_on() -> Result<()> {
         space.cluster.controllers(1).await?;
         outcome?;
         space.is_answered("late").await?;
+        checked(space, true).await?;
         policy_held(space).await?;
         nothing_in_the_clear(space, &nodes[0]).await
     })
     .await
+}
+
+/// Whoever looks is told whether there is a controller, and what to do when there is none.
+async fn checked(space: &Space, there: bool) -> Result<()> {
+    let (well, all) = space.cluster.findings().await?;
+    let found = all.iter().find(|f| f["check"] == "controller");
+    let found = found.context("nothing is said of the controller")?;
+    let outcome = if there { "ok" } else { "failed" };
+    let hinted = found["hint"].as_str().is_some_and(|hint| !hint.is_empty());
+    ensure!(
+        well == there && found["outcome"] == outcome && hinted != there,
+        "well: {well}, {all:?}"
+    );
+    Ok(())
 }
 
 async fn without_a_controller(space: &Space, nodes: &[String; 2]) -> Result<()> {
@@ -116,6 +131,7 @@ async fn without_a_controller(space: &Space, nodes: &[String; 2]) -> Result<()> 
     let late = Space::asker("late", &nodes[1], URL);
     space.apply(&late).await?;
     started_again(space, &containers(space).await?).await?;
+    checked(space, false).await?;
     tokio::time::sleep(away()?).await;
     for (node, before) in nodes.iter().zip(&before) {
         let seen = space.tally(node)?.since(before);

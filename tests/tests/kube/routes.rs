@@ -155,6 +155,12 @@ async fn told_as_malformed(space: &Space) -> Result<()> {
         events.contains("Invalid") && events.contains("spec.http"),
         "{events}"
     );
+    // Of a route that cannot be read nobody knows the parents, at which its status would be.
+    let of = "involvedObject.kind=TCPRoute,involvedObject.name=malformed";
+    let events = space
+        .kubectl(&["get", "events", "--field-selector", of])
+        .await?;
+    ensure!(events.contains("spec."), "{events}");
     Ok(())
 }
 
