@@ -69,6 +69,7 @@ fn main() -> ExitCode {
             replicas::an_evicted_leader_is_followed_and_no_request_fails,
             enrol::what_is_not_served_is_told_at_the_pod,
             life::two_upgrades_and_a_rollback_under_load_lose_nothing,
+            life::another_layout_of_maps_keeps_pods_in_the_mesh,
             life::an_upgrade_keeps_what_was_set,
             outage::without_a_controller_pods_go_on,
             outage::without_an_api_server_pods_go_on,
