@@ -47,6 +47,7 @@ reasons! {
     IDLE_TIMEOUT = 37, "idle_timeout";
     MAX_DURATION = 38, "max_duration";
     NOT_ITS_NODE = 39, "not_its_node";
+    WAYPOINT_GONE = 40, "waypoint_gone";
 }
 
 /// Linux's ECONNREFUSED.
