@@ -69,8 +69,9 @@ pub async fn a_rollout_of_every_node_proxy_loses_no_request() -> Result<()> {
 /// New connections a second, and streams at once, while everything is replaced. On two cores, which also run the cluster.
 const RATE: &str = "500";
 const STREAMS: &str = "200";
-/// Whoever connects may fall behind while programs start on the same two cores, and makes up for it.
-const LEAST_RATE: f64 = 480.0;
+/// Whoever connects may fall behind while programs start on the same two cores, and makes up for it: every connection is
+/// made, and on a machine that is busy otherwise in no more than twice the time.
+const LEAST_RATE: f64 = 250.0;
 /// How long connections are made, and how long a stream lasts: less than the drain of 30 seconds.
 const LOADED: Duration = Duration::from_secs(150);
 const STREAM: &str = "20";
@@ -137,7 +138,8 @@ pub async fn two_upgrades_and_a_rollback_under_load_lose_nothing() -> Result<()>
         let ((), messages) = tokio::try_join!(upgrades, waves)?;
         let conns = space.flawless("conns", 180).await?;
         let rate = conns["perSecond"].as_f64().unwrap_or_default();
-        ensure!(rate > LEAST_RATE, "{conns}");
+        let asked = LOADED.as_secs() * RATE.parse::<u64>()?;
+        ensure!(conns["ok"] == asked && rate > LEAST_RATE, "{conns}");
         println!(
             "three upgrades: {messages} messages on {STREAMS} streams at once, connections: {conns}"
         );
