@@ -78,7 +78,8 @@ impl DialError {
             Self::Tunnel(e) => e.reason(),
             Self::Open(e) => e.reason(),
             Self::Name(_) => Reason::NameUnresolved,
-            Self::Origin(_) | Self::NoWay(_) => Reason::TlsFailure,
+            Self::Origin(_) => Reason::TlsFailure,
+            Self::NoWay(e) => e.reason(),
             Self::Unproven => Reason::NotWaypoint,
             Self::Shared(e) => e.reason(),
         }

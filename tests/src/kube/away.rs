@@ -4,7 +4,9 @@
 
 use std::{env, time::Duration};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
+
+use crate::lab::suite::{self, LIMIT};
 
 /// Seconds that somebody wants: 300 for the five minutes of an outage as they happen.
 const WANTED: &str = "WARREN_TEST_AWAY";
@@ -12,8 +14,6 @@ const WANTED: &str = "WARREN_TEST_AWAY";
 /// configuration stream is tried again, and the first pauses of whoever tries again. What takes longer, such as the end
 /// of a certificate, is tested with injected time.
 const USUAL: Duration = Duration::from_secs(30);
-/// What one test may take at most.
-const LIMIT: Duration = Duration::from_secs(240);
 
 /// How long the controller or the API server is away.
 pub fn away() -> Result<Duration> {
@@ -39,15 +39,7 @@ fn limit(away: Duration) -> Duration {
 
 /// Drives a test to its end.
 pub fn on_runtime(test: impl Future<Output = Result<()>>) -> Result<()> {
-    let limit = limit(away()?);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let ended = tokio::time::timeout(limit, test).await;
-        ended.map_err(|_| anyhow!("did not end within {limit:?}"))?
-    })
+    suite::within(limit(away()?), test)
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use super::{place::LabName, supervisor::Spec};
 
 /// By this variable `cargo xtask test unit` says why tests that need root are not to run.
 const SKIP: &str = "WARREN_SKIP_ROOT_TESTS";
-/// What one test may take at most.
-const LIMIT: Duration = Duration::from_secs(240);
+/// What one test may take at most, unless more is asked for.
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 
 static LOGS: OnceLock<PathBuf> = OnceLock::new();
 
@@ -36,27 +36,34 @@ impl Test {
     }
 }
 
-/// A test from an async function: `tests![first, second]`.
+/// Tests from async functions: `lab_tests![a::first, b::second]`, or `lab_tests![by drive; a::first]` where something
+/// else than [`on_runtime`] drives them.
 #[macro_export]
 macro_rules! lab_tests {
-    ($($module:ident :: $test:ident),* $(,)?) => {
+    (by $drive:path; $($module:ident :: $test:ident),* $(,)?) => {
         &[$($crate::lab::suite::Test::new(
             concat!(stringify!($module), "::", stringify!($test)),
-            || $crate::lab::suite::on_runtime($module::$test()),
+            || $drive($module::$test()),
         )),*]
     };
+    ($($tests:tt)*) => { $crate::lab_tests![by $crate::lab::suite::on_runtime; $($tests)*] };
 }
 
 /// Drives an async test to its end.
 pub fn on_runtime(test: impl Future<Output = Result<()>>) -> Result<()> {
+    within(LIMIT, test)
+}
+
+/// Drives an async test to its end, which has to come in time.
+pub(crate) fn within(limit: Duration, test: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        tokio::time::timeout(LIMIT, test)
+        tokio::time::timeout(limit, test)
             .await
-            .map_err(|_| anyhow!("did not end within {LIMIT:?}"))?
+            .map_err(|_| anyhow!("did not end within {limit:?}"))?
     })
 }
 

@@ -23,18 +23,9 @@ use std::process::ExitCode;
 
 use mesh_tests::{
     kube::{Cluster, on_runtime, reason_to_skip},
-    lab::suite::{self, Test},
+    lab::suite,
+    lab_tests,
 };
-
-/// Tests that may take longer when somebody wants longer outages.
-macro_rules! tests {
-    ($($module:ident :: $test:ident),* $(,)?) => {
-        &[$(Test::new(
-            concat!(stringify!($module), "::", stringify!($test)),
-            || on_runtime($module::$test()),
-        )),*]
-    };
-}
 
 fn main() -> ExitCode {
     let skip = reason_to_skip();
@@ -47,7 +38,7 @@ fn main() -> ExitCode {
         }
     }
     suite::run(
-        tests![
+        lab_tests![by on_runtime;
             life::installing_twice_changes_nothing,
             enrol::running_pods_talk_mtls_once_their_namespace_is_labelled,
             workloads::probes_pass_under_strict,

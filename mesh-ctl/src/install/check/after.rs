@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use hyper::{Request, StatusCode};
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use kube::{Api, client::Body};
+use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -139,8 +138,7 @@ fn serves(found: &Value, wanted: &Value) -> bool {
 /// The webhook lets everything pass while it cannot be reached, so that nobody would notice.
 async fn reached(cluster: &Cluster) -> Finding {
     const CHECK: &str = "webhook";
-    let configurations: Api<ValidatingWebhookConfiguration> = Api::all(cluster.client.clone());
-    match configurations.get_opt(webhook::NAME).await {
+    match cluster.get(&webhook::registration()).await {
         Ok(Some(_)) => {}
         Ok(None) => {
             return Finding::warning(
@@ -149,7 +147,7 @@ async fn reached(cluster: &Cluster) -> Finding {
                 "the leading controller registers it within seconds; its log says why it did not",
             );
         }
-        Err(error) => return Finding::unknown(CHECK, &error.into()),
+        Err(error) => return Finding::unknown(CHECK, &error),
     }
     // The API server's proxy takes the way that its calls to the webhook take.
     let path = format!(

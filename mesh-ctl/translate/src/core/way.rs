@@ -8,6 +8,8 @@ use mesh_model::mesh::AppProtocol;
 use super::{enrolment::MESH_LABEL, service::ServiceDraft};
 use crate::{
     gateway::waypoint::{CLASS, FOR, USE},
+    status::InForce,
+    traffic::reader::Reader,
     view::Key,
 };
 
@@ -70,6 +72,62 @@ pub(crate) fn served<'d>(draft: &'d ServiceDraft<'_>, by_request: bool) -> Serve
     }
 }
 
+/// What an object finds at all of its services.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Whether one has a waypoint that looks at some of it.
+    served: bool,
+    /// What the first waits for whose waypoint is being made.
+    pending: Option<String>,
+    /// Where the first goes whose waypoint was made because it is needed.
+    made: Option<String>,
+    /// What the first is told that has none.
+    without: Option<String>,
+    /// Why the first is refused for want of one.
+    refused: Option<String>,
+}
+
+impl Found {
+    /// Adds a service, at which something of the object holds or nothing, and says at a field what was found there.
+    pub(crate) fn add(&mut self, found: Served<'_>, holds: bool, say: Option<(&mut Reader, &str)>) {
+        self.served |= holds && matches!(found, Served::Chosen | Served::Made(_));
+        let (first, text, is_well) = match found {
+            Served::Chosen => return,
+            Served::Made(text) => (&mut self.made, text.to_owned(), true),
+            Served::Pending(text) => (&mut self.pending, text.to_owned(), true),
+            Served::Refused(text) => (&mut self.refused, text, false),
+            Served::Not(text) => (&mut self.without, text, false),
+        };
+        match say {
+            Some((reader, field)) if is_well => reader.info(field, text.as_str()),
+            Some((reader, field)) => reader.warn(field, text.as_str()),
+            None => {}
+        }
+        first.get_or_insert(text);
+    }
+
+    /// Why nothing of the object is in force, as far as waypoints go.
+    pub(crate) fn nothing(&self) -> Option<InForce> {
+        let why = [
+            (&self.pending, "Pending"),
+            (&self.refused, UNUSABLE),
+            (&self.without, "NoWaypoint"),
+        ];
+        let mut why = why.into_iter().filter(|_| !self.served);
+        why.find_map(|(text, reason)| Some(InForce::Not(reason, text.clone()?)))
+    }
+
+    /// Whether there is a waypoint that looks at some of it.
+    pub(crate) fn is_served(&self) -> bool {
+        self.served
+    }
+
+    /// How an object is in force of which everything holds.
+    pub(crate) fn wholly(self) -> InForce {
+        self.made.map_or(InForce::Wholly, InForce::By)
+    }
+}
+
 /// Whether what goes to a service can be sent to a waypoint.
 pub(crate) fn has_address(draft: &ServiceDraft<'_>) -> bool {
     !draft.extra.headless && draft.extra.external_name.is_none()
@@ -77,9 +135,17 @@ pub(crate) fn has_address(draft: &ServiceDraft<'_>) -> bool {
 
 /// Whether there may be requests to look at.
 pub(crate) fn may_speak_http(draft: &ServiceDraft<'_>) -> bool {
-    let spoken = |protocol| !matches!(protocol, AppProtocol::Tcp | AppProtocol::Tls);
     let mut ports = draft.service.ports.iter();
-    ports.any(|port| spoken(port.protocol))
+    ports.any(|port| may_carry(port.protocol, true))
+}
+
+/// Whether a port that declares a protocol may carry requests, or else connections of another kind.
+pub(crate) fn may_carry(protocol: AppProtocol, requests: bool) -> bool {
+    match protocol {
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => requests,
+        AppProtocol::Tcp | AppProtocol::Tls => !requests,
+        AppProtocol::Unknown => true,
+    }
 }
 
 /// Why no waypoint whatsoever would help.

@@ -23,7 +23,7 @@ use crate::{
         service::ServiceDraft,
         way::{has_address, may_speak_http},
     },
-    istio::virtual_service::is_for_mesh,
+    istio::virtual_service::{is_for_mesh, mean_mesh},
     settings::Settings,
     traffic::{
         export::Export,
@@ -139,8 +139,7 @@ fn export(own: &str, list: &[String]) -> Export {
 
 /// Whether a condition, or the whole of a rule without one, is for clients of the mesh.
 fn in_mesh<'m>(mut matches: impl ExactSizeIterator<Item = &'m [String]>) -> bool {
-    let mesh = |gateways: &[String]| gateways.is_empty() || gateways.iter().any(|g| g == "mesh");
-    matches.len() == 0 || matches.any(mesh)
+    matches.len() == 0 || matches.any(mean_mesh)
 }
 
 /// Whether a virtual service leads connections of the mesh's clients.

@@ -24,10 +24,7 @@ use super::{
     stream_rules,
 };
 use crate::{
-    core::{
-        service::ServiceDraft,
-        way::{self, Served},
-    },
+    core::{service::ServiceDraft, way},
     settings::{Settings, age},
     status::{InForce, Reports},
     traffic::{
@@ -188,8 +185,7 @@ fn in_force(hosts: &Hosts<'_, '_>, one: &mut Read<'_>, fates: &[Fate]) -> InForc
     if one.parents.is_empty() {
         return not("NoMatchingParent", "none of its parents can be attached to");
     }
-    let (mut kept_out, mut any, mut served) = (None, false, false);
-    let (mut made, mut pending, mut refused, mut without) = (None, None, None, None);
+    let (mut kept_out, mut any, mut found) = (None, false, way::Found::default());
     for (parent, fate) in one.parents.iter().zip(fates) {
         match fate {
             Fate::Everywhere => any = true,
@@ -206,40 +202,16 @@ fn in_force(hosts: &Hosts<'_, '_>, one: &mut Read<'_>, fates: &[Fate]) -> InForc
         if let Some(named) = one.class.is_by_name() {
             misfits(&mut one.reader, parent, draft, named);
         }
-        match way::served(draft, one.class.is_by_request()) {
-            Served::Pending(text) => {
-                one.reader.info(parent.field.as_str(), text);
-                pending.get_or_insert_with(|| text.to_owned());
-            }
-            Served::Made(text) => {
-                one.reader.info(parent.field.as_str(), text);
-                made.get_or_insert_with(|| text.to_owned());
-                served = true;
-            }
-            Served::Chosen => served = true,
-            Served::Refused(text) => {
-                one.reader.warn(parent.field.as_str(), text.as_str());
-                refused.get_or_insert(text);
-            }
-            Served::Not(text) => {
-                one.reader.warn(parent.field.as_str(), text.as_str());
-                without.get_or_insert(text);
-            }
-        }
+        let here = way::served(draft, one.class.is_by_request());
+        found.add(here, true, Some((&mut one.reader, parent.field.as_str())));
     }
     if let Some(text) = kept_out.filter(|_| !any) {
         return not("Conflicted", text);
     }
-    let nothing = [
-        (pending, "Pending"),
-        (refused, way::UNUSABLE),
-        (without, "NoWaypoint"),
-    ];
-    let nothing = nothing.into_iter().find_map(|(text, r)| Some((text?, r)));
-    match nothing {
-        Some((text, reason)) if !served => InForce::Not(reason, text),
-        _ if one.reader.is_clean() && one.complete => made.map_or(InForce::Wholly, InForce::By),
-        _ => InForce::Partly,
+    match found.nothing() {
+        Some(nothing) => nothing,
+        None if one.reader.is_clean() && one.complete => found.wholly(),
+        None => InForce::Partly,
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use mesh_k8s::networking::virtual_service::{HttpMatchRequest, StringMatch};
 use mesh_model::route::http::{HeaderMatch, Match, PathMatch, QueryMatch, Selector, Text};
 
+use super::virtual_service::mean_mesh;
 use crate::traffic::{reader::Reader, values};
 
 /// Names in `headers` that Istio ignores: there are fields for them.
@@ -18,7 +19,7 @@ pub(super) const LEFT: &str =
 
 /// Whether a condition holds for clients in the mesh; said where it does not.
 pub(super) fn is_for_mesh(reader: &mut Reader, path: &str, gateways: &[String]) -> bool {
-    let mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
+    let mesh = mean_mesh(gateways);
     if !mesh {
         reader.info(format!("{path}.gateways"), LEFT);
     }

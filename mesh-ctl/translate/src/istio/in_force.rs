@@ -6,13 +6,12 @@
 use std::collections::BTreeSet;
 
 use mesh_k8s::networking::VirtualService;
-use mesh_model::mesh::AppProtocol;
 
 use super::virtual_service::{Read, is_for_mesh};
 use crate::{
     core::{
         service::ServiceDraft,
-        way::{Served, UNUSABLE, served},
+        way::{self, may_carry},
     },
     gateway::needs,
     status::InForce,
@@ -40,17 +39,10 @@ pub(super) struct Host<'h, 'a> {
 /// What was found of a virtual service's hosts.
 #[derive(Default)]
 pub(super) struct Found {
-    services: usize,
-    /// Of these, the ones that have a waypoint which looks at some rule.
-    served: usize,
-    /// What the first waits for whose waypoint is being made.
-    pending: Option<String>,
-    /// Where the first goes whose waypoint was made because it is needed.
-    made: Option<String>,
-    /// What the first is told that has none.
-    without: Option<String>,
-    /// Why the first is refused for want of one.
-    refused: Option<String>,
+    /// Whether they are any service.
+    any: bool,
+    /// Of the waypoints of these; nothing holds where routes of the Gateway API leave nothing.
+    ways: way::Found,
     /// Whether routes of the Gateway API leave it nothing of a service.
     taken: bool,
 }
@@ -58,39 +50,13 @@ pub(super) struct Found {
 impl Found {
     /// Adds a service, and says what keeps the rules from it.
     pub(super) fn host(&mut self, one: &mut Read<'_>, export: &Export, host: &Host<'_, '_>) {
-        self.services += 1;
+        self.any = true;
         let taken = host.exact && taken(one, host);
         self.taken |= taken;
-        let reached = usize::from(!taken);
         let by_request = !needs::leads_connections(&one.entry.object);
-        match served(host.draft, by_request) {
-            Served::Pending(text) => {
-                if host.exact {
-                    one.reader.info(host.field, text);
-                }
-                self.pending.get_or_insert_with(|| text.to_owned());
-            }
-            Served::Made(text) => {
-                if host.exact {
-                    one.reader.info(host.field, text);
-                }
-                self.made.get_or_insert_with(|| text.to_owned());
-                self.served += reached;
-            }
-            Served::Chosen => self.served += reached,
-            Served::Refused(text) => {
-                if host.exact {
-                    one.reader.warn(host.field, text.as_str());
-                }
-                self.refused.get_or_insert(text);
-            }
-            Served::Not(text) => {
-                if host.exact {
-                    one.reader.warn(host.field, text.as_str());
-                }
-                self.without.get_or_insert(text);
-            }
-        }
+        let say = host.exact.then_some((&mut one.reader, host.field));
+        self.ways
+            .add(way::served(host.draft, by_request), !taken, say);
         if host.exact && !host.producer {
             note_owner(one, export, host);
         }
@@ -160,15 +126,6 @@ fn first<'h>(host: &Host<'h, '_>, port: u16, requests: bool) -> Option<&'h [mesh
     by.all(|by| by.is_some()).then_some(first)
 }
 
-/// Whether a port that declares a protocol may carry requests, or else connections of another kind.
-fn may_carry(protocol: AppProtocol, requests: bool) -> bool {
-    match protocol {
-        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => requests,
-        AppProtocol::Tcp | AppProtocol::Tls => !requests,
-        AppProtocol::Unknown => true,
-    }
-}
-
 /// Whether any rule could hold at a port.
 fn speaks_of(one: &Read<'_>, port: u16, requests: bool) -> bool {
     let here = |own: Option<u16>| own.is_none_or(|own| own == port);
@@ -207,27 +164,20 @@ pub(super) fn of(one: &Read<'_>, export: &Export, found: Found) -> InForce {
             ),
         };
     }
-    if found.services == 0 {
+    if !found.any {
         let namespace = &metadata.namespace;
         let text = format!("none of its hosts is a service that namespace {namespace} sees");
         return not("NoSuchHost", text);
     }
-    if found.served == 0 {
-        let nothing = [
-            (found.pending, "Pending"),
-            (found.refused, UNUSABLE),
-            (found.without, "NoWaypoint"),
-        ];
-        if let Some((text, reason)) = nothing.into_iter().find_map(|(t, r)| Some((t?, r))) {
-            return not(reason, text);
-        }
-        if found.taken {
-            let text = "routes of the Gateway API come first wherever its rules could hold";
-            return not("Conflicted", text.to_owned());
-        }
+    if let Some(nothing) = found.ways.nothing() {
+        return nothing;
     }
-    match (one.partly(), found.made) {
-        (InForce::Wholly, Some(text)) => InForce::By(text),
-        (partly, _) => partly,
+    if found.taken && !found.ways.is_served() {
+        let text = "routes of the Gateway API come first wherever its rules could hold";
+        return not("Conflicted", text.to_owned());
+    }
+    match one.partly() {
+        InForce::Wholly => found.ways.wholly(),
+        partly => partly,
     }
 }

@@ -47,7 +47,11 @@ const MESH: &str = "mesh";
 
 /// Whether clients in the mesh are meant.
 pub(crate) fn is_for_mesh(wire: &VirtualService) -> bool {
-    let gateways = &wire.spec.gateways;
+    mean_mesh(&wire.spec.gateways)
+}
+
+/// Whether gateways, of a whole object or of one condition, mean clients in the mesh.
+pub(crate) fn mean_mesh(gateways: &[String]) -> bool {
     gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH)
 }
 

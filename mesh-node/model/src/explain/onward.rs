@@ -143,8 +143,8 @@ fn asked(
         (true, _, false) => ("nobody", client.workload, Transport::Plain),
     };
     let decision = endpoint.address.filter(|_| enrolled).map(|at| {
-        if way.is_err() {
-            return refused(Reason::TlsFailure);
+        if let Err(no_way) = &way {
+            return refused(no_way.reason());
         }
         let mut connection = conn(from, transport, workload, at);
         if !tunnelled {

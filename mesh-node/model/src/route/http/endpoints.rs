@@ -43,6 +43,15 @@ pub enum NoWay {
     Somebody,
 }
 
+impl NoWay {
+    /// The reason that a connection to it ends with.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::NotMutual | Self::Somebody => Reason::TlsFailure,
+        }
+    }
+}
+
 impl Endpoint {
     /// The way to it under what its destination says of TLS.
     pub fn way(&self, tls: Option<&UpstreamTls>) -> Result<Candidate, NoWay> {
